@@ -1,0 +1,22 @@
+//! Names, addresses and API objects of a cluster, and [`compile`]: what one node has to do, as a pure function of them.
+//!
+//! Owns: the vocabulary that all programs share ([`names`], [`kinds`], [`wellknown`]), the cluster's
+//! address plan ([`cluster`]), the node's desired state ([`snapshot`]), the joining messages ([`join`])
+//! and what agents report to people ([`report`]).
+//!
+//! Never does: I/O, clocks, randomness, logging. Nothing here knows eBPF, netlink, HTTP or DNS messages.
+#![forbid(unsafe_code)]
+
+pub mod cluster;
+pub mod compile;
+pub mod join;
+pub mod kinds;
+pub mod names;
+pub mod report;
+pub mod snapshot;
+pub mod wellknown;
+
+pub use cluster::ClusterConfig;
+pub use compile::{Objects, compile};
+pub use names::{NodeName, ObjectKey};
+pub use snapshot::Snapshot;

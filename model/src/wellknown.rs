@@ -1,0 +1,46 @@
+//! Names, ports and addresses that the programs agree on.
+
+use std::net::Ipv4Addr;
+
+/// Node annotation: the node's WireGuard public key, base64.
+pub const ANNOTATION_WIREGUARD_KEY: &str = "mesh.dev/wireguard-public-key";
+/// Node annotation: candidate overlay endpoints, `address:port` joined by commas, the preferred one first.
+pub const ANNOTATION_ENDPOINTS: &str = "mesh.dev/wireguard-endpoints";
+/// Node annotation: which overlay engine runs there, `kernel` or `user`.
+pub const ANNOTATION_OVERLAY: &str = "mesh.dev/overlay";
+/// Namespace of cluster-internal objects.
+pub const SYSTEM_NAMESPACE: &str = "kube-system";
+/// ConfigMap in [`SYSTEM_NAMESPACE`] that carries the cluster configuration.
+pub const CLUSTER_CONFIG_MAP: &str = "mesh-cluster";
+/// Key in [`CLUSTER_CONFIG_MAP`] whose value is the JSON of `ClusterConfig`.
+pub const CLUSTER_CONFIG_KEY: &str = "cluster.json";
+/// Namespace of the node leases.
+pub const LEASE_NAMESPACE: &str = "kube-node-lease";
+/// Name of the DNS service in [`SYSTEM_NAMESPACE`], as people expect to find it.
+pub const DNS_SERVICE: &str = "kube-dns";
+/// Label on EndpointSlices that names their Service.
+pub const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// Label on Nodes with the host name.
+pub const LABEL_HOSTNAME: &str = "kubernetes.io/hostname";
+/// Label on objects that says who maintains them.
+pub const LABEL_MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+/// The ingress class that the nodes' proxies serve.
+pub const INGRESS_CLASS: &str = "mesh";
+/// Organisation in client certificates of cluster administrators.
+pub const GROUP_ADMINS: &str = "system:masters";
+/// Organisation in client certificates of nodes.
+pub const GROUP_NODES: &str = "system:nodes";
+/// Prefix of the common name in client certificates of nodes.
+pub const NODE_USER_PREFIX: &str = "system:node:";
+/// Common name of the control service's own client certificate towards agents.
+pub const CONTROL_USER: &str = "mesh-control";
+/// Port of the Kubernetes API.
+pub const API_PORT: u16 = 6443;
+/// Port of the agent's HTTPS server (logs, admin), as the kubelet's.
+pub const AGENT_PORT: u16 = 10250;
+/// Link-local address on every node where its own DNS and L7 proxy answer.
+pub const NODE_LOCAL_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 20, 10);
+/// Gateway that pods see; it exists only as a permanent neighbour entry.
+pub const POD_GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+/// Overlay device on every node.
+pub const OVERLAY_DEVICE: &str = "mesh-wg";
