@@ -1,4 +1,7 @@
 //! From the objects of the API to what one node has to do.
+//!
+//! Order of input never matters and equal objects give equal snapshots, so a reconciler may skip work by
+//! comparing. An object that makes no sense is left out: validation is the API's job, survival is ours.
 
 use std::sync::Arc;
 
@@ -6,8 +9,19 @@ use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Secret, Servic
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::Ingress;
 
-use crate::snapshot::{DnsZone, L7Config, LocalNode, Snapshot};
+use crate::snapshot::Snapshot;
 use crate::{ClusterConfig, NodeName};
+
+mod dns;
+mod endpoints;
+mod l7;
+mod nodes;
+mod pods;
+mod services;
+#[cfg(test)]
+mod tests;
+
+use endpoints::Endpoints;
 
 /// The objects that a node's state follows from, in any order.
 #[derive(Debug, Clone, Default)]
@@ -32,16 +46,17 @@ pub struct Objects {
     pub ingresses: Vec<Arc<Ingress>>,
 }
 
-/// The desired state of `node`. Total: an object that makes no sense is left out, never a panic.
+/// The desired state of `node`. Total: never panics, whatever the objects say.
 pub fn compile(objects: &Objects, node: &NodeName) -> Snapshot {
-    let _ = objects;
+    let local = nodes::local(objects, node);
+    let endpoints = Endpoints::index(&objects.endpoint_slices);
     Snapshot {
         cluster: objects.cluster.clone(),
-        node: LocalNode { name: node.clone(), blocks: vec![], addresses: vec![] },
-        peers: vec![],
-        frontends: vec![],
-        dns: DnsZone::default(),
-        l7: L7Config::default(),
-        pods: vec![],
+        peers: nodes::peers(objects, &local),
+        frontends: services::frontends(objects, &endpoints, &local),
+        dns: dns::zone(objects, &endpoints),
+        l7: l7::config(objects, &endpoints),
+        pods: pods::work(objects, node),
+        node: local,
     }
 }

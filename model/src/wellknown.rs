@@ -1,6 +1,6 @@
 //! Names, ports and addresses that the programs agree on.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// Node annotation: the node's WireGuard public key, base64.
 pub const ANNOTATION_WIREGUARD_KEY: &str = "mesh.dev/wireguard-public-key";
@@ -40,6 +40,8 @@ pub const API_PORT: u16 = 6443;
 pub const AGENT_PORT: u16 = 10250;
 /// Link-local address on every node where its own DNS and L7 proxy answer.
 pub const NODE_LOCAL_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 20, 10);
+/// The same for IPv6: a unique local address that exists on every node's loopback device only.
+pub const NODE_LOCAL_ADDRESS_V6: Ipv6Addr = Ipv6Addr::new(0xfd7a, 0x6d65, 0x7368, 0, 0, 0, 0, 0x10);
 /// Gateway that pods see; it exists only as a permanent neighbour entry.
 pub const POD_GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 /// Overlay device on every node.

@@ -1,0 +1,80 @@
+//! The node itself and its peers.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1::Node;
+
+use super::Objects;
+use crate::snapshot::{LocalNode, Peer, WgKey};
+use crate::{NodeName, wellknown};
+
+pub(super) fn local(objects: &Objects, name: &NodeName) -> LocalNode {
+    let node = objects.nodes.iter().find(|n| n.metadata.name.as_deref() == Some(name.as_str()));
+    LocalNode {
+        name: name.clone(),
+        blocks: node.map(|n| blocks(n)).unwrap_or_default(),
+        addresses: node.map(|n| addresses(n)).unwrap_or_default(),
+    }
+}
+
+/// All other nodes that can be spoken to. A block or a key that two nodes claim goes to the older one:
+/// traffic must never be drawn away from a node by one that came later.
+pub(super) fn peers(objects: &Objects, local: &LocalNode) -> Vec<Peer> {
+    let mut nodes: Vec<&Node> = objects.nodes.iter().map(AsRef::as_ref).collect();
+    nodes.sort_by_key(|n| (n.metadata.creation_timestamp.clone(), n.metadata.name.clone()));
+    let mut taken_blocks: BTreeSet<IpNet> = local.blocks.iter().copied().collect();
+    let mut taken_keys = BTreeSet::new();
+    let mut peers: Vec<Peer> = nodes
+        .into_iter()
+        .filter_map(|n| peer(n, objects.cluster.overlay_port))
+        .filter(|peer| peer.node != local.name)
+        .filter_map(|mut peer| {
+            if !taken_keys.insert(peer.public_key) {
+                return None;
+            }
+            peer.allowed_ips.retain(|block| taken_blocks.insert(*block));
+            (!peer.allowed_ips.is_empty()).then_some(peer)
+        })
+        .collect();
+    peers.sort_by(|a, b| a.node.cmp(&b.node));
+    peers
+}
+
+fn peer(node: &Node, overlay_port: u16) -> Option<Peer> {
+    let name: NodeName = node.metadata.name.as_deref()?.parse().ok()?;
+    let annotations = node.metadata.annotations.as_ref()?;
+    let public_key: WgKey = annotations.get(wellknown::ANNOTATION_WIREGUARD_KEY)?.parse().ok()?;
+    let mut endpoints: Vec<SocketAddr> = annotations
+        .get(wellknown::ANNOTATION_ENDPOINTS)
+        .map(|list| list.split(',').filter_map(|e| e.trim().parse().ok()).collect())
+        .unwrap_or_default();
+    if endpoints.is_empty() {
+        endpoints = addresses(node).into_iter().map(|a| SocketAddr::new(a, overlay_port)).collect();
+    }
+    Some(Peer { node: name, public_key, endpoints, allowed_ips: blocks(node) })
+}
+
+fn blocks(node: &Node) -> Vec<IpNet> {
+    let Some(spec) = &node.spec else { return vec![] };
+    let single = spec.pod_cidr.iter();
+    let all = spec.pod_cidrs.iter().flatten();
+    let mut seen = BTreeSet::new();
+    all.chain(single)
+        .filter_map(|text| text.parse::<IpNet>().ok())
+        .map(|block| block.trunc())
+        .filter(|block| seen.insert(*block))
+        .collect()
+}
+
+fn addresses(node: &Node) -> Vec<IpAddr> {
+    let status = node.status.as_ref();
+    status
+        .and_then(|s| s.addresses.as_ref())
+        .into_iter()
+        .flatten()
+        .filter(|a| a.type_ == "InternalIP")
+        .filter_map(|a| a.address.parse().ok())
+        .collect()
+}

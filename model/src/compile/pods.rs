@@ -1,0 +1,150 @@
+//! The pods that a node runs, each with the values that its containers refer to.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, PodSpec, Secret, Service, Volume};
+
+use super::Objects;
+use super::endpoints::port_number;
+use super::services::cluster_ips;
+use crate::NodeName;
+use crate::snapshot::{PodWork, Protocol};
+
+type Values = BTreeMap<String, BTreeMap<String, Vec<u8>>>;
+
+pub(super) fn work(objects: &Objects, node: &NodeName) -> Vec<PodWork> {
+    let bound =
+        |p: &&Pod| p.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(node.as_str());
+    let mut work: Vec<PodWork> =
+        objects.pods.iter().map(AsRef::as_ref).filter(bound).map(|pod| one(objects, pod)).collect();
+    work.sort_by(|a, b| sort_key(&a.pod).cmp(&sort_key(&b.pod)));
+    work
+}
+
+fn sort_key(pod: &Pod) -> (&Option<String>, &Option<String>, &Option<String>) {
+    (&pod.metadata.namespace, &pod.metadata.name, &pod.metadata.uid)
+}
+
+fn one(objects: &Objects, pod: &Pod) -> PodWork {
+    let references = References::of(pod.spec.as_ref());
+    let namespace = pod.metadata.namespace.as_deref();
+    let links = pod.spec.as_ref().and_then(|s| s.enable_service_links).unwrap_or(true);
+    PodWork {
+        pod: pod.clone(),
+        config_maps: objects
+            .config_maps
+            .iter()
+            .filter(|c| c.metadata.namespace.as_deref() == namespace)
+            .filter_map(|c| references.config_maps.get(c.metadata.name.as_deref()?).map(|n| (n, c)))
+            .map(|(name, c)| ((*name).to_owned(), config_map_values(c)))
+            .collect(),
+        secrets: objects
+            .secrets
+            .iter()
+            .filter(|s| s.metadata.namespace.as_deref() == namespace)
+            .filter_map(|s| references.secrets.get(s.metadata.name.as_deref()?).map(|n| (n, s)))
+            .map(|(name, s)| ((*name).to_owned(), secret_values(s)))
+            .collect::<Values>(),
+        service_env: service_env(objects, namespace, links),
+    }
+}
+
+fn config_map_values(map: &ConfigMap) -> BTreeMap<String, Vec<u8>> {
+    let text = map.data.iter().flatten().map(|(k, v)| (k.clone(), v.clone().into_bytes()));
+    let binary = map.binary_data.iter().flatten().map(|(k, v)| (k.clone(), v.0.clone()));
+    text.chain(binary).collect()
+}
+
+fn secret_values(secret: &Secret) -> BTreeMap<String, Vec<u8>> {
+    secret.data.iter().flatten().map(|(k, v)| (k.clone(), v.0.clone())).collect()
+}
+
+/// Names of the ConfigMaps and Secrets that a pod needs.
+#[derive(Default)]
+struct References<'a> {
+    config_maps: BTreeSet<&'a str>,
+    secrets: BTreeSet<&'a str>,
+}
+
+impl<'a> References<'a> {
+    fn of(spec: Option<&'a PodSpec>) -> Self {
+        let mut all = Self::default();
+        let Some(spec) = spec else { return all };
+        let init = spec.init_containers.iter().flatten();
+        for container in spec.containers.iter().chain(init) {
+            all.container(container);
+        }
+        for volume in spec.volumes.iter().flatten() {
+            all.volume(volume);
+        }
+        all.secrets.extend(spec.image_pull_secrets.iter().flatten().map(|s| s.name.as_str()));
+        all
+    }
+
+    fn container(&mut self, container: &'a Container) {
+        for from in container.env_from.iter().flatten() {
+            self.config_maps.extend(from.config_map_ref.as_ref().map(|r| r.name.as_str()));
+            self.secrets.extend(from.secret_ref.as_ref().map(|r| r.name.as_str()));
+        }
+        for source in container.env.iter().flatten().filter_map(|e| e.value_from.as_ref()) {
+            self.config_maps.extend(source.config_map_key_ref.as_ref().map(|r| r.name.as_str()));
+            self.secrets.extend(source.secret_key_ref.as_ref().map(|r| r.name.as_str()));
+        }
+    }
+
+    fn volume(&mut self, volume: &'a Volume) {
+        self.config_maps.extend(volume.config_map.as_ref().map(|v| v.name.as_str()));
+        self.secrets.extend(volume.secret.as_ref().and_then(|v| v.secret_name.as_deref()));
+        let projected = volume.projected.iter().flat_map(|p| p.sources.iter().flatten());
+        for source in projected {
+            self.config_maps.extend(source.config_map.as_ref().map(|r| r.name.as_str()));
+            self.secrets.extend(source.secret.as_ref().map(|r| r.name.as_str()));
+        }
+    }
+}
+
+/// The variables `NAME_SERVICE_HOST` and `NAME_SERVICE_PORT` of the pod's namespace, and always those of the API.
+fn service_env(
+    objects: &Objects,
+    namespace: Option<&str>,
+    links: bool,
+) -> BTreeMap<String, String> {
+    let mut env = BTreeMap::new();
+    for service in &objects.services {
+        let (own, name) = (service.metadata.namespace.as_deref(), service.metadata.name.as_deref());
+        let is_api = own == Some("default") && name == Some("kubernetes");
+        if is_api || (links && own == namespace) {
+            one_service_env(service, name.unwrap_or_default(), &mut env);
+        }
+    }
+    env
+}
+
+fn one_service_env(service: &Service, name: &str, env: &mut BTreeMap<String, String>) {
+    let Some(address) = cluster_ips(service).first().copied() else { return };
+    let prefix = name.to_uppercase().replace(['-', '.'], "_");
+    let mut ports = service.spec.iter().flat_map(|s| s.ports.iter().flatten()).peekable();
+    let Some(first) = ports.peek() else { return };
+    env.insert(format!("{prefix}_SERVICE_HOST"), address.to_string());
+    env.insert(format!("{prefix}_SERVICE_PORT"), first.port.to_string());
+    let url = |port: u16, protocol: Protocol| {
+        let host = std::net::SocketAddr::new(address, port);
+        format!("{}://{host}", protocol.to_string().to_lowercase())
+    };
+    for (index, port) in ports.enumerate() {
+        let Some(number) = port_number(port.port) else { continue };
+        let Some(protocol) = Protocol::parse(port.protocol.as_deref()) else { continue };
+        if let Some(port_name) = &port.name {
+            let suffix = port_name.to_uppercase().replace(['-', '.'], "_");
+            env.insert(format!("{prefix}_SERVICE_PORT_{suffix}"), number.to_string());
+        }
+        if index == 0 {
+            env.insert(format!("{prefix}_PORT"), url(number, protocol));
+        }
+        let stem = format!("{prefix}_PORT_{number}_{protocol}");
+        env.insert(stem.clone(), url(number, protocol));
+        env.insert(format!("{stem}_PROTO"), protocol.to_string().to_lowercase());
+        env.insert(format!("{stem}_PORT"), number.to_string());
+        env.insert(format!("{stem}_ADDR"), address.to_string());
+    }
+}

@@ -1,0 +1,233 @@
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::snapshot::{DnsTarget, FrontendKind, PathMatch, Protocol};
+
+fn object<T: DeserializeOwned>(value: Value) -> Arc<T> {
+    Arc::new(serde_json::from_value(value).unwrap())
+}
+
+const KEY_A: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
+const KEY_B: &str = "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=";
+
+fn node(name: &str, key: &str, created: &str, block: &str, address: &str) -> Arc<Node> {
+    object(json!({
+        "metadata": {"name": name, "creationTimestamp": created,
+                     "annotations": {"mesh.dev/wireguard-public-key": key}},
+        "spec": {"podCIDR": block, "podCIDRs": [block]},
+        "status": {"addresses": [{"type": "InternalIP", "address": address}]}
+    }))
+}
+
+fn service(name: &str, spec: Value) -> Arc<Service> {
+    object(json!({"metadata": {"namespace": "default", "name": name}, "spec": spec}))
+}
+
+fn slice(service: &str, suffix: &str, port: Value, endpoints: Value) -> Arc<EndpointSlice> {
+    object(json!({
+        "metadata": {"namespace": "default", "name": format!("{service}-{suffix}"),
+                     "labels": {"kubernetes.io/service-name": service}},
+        "addressType": "IPv4", "ports": [port], "endpoints": endpoints
+    }))
+}
+
+fn web() -> Objects {
+    Objects {
+        services: vec![service(
+            "web",
+            json!({"clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7", "fd10:96::7"],
+                   "ports": [{"name": "http", "port": 80, "protocol": "TCP", "nodePort": 30080}]}),
+        )],
+        endpoint_slices: vec![slice(
+            "web",
+            "a",
+            json!({"name": "http", "port": 8080, "protocol": "TCP"}),
+            json!([{"addresses": ["10.244.1.5"], "nodeName": "n1", "conditions": {"ready": true}},
+                   {"addresses": ["10.244.2.5"], "nodeName": "n2", "conditions": {"ready": true}},
+                   {"addresses": ["10.244.2.6"], "nodeName": "n2",
+                    "conditions": {"ready": false, "serving": true, "terminating": true}}]),
+        )],
+        nodes: vec![
+            node("n1", KEY_A, "2026-01-01T00:00:00Z", "10.244.1.0/24", "192.0.2.1"),
+            node("n2", KEY_B, "2026-01-02T00:00:00Z", "10.244.2.0/24", "192.0.2.2"),
+        ],
+        ..Objects::default()
+    }
+}
+
+fn compiled(objects: &Objects) -> Snapshot {
+    compile(objects, &"n1".parse().unwrap())
+}
+
+#[test]
+fn peers_are_the_other_nodes() {
+    let snapshot = compiled(&web());
+    assert_eq!(snapshot.node.blocks, ["10.244.1.0/24".parse().unwrap()]);
+    assert_eq!(snapshot.peers.len(), 1);
+    assert_eq!(snapshot.peers[0].endpoints, ["192.0.2.2:51900".parse().unwrap()]);
+}
+
+#[test]
+fn a_later_node_cannot_take_a_block_or_key_of_an_earlier_one() {
+    let mut objects = web();
+    objects.nodes.push(node("n0", KEY_B, "2026-02-01T00:00:00Z", "10.244.9.0/24", "192.0.2.9"));
+    let third = "AwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwM=";
+    objects.nodes.push(node("n00", third, "2026-02-01T00:00:00Z", "10.244.1.0/24", "192.0.2.8"));
+    let names: Vec<String> = compiled(&objects).peers.iter().map(|p| p.node.to_string()).collect();
+    assert_eq!(names, ["n2"]);
+}
+
+#[test]
+fn frontends_carry_ready_backends_of_their_family() {
+    let snapshot = compiled(&web());
+    let kinds: Vec<_> = snapshot.frontends.iter().map(|f| (f.vip.to_string(), f.kind)).collect();
+    assert_eq!(
+        kinds,
+        [
+            ("10.96.0.7".to_owned(), FrontendKind::ClusterIp),
+            ("192.0.2.1".to_owned(), FrontendKind::NodePort),
+            ("fd10:96::7".to_owned(), FrontendKind::ClusterIp)
+        ]
+    );
+    assert_eq!(snapshot.frontends[0].backends.len(), 2, "the terminating one gets nothing new");
+    assert_eq!(snapshot.frontends[0].backends[0].port, 8080);
+    assert_eq!(snapshot.frontends[0].protocol, Protocol::Tcp);
+    assert!(snapshot.frontends[2].backends.is_empty(), "no IPv6 endpoints");
+}
+
+#[test]
+fn terminating_backends_serve_when_nothing_else_does() {
+    let mut objects = web();
+    let mut only = (*objects.endpoint_slices[0]).clone();
+    only.endpoints.as_mut().unwrap().drain(..2);
+    objects.endpoint_slices = vec![Arc::new(only)];
+    assert_eq!(compiled(&objects).frontends[0].backends[0].address.to_string(), "10.244.2.6");
+}
+
+#[test]
+fn every_node_is_its_own_dns_server() {
+    let mut objects = web();
+    objects.services.push(object(json!({
+        "metadata": {"namespace": "kube-system", "name": "kube-dns"},
+        "spec": {"clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10", "fd10:96::a"],
+                 "ports": [{"name": "dns", "port": 53, "protocol": "UDP"}]}
+    })));
+    let snapshot = compiled(&objects);
+    let dns: Vec<_> = snapshot.frontends.iter().filter(|f| f.port == 53).collect();
+    assert_eq!(
+        dns[0].backends[0].address,
+        std::net::IpAddr::from(crate::wellknown::NODE_LOCAL_ADDRESS)
+    );
+    assert_eq!(
+        dns[1].backends[0].address,
+        std::net::IpAddr::from(crate::wellknown::NODE_LOCAL_ADDRESS_V6)
+    );
+}
+
+#[test]
+fn names_of_headless_services_are_their_ready_endpoints() {
+    let mut objects = web();
+    objects.services.push(service("db", json!({"clusterIP": "None", "ports": [{"port": 5432}]})));
+    objects.endpoint_slices.push(slice(
+        "db",
+        "a",
+        json!({"port": 5432}),
+        json!([{"addresses": ["10.244.2.9"], "hostname": "db-0"},
+               {"addresses": ["10.244.2.10"], "conditions": {"ready": false}}]),
+    ));
+    let zone = compiled(&objects).dns;
+    let DnsTarget::Headless { endpoints } = &zone.services[0].target else { panic!("{zone:?}") };
+    assert_eq!(endpoints.len(), 1);
+    assert_eq!(endpoints[0].hostname.as_deref(), Some("db-0"));
+}
+
+fn ingress(class: Option<&str>) -> Arc<Ingress> {
+    object(json!({
+        "metadata": {"namespace": "default", "name": "web"},
+        "spec": {"ingressClassName": class,
+                 "tls": [{"hosts": ["a.test"], "secretName": "cert"}],
+                 "rules": [{"host": "a.test", "http": {"paths": [
+                    {"path": "/x", "pathType": "Exact",
+                     "backend": {"service": {"name": "web", "port": {"name": "http"}}}},
+                    {"path": "/", "pathType": "Prefix",
+                     "backend": {"service": {"name": "gone", "port": {"number": 81}}}}]}}]}
+    }))
+}
+
+#[test]
+fn ingress_rules_become_routes_to_endpoints() {
+    let mut objects = web();
+    objects.ingresses = vec![ingress(Some("mesh"))];
+    objects.secrets = vec![object(json!({
+        "metadata": {"namespace": "default", "name": "cert"}, "type": "kubernetes.io/tls",
+        "data": {"tls.crt": "Y2VydA==", "tls.key": "a2V5"}}))];
+    let l7 = compiled(&objects).l7;
+    assert_eq!(l7.routes[0].path, PathMatch::Exact("/x".to_owned()));
+    assert_eq!(l7.routes[0].port, 80);
+    assert_eq!(l7.routes[0].backends.len(), 2);
+    assert_eq!(l7.routes[1].backends, [], "an absent service is a 503, not a missing route");
+    assert_eq!(l7.certificates[0].chain_pem, "cert");
+    assert!(!format!("{:?}", l7.certificates).contains("key_pem: \"key\""));
+
+    objects.ingresses = vec![ingress(Some("nginx"))];
+    assert_eq!(compiled(&objects).l7.routes, [], "another controller's class");
+}
+
+#[test]
+fn pods_carry_what_they_refer_to_and_nothing_else() {
+    let mut objects = web();
+    let pod = |name: &str, node: &str| -> Arc<Pod> {
+        object(json!({
+            "metadata": {"namespace": "default", "name": name, "uid": name},
+            "spec": {"nodeName": node, "containers": [{"name": "c", "env": [
+                {"name": "A", "valueFrom": {"configMapKeyRef": {"name": "settings", "key": "a"}}}]}],
+                "volumes": [{"name": "v", "secret": {"secretName": "token"}}]}
+        }))
+    };
+    objects.pods = vec![pod("mine", "n1"), pod("other", "n2")];
+    for (namespace, name) in [("default", "settings"), ("default", "unused"), ("other", "settings")]
+    {
+        objects.config_maps.push(object(json!({
+            "metadata": {"namespace": namespace, "name": name}, "data": {"a": namespace}})));
+        objects.secrets.push(object(json!({
+            "metadata": {"namespace": namespace, "name": "token"}, "data": {"t": "eA=="}})));
+    }
+    let snapshot = compiled(&objects);
+    assert_eq!(snapshot.pods.len(), 1);
+    let work = &snapshot.pods[0];
+    assert_eq!(work.config_maps.keys().collect::<Vec<_>>(), ["settings"]);
+    assert_eq!(work.config_maps["settings"]["a"], b"default");
+    assert_eq!(work.secrets["token"]["t"], b"x");
+    assert_eq!(work.service_env["WEB_SERVICE_HOST"], "10.96.0.7");
+    assert_eq!(work.service_env["WEB_PORT_80_TCP"], "tcp://10.96.0.7:80");
+}
+
+#[test]
+fn the_order_of_objects_does_not_matter_and_a_snapshot_survives_the_disk() {
+    let mut objects = web();
+    objects.services.push(service("db", json!({"clusterIP": "10.96.0.9", "ports": [{"port": 1}]})));
+    let before = compiled(&objects);
+    objects.services.reverse();
+    objects.nodes.reverse();
+    assert_eq!(compiled(&objects), before);
+    let saved = serde_json::to_vec(&before).unwrap();
+    assert_eq!(serde_json::from_slice::<Snapshot>(&saved).unwrap(), before);
+}
+
+#[test]
+fn nonsense_is_left_out() {
+    let mut objects = web();
+    objects.nodes.push(object(json!({"metadata": {"name": "Bad Name"}, "spec": {"podCIDR": "x"}})));
+    objects
+        .services
+        .push(service("bad", json!({"clusterIP": "x", "ports": [{"port": 70000}, {"port": -1}]})));
+    objects.services.push(object(json!({"metadata": {}})));
+    objects.ingresses.push(object(json!({"metadata": {"name": "x"}, "spec": {"rules": [{}]}})));
+    objects.pods.push(object(json!({"metadata": {}})));
+    let snapshot = compiled(&objects);
+    assert_eq!(snapshot.peers.len(), 1);
+    assert_eq!(snapshot.frontends.len(), 3);
+}
