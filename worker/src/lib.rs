@@ -12,4 +12,4 @@ pub mod server;
 mod wire;
 
 pub use client::Client;
-pub use server::{Handler, serve};
+pub use server::{Handler, restore, serve};

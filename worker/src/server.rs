@@ -44,16 +44,14 @@ pub enum ServeError {
     },
 }
 
-/// Applies the configuration saved in `state`, if any, then serves the control socket for ever.
+/// Serves the control socket for ever; applied configurations are saved in `state`.
 ///
-/// A saved configuration that cannot be read or applied is logged and left alone: the agent sends a new one.
 /// The socket is open to root only. Cancel safe: dropping the future closes the socket.
 pub async fn serve<H: Handler>(
     socket: &Path,
     state: &Path,
     handler: Arc<H>,
 ) -> Result<(), ServeError> {
-    restore(state, &*handler).await;
     let listen = |source| ServeError::Listen { path: socket.to_owned(), source };
     let listener = bind(socket).map_err(listen)?;
     let applying = Arc::new(Mutex::new(()));
@@ -86,7 +84,10 @@ fn bind(socket: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn restore<H: Handler>(state: &Path, handler: &H) {
+/// Applies the configuration saved in `state`, if any. To be called before the worker's own sockets open.
+///
+/// One that cannot be read or applied is logged and left alone: the agent sends a new one.
+pub async fn restore<H: Handler>(state: &Path, handler: &H) {
     let saved = match fs::read(state) {
         Ok(saved) => saved,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return,
@@ -210,7 +211,11 @@ mod tests {
         let (socket, state) = (dir.join("w.sock"), dir.join("w.json"));
         let start = || {
             let (socket, state) = (socket.clone(), state.clone());
-            tokio::spawn(async move { serve(&socket, &state, Arc::new(Echo::default())).await })
+            tokio::spawn(async move {
+                let echo = Arc::new(Echo::default());
+                restore(&state, &*echo).await;
+                serve(&socket, &state, echo).await
+            })
         };
         let client = Client::new(&socket);
 
