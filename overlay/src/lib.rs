@@ -1,1 +1,28 @@
-//! (skeleton)
+//! The encrypted overlay between nodes: our WireGuard engine in user space, and what both kinds of device share.
+//!
+//! Owns: the engine's configuration and status ([`config`], [`status`]), the node's key ([`keys`]), the MTU
+//! ([`mtu`]), the pure protocol core ([`protocol`]), packet segmentation and joining ([`offload`]), the worker
+//! process ([`worker`]), and the one type through which the agent uses either kind of device ([`Overlay`]).
+//!
+//! Three layers: [`protocol`] and [`offload`] take bytes and a time and return bytes, `os` is TUN devices and
+//! UDP sockets, `engine` is the threads that tie them together. boringtun is named in one module only
+//! (`protocol::noise`).
+//!
+//! Never does: addresses, routes, eBPF programs, anything about pods or services. Nothing here sends a packet that
+//! came from the device without sealing it: the only way from a device to a socket leads through
+//! [`protocol::Peer::send`].
+//!
+//! Specification: the WireGuard paper, <https://www.wireguard.com/papers/wireguard.pdf>, named "WG" below.
+//! Known gaps against it: session keys are not retired by message count (WG section 6.1, boringtun has no
+//! counter for it), the cookie is bound to the address and not to the port (WG section 5.3).
+
+pub mod config;
+pub mod facade;
+pub mod keys;
+pub mod mtu;
+pub mod status;
+
+pub use config::{OverlayConfig, PeerConfig, PresharedKey};
+pub use facade::{Kind, Overlay};
+pub use keys::NodeKey;
+pub use status::{DropReason, PeerStatus, Status};

@@ -1,0 +1,197 @@
+//! What the engine has to do: the whole configuration of a node's overlay device.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use ipnet::IpNet;
+use mesh_model::snapshot::{Peer, WgKey};
+use serde::{Deserialize, Serialize};
+
+use crate::mtu;
+
+/// The configuration of the overlay device, whole every time: what is missing is removed.
+///
+/// The private key is not in it. It stays in its file on the node ([`crate::keys`]).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OverlayConfig {
+    /// UDP port to listen on, all addresses, IPv4 and IPv6.
+    pub listen_port: u16,
+    /// MTU of the device, in bytes; see [`mtu`].
+    pub mtu: u16,
+    /// The other nodes.
+    pub peers: Vec<PeerConfig>,
+}
+
+/// One other node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerConfig {
+    /// Its public key, which is its identity.
+    pub public_key: WgKey,
+    /// Where it may be reached, the preferred endpoint first. May be empty: then it has to call first.
+    #[serde(default)]
+    pub endpoints: Vec<SocketAddr>,
+    /// Addresses that are sent to it, and the only ones accepted from it (WG section 3, cryptokey routing).
+    pub allowed_ips: Vec<IpNet>,
+    /// Seconds between keepalives; only for peers behind NAT. None when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persistent_keepalive_secs: Option<u16>,
+    /// Mixed into the handshake (WG section 5.2); both sides need the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preshared_key: Option<PresharedKey>,
+}
+
+impl From<&Peer> for PeerConfig {
+    fn from(peer: &Peer) -> Self {
+        Self {
+            public_key: peer.public_key,
+            endpoints: peer.endpoints.clone(),
+            allowed_ips: peer.allowed_ips.clone(),
+            persistent_keepalive_secs: None,
+            preshared_key: None,
+        }
+    }
+}
+
+/// A secret that two peers share. Written in base64; never printed.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PresharedKey(pub WgKey);
+
+impl std::fmt::Debug for PresharedKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PresharedKey(..)")
+    }
+}
+
+/// A configuration that cannot be put in force. Nothing has changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidConfig {
+    /// Port zero cannot be told to other nodes.
+    #[error("listen port is 0")]
+    NoPort,
+    /// Smaller than IPv6 allows, or larger than a datagram can carry.
+    #[error("MTU {0} is outside {min}..={max}", min = mtu::FLOOR, max = mtu::CEILING)]
+    Mtu(u16),
+    /// A key stands for one peer.
+    #[error("peer {0} is listed twice")]
+    DuplicatePeer(WgKey),
+    /// The node itself is no peer of its own.
+    #[error("peer {0} has this node's own key")]
+    OwnKey(WgKey),
+    /// An address belongs to one peer.
+    #[error("allowed address {prefix} is claimed by {first} and {second}")]
+    Conflict {
+        /// The prefix, host bits cleared.
+        prefix: IpNet,
+        /// The peer that comes first.
+        first: WgKey,
+        /// The other one.
+        second: WgKey,
+    },
+    /// Port zero or an unspecified address cannot be sent to.
+    #[error("endpoint {endpoint} of peer {peer} cannot be sent to")]
+    Endpoint {
+        /// The peer.
+        peer: WgKey,
+        /// The endpoint.
+        endpoint: SocketAddr,
+    },
+}
+
+impl OverlayConfig {
+    /// Checks what can be checked without a device; `own` is this node's public key.
+    pub fn validate(&self, own: WgKey) -> Result<(), InvalidConfig> {
+        if self.listen_port == 0 {
+            return Err(InvalidConfig::NoPort);
+        }
+        if !(mtu::FLOOR..=mtu::CEILING).contains(&self.mtu) {
+            return Err(InvalidConfig::Mtu(self.mtu));
+        }
+        let mut keys = BTreeSet::new();
+        let mut owners = BTreeMap::new();
+        for peer in &self.peers {
+            peer.validate(own)?;
+            if !keys.insert(peer.public_key) {
+                return Err(InvalidConfig::DuplicatePeer(peer.public_key));
+            }
+            for prefix in peer.allowed_ips.iter().map(IpNet::trunc) {
+                let first = *owners.entry(prefix).or_insert(peer.public_key);
+                if first != peer.public_key {
+                    let second = peer.public_key;
+                    return Err(InvalidConfig::Conflict { prefix, first, second });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl PeerConfig {
+    fn validate(&self, own: WgKey) -> Result<(), InvalidConfig> {
+        if self.public_key == own {
+            return Err(InvalidConfig::OwnKey(own));
+        }
+        match self.endpoints.iter().find(|e| e.port() == 0 || e.ip().is_unspecified()) {
+            Some(&endpoint) => Err(InvalidConfig::Endpoint { peer: self.public_key, endpoint }),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWN: WgKey = WgKey([9; 32]);
+
+    fn peer(n: u8, prefix: &str) -> PeerConfig {
+        PeerConfig {
+            public_key: WgKey([n; 32]),
+            endpoints: vec!["192.0.2.1:51900".parse().unwrap()],
+            allowed_ips: vec![prefix.parse().unwrap()],
+            persistent_keepalive_secs: None,
+            preshared_key: None,
+        }
+    }
+
+    fn config(peers: Vec<PeerConfig>) -> OverlayConfig {
+        OverlayConfig { listen_port: 51900, mtu: 1420, peers }
+    }
+
+    #[test]
+    fn contradictions_are_refused_by_name() {
+        let good = config(vec![peer(1, "10.244.1.0/24"), peer(2, "10.244.2.0/24")]);
+        assert_eq!(good.validate(OWN), Ok(()));
+
+        let twice = config(vec![peer(1, "10.244.1.0/24"), peer(1, "10.244.2.0/24")]);
+        assert_eq!(twice.validate(OWN), Err(InvalidConfig::DuplicatePeer(WgKey([1; 32]))));
+
+        let same = config(vec![peer(1, "10.244.1.0/24"), peer(2, "10.244.1.7/24")]);
+        let said = same.validate(OWN).unwrap_err().to_string();
+        assert!(said.contains("10.244.1.0/24"), "{said}");
+
+        assert_eq!(config(vec![peer(9, "::/0")]).validate(OWN), Err(InvalidConfig::OwnKey(OWN)));
+        assert_eq!(
+            OverlayConfig { mtu: 500, ..config(vec![]) }.validate(OWN),
+            Err(InvalidConfig::Mtu(500))
+        );
+        assert_eq!(
+            OverlayConfig { listen_port: 0, ..config(vec![]) }.validate(OWN),
+            Err(InvalidConfig::NoPort)
+        );
+        let mut nowhere = peer(1, "10.244.1.0/24");
+        nowhere.endpoints[0].set_port(0);
+        assert!(matches!(config(vec![nowhere]).validate(OWN), Err(InvalidConfig::Endpoint { .. })));
+    }
+
+    #[test]
+    fn the_preshared_key_is_never_printed() {
+        let mut secret = peer(1, "10.244.1.0/24");
+        secret.preshared_key = Some(PresharedKey(WgKey([7; 32])));
+        assert!(!format!("{secret:?}").contains("BwcHBw"));
+        let text = serde_json::to_string(&secret).unwrap();
+        assert_eq!(serde_json::from_str::<PeerConfig>(&text).unwrap(), secret);
+    }
+}

@@ -1,0 +1,158 @@
+//! What the engine observes: for people, for the agent's decisions, for metrics.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use mesh_model::snapshot::WgKey;
+use serde::{Deserialize, Serialize};
+
+use crate::facade::Kind;
+
+/// The overlay device of a node, as it is now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// The engine.
+    pub kind: Kind,
+    /// Name of the device.
+    pub device: String,
+    /// The node's public key.
+    pub public_key: WgKey,
+    /// UDP port; 0 before the first configuration.
+    pub listen_port: u16,
+    /// MTU of the device; 0 before the first configuration.
+    pub mtu: u16,
+    /// All configured peers, ordered by key.
+    pub peers: Vec<PeerStatus>,
+    /// What crossed the device, inside the tunnel.
+    pub traffic: Traffic,
+    /// Packets that were dropped since the engine started, by reason. Reasons without drops are absent.
+    pub drops: BTreeMap<DropReason, u64>,
+}
+
+/// Packets and bytes that went through the engine since it started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Traffic {
+    /// Reads from the device; one read is up to 64 KiB of segments of one flow.
+    pub device_reads: u64,
+    /// Writes to the device; one write is up to 64 KiB of segments of one flow.
+    pub device_writes: u64,
+    /// Datagrams sent, handshakes included.
+    pub datagrams_sent: u64,
+    /// Datagrams received, whatever they were.
+    pub datagrams_received: u64,
+    /// System calls that sent them.
+    pub send_calls: u64,
+    /// System calls that received them.
+    pub receive_calls: u64,
+}
+
+/// One peer, as it is now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerStatus {
+    /// Its public key.
+    pub public_key: WgKey,
+    /// Where it was heard last, or where it is looked for now.
+    pub endpoint: Option<SocketAddr>,
+    /// The addresses behind it.
+    pub allowed_ips: Vec<IpNet>,
+    /// Milliseconds since the session in use was agreed; absent without a session.
+    pub handshake_age_ms: Option<u64>,
+    /// Bytes of packets received from it, inside the tunnel.
+    pub received_bytes: u64,
+    /// Bytes of packets sent to it, inside the tunnel.
+    pub sent_bytes: u64,
+    /// Handshake initiations since it was heard last: above 2, it is probably unreachable.
+    pub unanswered: u32,
+    /// Whether a pre-shared key is mixed into its handshakes.
+    pub preshared: bool,
+}
+
+impl PeerStatus {
+    /// Age of the session in use.
+    pub fn handshake_age(&self) -> Option<Duration> {
+        self.handshake_age_ms.map(Duration::from_millis)
+    }
+}
+
+/// Why a packet or datagram was dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum DropReason {
+    /// From the device: no peer has the destination among its allowed addresses.
+    NoPeer,
+    /// From the device: the peer's endpoint is not known yet.
+    NoEndpoint,
+    /// From the device: the peer's queue was full while a handshake was under way.
+    QueueFull,
+    /// From the device: waited too long for a handshake.
+    QueueExpired,
+    /// From the device: not a well-formed IP packet or offload header.
+    MalformedPacket,
+    /// To the underlay: larger than the link to the endpoint carries.
+    TooBig,
+    /// To the underlay: the system refused to send (no route, no buffer, ...).
+    SendFailed,
+    /// From the underlay: not a WireGuard message.
+    NotWireGuard,
+    /// From the underlay: not meant for this node's key (WG section 5.4.4, mac1).
+    BadMac,
+    /// From the underlay: a handshake by a key that is no peer.
+    UnknownPeer,
+    /// From the underlay: a session or handshake that does not exist (any more).
+    UnknownSession,
+    /// From the underlay: a handshake that does not follow from the one before.
+    BadHandshake,
+    /// From the underlay: too many handshakes; a cookie was asked for (WG section 5.3).
+    UnderLoad,
+    /// From the underlay: authentication failed.
+    BadTag,
+    /// From the underlay: seen before, or too old to know (WG section 5.4.6).
+    Replayed,
+    /// From the underlay: the source address does not belong to the peer (WG section 3).
+    ForbiddenSource,
+    /// From the underlay: authentic, but not an IP packet.
+    MalformedInner,
+    /// To the device: the system refused to take it.
+    DeviceRefused,
+}
+
+impl DropReason {
+    /// All reasons, in order.
+    pub const ALL: [Self; 18] = [
+        Self::NoPeer,
+        Self::NoEndpoint,
+        Self::QueueFull,
+        Self::QueueExpired,
+        Self::MalformedPacket,
+        Self::TooBig,
+        Self::SendFailed,
+        Self::NotWireGuard,
+        Self::BadMac,
+        Self::UnknownPeer,
+        Self::UnknownSession,
+        Self::BadHandshake,
+        Self::UnderLoad,
+        Self::BadTag,
+        Self::Replayed,
+        Self::ForbiddenSource,
+        Self::MalformedInner,
+        Self::DeviceRefused,
+    ];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_numbered_by_their_place() {
+        for (place, reason) in DropReason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, place);
+        }
+    }
+}
