@@ -1,1 +1,196 @@
-//! (skeleton)
+//! Keys and values of the eBPF maps: the contract between `ebpf/programs` and `kernel`.
+//!
+//! Owns: the layout of every map ([`service`], [`pod`]), their names ([`maps`]), the program names ([`programs`]) and
+//! the [`VERSION`] that is part of the path under which all of it is pinned.
+//!
+//! Never does: anything. These are plain `repr(C)` structs without padding; host code converts them to and from
+//! the model's types in one file (`kernel/src/convert.rs`).
+//!
+//! Byte order: addresses and fields named `_be` are in network order, everything else in that of the host.
+#![no_std]
+#![forbid(unsafe_op_in_unsafe_fn)]
+
+pub mod pod;
+pub mod service;
+
+pub use pod::{Counter, LocalPod, NodeConfig, PodPort, Reason, RemoteBlock, RemoteBlockKey};
+pub use service::{
+    AffinityKey, AffinityValue, Member, MemberKey, Peer, Reverse, ReverseKey, Service, ServiceKey,
+    Slot, SlotKey, Sticky, StickyKey,
+};
+
+/// Version of this layout. Increase it with every change that an older program or agent would misread.
+pub const VERSION: u32 = 1;
+
+/// Plain data: any bit pattern is a value, and there is no padding.
+///
+/// # Safety
+///
+/// Only for `repr(C)` types whose fields are all integers (or arrays or `Plain` structs of them) and whose size is the
+/// sum of the sizes of their fields, so that every byte is initialised and every byte string of that size is valid.
+pub unsafe trait Plain: Copy + 'static {}
+
+// SAFETY: integers have no padding and no invalid values.
+unsafe impl Plain for u32 {}
+// SAFETY: as above.
+unsafe impl Plain for u64 {}
+
+/// Declares that a struct is [`Plain`] and pins its size.
+macro_rules! plain {
+    ($type:ty, $size:literal) => {
+        const _: () = assert!(core::mem::size_of::<$type>() == $size);
+        const _: () = assert!(core::mem::align_of::<$type>() <= 8);
+        // SAFETY: repr(C), integers only, explicit padding; the size is asserted above.
+        unsafe impl $crate::Plain for $type {}
+    };
+}
+pub(crate) use plain;
+
+/// An address of either family: 16 bytes in network order, IPv4 as `::ffff:a.b.c.d`.
+///
+/// Four words, so that the programs compare it with four loads. Each word is in network order in memory.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Address {
+    /// The words as they lie in memory.
+    pub words: [u32; 4],
+}
+plain!(Address, 16);
+
+impl Address {
+    /// The address that is no address (`::`).
+    pub const UNSPECIFIED: Self = Self { words: [0; 4] };
+    /// Third word of an IPv4-mapped address.
+    pub const MAPPED: u32 = 0x0000_ffff_u32.to_be();
+
+    /// From an IPv4 address as it lies in a header.
+    #[inline(always)]
+    pub const fn v4(word: u32) -> Self {
+        Self { words: [0, 0, Self::MAPPED, word] }
+    }
+
+    /// From the bytes of an IPv6 (or mapped) address.
+    #[inline(always)]
+    pub const fn from_bytes(b: [u8; 16]) -> Self {
+        Self {
+            words: [
+                u32::from_ne_bytes([b[0], b[1], b[2], b[3]]),
+                u32::from_ne_bytes([b[4], b[5], b[6], b[7]]),
+                u32::from_ne_bytes([b[8], b[9], b[10], b[11]]),
+                u32::from_ne_bytes([b[12], b[13], b[14], b[15]]),
+            ],
+        }
+    }
+
+    /// The 16 bytes in network order.
+    pub const fn to_bytes(self) -> [u8; 16] {
+        let [a, b, c, d] = self.words;
+        let (a, b, c, d) = (a.to_ne_bytes(), b.to_ne_bytes(), c.to_ne_bytes(), d.to_ne_bytes());
+        [
+            a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1],
+            d[2], d[3],
+        ]
+    }
+
+    /// Whether it stands for an IPv4 address.
+    #[inline(always)]
+    pub const fn is_v4(&self) -> bool {
+        self.words[0] == 0 && self.words[1] == 0 && self.words[2] == Self::MAPPED
+    }
+}
+
+/// Names of the maps, which are also their file names below the pin directory.
+pub mod maps {
+    /// [`ServiceKey`](crate::ServiceKey) -> [`Service`](crate::Service); written by user space.
+    pub const SERVICES: &str = "SERVICES";
+    /// [`SlotKey`](crate::SlotKey) -> [`Slot`](crate::Slot); written by user space.
+    pub const SLOTS: &str = "SLOTS";
+    /// [`MemberKey`](crate::MemberKey) -> [`Member`](crate::Member); written by user space.
+    pub const MEMBERS: &str = "MEMBERS";
+    /// Socket storage: [`Peer`](crate::Peer) of a connected socket; written by the connect hooks.
+    pub const PEERS: &str = "PEERS";
+    /// [`ReverseKey`](crate::ReverseKey) -> [`Reverse`](crate::Reverse), LRU; written by the sendmsg hooks.
+    pub const REVERSE: &str = "REVERSE";
+    /// [`StickyKey`](crate::StickyKey) -> [`Sticky`](crate::Sticky), LRU; written by the sendmsg hooks.
+    pub const STICKY: &str = "STICKY";
+    /// [`AffinityKey`](crate::AffinityKey) -> [`AffinityValue`](crate::AffinityValue), LRU; written by the hooks.
+    pub const AFFINITY: &str = "AFFINITY";
+    /// [`Address`](crate::Address) -> [`LocalPod`](crate::LocalPod); written by user space.
+    pub const LOCAL_PODS: &str = "LOCAL_PODS";
+    /// Interface index of a host-side veth -> [`PodPort`](crate::PodPort); written by user space.
+    pub const POD_PORTS: &str = "POD_PORTS";
+    /// [`RemoteBlockKey`](crate::RemoteBlockKey) -> [`RemoteBlock`](crate::RemoteBlock); written by user space.
+    pub const REMOTE_BLOCKS: &str = "REMOTE_BLOCKS";
+    /// One [`NodeConfig`](crate::NodeConfig) at index 0; written by user space.
+    pub const NODE: &str = "NODE";
+    /// Per-CPU [`Counter`](crate::Counter) at each [`Reason`](crate::Reason); written by the TC programs.
+    pub const COUNTERS: &str = "COUNTERS";
+
+    /// All of them, with the sizes of key and value in bytes.
+    pub const ALL: &[(&str, usize, usize)] = &[
+        (SERVICES, size::<crate::ServiceKey>(), size::<crate::Service>()),
+        (SLOTS, size::<crate::SlotKey>(), size::<crate::Slot>()),
+        (MEMBERS, size::<crate::MemberKey>(), size::<crate::Member>()),
+        (PEERS, 4, size::<crate::Peer>()),
+        (REVERSE, size::<crate::ReverseKey>(), size::<crate::Reverse>()),
+        (STICKY, size::<crate::StickyKey>(), size::<crate::Sticky>()),
+        (AFFINITY, size::<crate::AffinityKey>(), size::<crate::AffinityValue>()),
+        (LOCAL_PODS, size::<crate::Address>(), size::<crate::LocalPod>()),
+        (POD_PORTS, 4, size::<crate::PodPort>()),
+        (REMOTE_BLOCKS, size::<crate::RemoteBlockKey>(), size::<crate::RemoteBlock>()),
+        (NODE, 4, size::<crate::NodeConfig>()),
+        (COUNTERS, 4, size::<crate::Counter>()),
+    ];
+
+    const fn size<T>() -> usize {
+        core::mem::size_of::<T>()
+    }
+}
+
+/// Names of the programs in the object.
+pub mod programs {
+    /// `connect(2)` of IPv4 sockets.
+    pub const CONNECT4: &str = "connect4";
+    /// `connect(2)` of IPv6 sockets, mapped addresses included.
+    pub const CONNECT6: &str = "connect6";
+    /// `sendmsg(2)` with an address, IPv4 datagram sockets.
+    pub const SENDMSG4: &str = "sendmsg4";
+    /// `sendmsg(2)` with an address, IPv6 datagram sockets.
+    pub const SENDMSG6: &str = "sendmsg6";
+    /// `recvmsg(2)` that returns an address, IPv4 datagram sockets.
+    pub const RECVMSG4: &str = "recvmsg4";
+    /// `recvmsg(2)` that returns an address, IPv6 datagram sockets.
+    pub const RECVMSG6: &str = "recvmsg6";
+    /// `getpeername(2)` of IPv4 sockets.
+    pub const GETPEERNAME4: &str = "getpeername4";
+    /// `getpeername(2)` of IPv6 sockets.
+    pub const GETPEERNAME6: &str = "getpeername6";
+    /// TC ingress of a pod's host-side veth.
+    pub const FROM_POD: &str = "from_pod";
+    /// TC ingress of the overlay device.
+    pub const FROM_OVERLAY: &str = "from_overlay";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mapped_addresses_lie_in_network_order() {
+        let word = u32::from_ne_bytes([10, 244, 1, 2]);
+        let address = Address::v4(word);
+        let bytes = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 244, 1, 2];
+        assert_eq!(address.to_bytes(), bytes);
+        assert_eq!(Address::from_bytes(bytes), address);
+        assert!(address.is_v4());
+        assert!(!Address::UNSPECIFIED.is_v4());
+    }
+
+    #[test]
+    fn every_map_name_is_listed_once() {
+        for (i, (name, ..)) in maps::ALL.iter().enumerate() {
+            assert!(maps::ALL[i + 1..].iter().all(|(other, ..)| other != name));
+            assert!(name.len() < 16, "the kernel cuts map names at 15 bytes");
+        }
+    }
+}
