@@ -1,0 +1,243 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+/// See and change what the nodes of a Mesh cluster do.
+#[derive(Debug, Parser)]
+#[command(name = "meshctl", version, max_term_width = 100, propagate_version = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Global {
+    /// The kubeconfig to use; by default $KUBECONFIG, then ~/.kube/config
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// Ask this node's agent directly, without the control service (run it on the node, as root)
+    #[arg(long, global = true, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+    /// How to print
+    #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
+    pub(crate) output: Output,
+}
+
+/// Output formats.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// Columns for people
+    Table,
+    /// More columns
+    Wide,
+    /// JSON for programs
+    Json,
+    /// YAML, for objects
+    Yaml,
+    /// kind/name, for objects
+    Name,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Where traffic goes: ingress routes, service addresses and overlay routes
+    #[command(
+        after_help = "Examples:\n  meshctl routes\n  meshctl routes ingress --host shop.example.org\n  meshctl routes overlay --node node-2 -o json"
+    )]
+    Routes(RoutesArgs),
+    /// Service addresses and the endpoints behind them, as a node has them
+    #[command(
+        after_help = "Examples:\n  meshctl services\n  meshctl services -n default --node node-1"
+    )]
+    Services(NodeFilter),
+    /// The encrypted tunnels between nodes
+    #[command(after_help = "Examples:\n  meshctl peers\n  meshctl peers --node node-2 -o json")]
+    Peers(PeersArgs),
+    /// Probe every hop on every node: tunnels, service addresses, DNS, ingress, programs
+    #[command(
+        after_help = "Exit status 1 when something is broken.\n\nExamples:\n  meshctl check\n  meshctl check --node node-2 --failed"
+    )]
+    Check(CheckArgs),
+    /// Create or update the objects of manifests
+    #[command(
+        after_help = "Examples:\n  meshctl apply -f app.yaml\n  cat app.yaml | meshctl apply -f -"
+    )]
+    Apply(ApplyArgs),
+    /// Show objects
+    #[command(
+        after_help = "Examples:\n  meshctl get pods -A -o wide\n  meshctl get deploy web -o yaml"
+    )]
+    Get(GetArgs),
+    /// Delete objects
+    #[command(after_help = "Examples:\n  meshctl delete deploy web\n  meshctl delete -f app.yaml")]
+    Delete(DeleteArgs),
+    /// Print the log of a pod
+    #[command(
+        after_help = "Examples:\n  meshctl logs web-5d4f --tail 20\n  meshctl logs -n kube-system web-5d4f -c app -f"
+    )]
+    Logs(LogsArgs),
+    /// Print the token with which a node joins (run it where mesh-control runs)
+    #[command(
+        after_help = "Examples:\n  meshctl token\n  meshctl token --data-dir /var/lib/mesh-control"
+    )]
+    Token(TokenArgs),
+    /// Print a completion script for a shell
+    #[command(after_help = "Examples:\n  meshctl completion bash > /etc/bash_completion.d/meshctl")]
+    Completion(CompletionArgs),
+}
+
+/// Which part of the routes to show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Part {
+    /// Ingress routes
+    Ingress,
+    /// Service addresses
+    Services,
+    /// Overlay routes
+    Overlay,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RoutesArgs {
+    /// Only this part
+    #[arg(value_enum)]
+    pub(crate) part: Option<Part>,
+    /// Only ingress routes that apply to this host name
+    #[arg(long)]
+    pub(crate) host: Option<String>,
+    #[command(flatten)]
+    pub(crate) filter: NodeFilter,
+}
+
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct NodeFilter {
+    /// As this node has them; by default the first ready one
+    #[arg(long)]
+    pub(crate) node: Option<String>,
+    /// Only of this namespace
+    #[arg(short, long)]
+    pub(crate) namespace: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PeersArgs {
+    /// Only the tunnels of this node; by default of all nodes
+    #[arg(long)]
+    pub(crate) node: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// Only from this node; by default from all
+    #[arg(long)]
+    pub(crate) node: Option<String>,
+    /// Print only what is broken
+    #[arg(long)]
+    pub(crate) failed: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ApplyArgs {
+    /// Manifest, YAML or JSON; `-` is stdin; may be given several times
+    #[arg(short, long = "filename", required = true, value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+    /// Namespace of objects that name none
+    #[arg(short, long)]
+    pub(crate) namespace: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GetArgs {
+    /// Kind: pods, svc, deploy, ...
+    pub(crate) kind: String,
+    /// Name; all when absent
+    pub(crate) name: Option<String>,
+    /// Namespace
+    #[arg(short, long, conflicts_with = "all_namespaces")]
+    pub(crate) namespace: Option<String>,
+    /// All namespaces
+    #[arg(short = 'A', long)]
+    pub(crate) all_namespaces: bool,
+    /// Only objects with these labels
+    #[arg(short = 'l', long)]
+    pub(crate) selector: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("what").required(true).args(["kind", "files"]))]
+pub(crate) struct DeleteArgs {
+    /// Kind: pods, svc, deploy, ...
+    #[arg(requires = "names")]
+    pub(crate) kind: Option<String>,
+    /// Names
+    pub(crate) names: Vec<String>,
+    /// Delete the objects of this manifest; `-` is stdin
+    #[arg(short, long = "filename", value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+    /// Namespace
+    #[arg(short, long)]
+    pub(crate) namespace: Option<String>,
+    /// Succeed when the object does not exist
+    #[arg(long)]
+    pub(crate) ignore_not_found: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LogsArgs {
+    /// The pod
+    pub(crate) pod: String,
+    /// The container; needed when there are several
+    #[arg(short, long)]
+    pub(crate) container: Option<String>,
+    /// Namespace
+    #[arg(short, long)]
+    pub(crate) namespace: Option<String>,
+    /// Go on as new lines come
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Only the last lines
+    #[arg(long, value_name = "LINES")]
+    pub(crate) tail: Option<u64>,
+    /// Of the container before its last restart
+    #[arg(short, long)]
+    pub(crate) previous: bool,
+    /// With the time of each line
+    #[arg(long)]
+    pub(crate) timestamps: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TokenArgs {
+    /// Data directory of mesh-control
+    #[arg(long, default_value = "/var/lib/mesh-control", value_name = "DIR")]
+    pub(crate) data_dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionArgs {
+    /// The shell
+    #[arg(value_enum)]
+    pub(crate) shell: Shell,
+}
+
+/// Prints the completion script.
+pub(crate) fn completion(args: CompletionArgs) {
+    clap_complete::generate(args.shell, &mut Cli::command(), "meshctl", &mut std::io::stdout());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,202 @@
+//! `routes`, `services` and `peers`: where a packet or a request goes, as the nodes have it.
+
+use http::Method;
+use mesh_model::report::{PeerReport, RoutesReport};
+use mesh_model::snapshot::{Frontend, HttpRoute, PathMatch};
+use serde::Serialize;
+
+use crate::cli::{Global, NodeFilter, Output, Part, PeersArgs, RoutesArgs};
+use crate::output::{self, age, bytes};
+use crate::source::Source;
+
+/// `meshctl routes`.
+pub(crate) async fn routes(global: &Global, args: RoutesArgs) -> anyhow::Result<()> {
+    let source = Source::open(global).await?;
+    let node = source.one_node(args.filter.node.as_deref()).await?;
+    let mut report: RoutesReport = source.ask(&node, Method::GET, "/mesh/v1/routes").await?;
+    filter(&mut report, &args);
+    let part = args.part;
+    let shown = |p: Part| part.is_none_or(|only| only == p);
+    output::report(global.output, &report, || {
+        let mut blank = "";
+        if shown(Part::Ingress) {
+            print!("{blank}");
+            ingress_table(&report.ingress, global.output);
+            blank = "\n";
+        }
+        if shown(Part::Services) {
+            print!("{blank}");
+            service_table(&report.services, global.output);
+            blank = "\n";
+        }
+        if shown(Part::Overlay) {
+            print!("{blank}");
+            overlay_table(&report.overlay);
+        }
+    })
+}
+
+fn filter(report: &mut RoutesReport, args: &RoutesArgs) {
+    if let Some(namespace) = &args.filter.namespace {
+        report.ingress.retain(|r| r.ingress.namespace == *namespace);
+        report.services.retain(|f| f.service.namespace == *namespace);
+    }
+    if let Some(host) = &args.host {
+        report.ingress.retain(|r| applies(r.host.as_deref(), host));
+    }
+    let only = args.part.or(args.host.as_ref().map(|_| Part::Ingress));
+    if only.is_some_and(|p| p != Part::Ingress) {
+        report.ingress.clear();
+    }
+    if only.is_some_and(|p| p != Part::Services) {
+        report.services.clear();
+    }
+    if only.is_some_and(|p| p != Part::Overlay) {
+        report.overlay.clear();
+    }
+}
+
+/// Whether a route's host covers `host` (`*.suffix` stands for one more label).
+fn applies(route: Option<&str>, host: &str) -> bool {
+    match route {
+        None => true,
+        Some(exact) if exact.eq_ignore_ascii_case(host) => true,
+        Some(wildcard) => wildcard.strip_prefix("*.").is_some_and(|suffix| {
+            host.split_once('.').is_some_and(|(_, rest)| rest.eq_ignore_ascii_case(suffix))
+        }),
+    }
+}
+
+fn ingress_table(routes: &[HttpRoute], output: Output) {
+    let rows: Vec<Vec<String>> = routes
+        .iter()
+        .map(|r| {
+            let (kind, path) = match &r.path {
+                PathMatch::Exact(path) => ("exact", path),
+                PathMatch::Prefix(path) => ("prefix", path),
+            };
+            vec![
+                r.host.clone().unwrap_or_else(|| "*".to_owned()),
+                format!("{path} ({kind})"),
+                format!("{}:{}", r.service, r.port),
+                list(r.backends.iter().map(ToString::to_string), output),
+                r.ingress.to_string(),
+            ]
+        })
+        .collect();
+    output::table(&["HOST", "PATH", "SERVICE", "BACKENDS", "INGRESS"], &rows);
+}
+
+fn service_table(frontends: &[Frontend], output: Output) {
+    let rows: Vec<Vec<String>> = frontends
+        .iter()
+        .map(|f| {
+            let backends = f.backends.iter().map(|b| std::net::SocketAddr::new(b.address, b.port));
+            vec![
+                std::net::SocketAddr::new(f.vip, f.port).to_string(),
+                f.protocol.to_string(),
+                format!("{:?}", f.kind),
+                f.service.to_string(),
+                list(backends.map(|b| b.to_string()), output),
+            ]
+        })
+        .collect();
+    output::table(&["ADDRESS", "PROTOCOL", "KIND", "SERVICE", "BACKENDS"], &rows);
+}
+
+fn overlay_table(peers: &[PeerReport]) {
+    let rows: Vec<Vec<String>> = peers
+        .iter()
+        .flat_map(|peer| {
+            peer.allowed_ips.iter().map(|block| {
+                let node = peer.node.as_ref().map_or("<unknown>".to_owned(), ToString::to_string);
+                vec![block.to_string(), node, endpoint(peer), "direct".to_owned()]
+            })
+        })
+        .collect();
+    output::table(&["DESTINATION", "NODE", "ENDPOINT", "PATH"], &rows);
+}
+
+/// Three entries are enough to recognise a list; `-o wide` shows all.
+fn list(items: impl Iterator<Item = String>, output: Output) -> String {
+    let all: Vec<String> = items.collect();
+    match all.len() {
+        0 => "<none>".to_owned(),
+        n if n > 3 && output != Output::Wide => format!("{} + {} more", all[..3].join(","), n - 3),
+        _ => all.join(","),
+    }
+}
+
+fn endpoint(peer: &PeerReport) -> String {
+    peer.endpoint.map_or("<none>".to_owned(), |e| e.to_string())
+}
+
+/// `meshctl services`.
+pub(crate) async fn services(global: &Global, args: NodeFilter) -> anyhow::Result<()> {
+    let source = Source::open(global).await?;
+    let node = source.one_node(args.node.as_deref()).await?;
+    let mut services: Vec<Frontend> = source.ask(&node, Method::GET, "/mesh/v1/services").await?;
+    if let Some(namespace) = &args.namespace {
+        services.retain(|f| f.service.namespace == *namespace);
+    }
+    output::report(global.output, &services, || service_table(&services, global.output))
+}
+
+/// The tunnels of one node.
+#[derive(Serialize)]
+struct NodePeers {
+    node: String,
+    peers: Vec<PeerReport>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+/// `meshctl peers`. A node that does not answer is a row, not the end of the command.
+pub(crate) async fn peers(global: &Global, args: PeersArgs) -> anyhow::Result<()> {
+    let source = Source::open(global).await?;
+    let mut all = Vec::new();
+    for node in source.nodes(args.node.as_deref()).await? {
+        let (peers, error) = match source.ask(&node, Method::GET, "/mesh/v1/peers").await {
+            Ok(peers) => (peers, None),
+            Err(error) => (vec![], Some(format!("{error:#}"))),
+        };
+        all.push(NodePeers { node: node.name, peers, error });
+    }
+    output::report(global.output, &all, || {
+        let rows: Vec<Vec<String>> = all.iter().flat_map(peer_rows).collect();
+        let headings = ["NODE", "PEER", "ENDPOINT", "HANDSHAKE", "RECEIVED", "SENT", "KEY"];
+        output::table(&headings, &rows);
+    })
+}
+
+fn peer_rows(node: &NodePeers) -> Vec<Vec<String>> {
+    if let Some(error) = &node.error {
+        return vec![vec![node.node.clone(), format!("<no answer: {error}>")]];
+    }
+    let row = |peer: &PeerReport| {
+        vec![
+            node.node.clone(),
+            peer.node.as_ref().map_or("<unknown>".to_owned(), ToString::to_string),
+            endpoint(peer),
+            peer.handshake_age_secs.map_or("never".to_owned(), |s| format!("{} ago", age(s))),
+            bytes(peer.received_bytes),
+            bytes(peer.sent_bytes),
+            peer.public_key.to_string(),
+        ]
+    };
+    node.peers.iter().map(row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wildcard_covers_one_label() {
+        assert!(applies(None, "a.test"));
+        assert!(applies(Some("A.test"), "a.test"));
+        assert!(applies(Some("*.test"), "a.test"));
+        assert!(!applies(Some("*.test"), "b.a.test"));
+        assert!(!applies(Some("*.test"), "test"));
+    }
+}
