@@ -9,6 +9,7 @@
 pub mod client;
 pub mod privileges;
 pub mod server;
+pub mod supervise;
 mod wire;
 
 pub use client::Client;
