@@ -1,0 +1,163 @@
+//! A node: a namespace that stands for a machine, its containerd and its agent.
+
+use std::fs;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use crate::artifacts::Artifacts;
+use crate::cluster::{Cluster, backtrace};
+use crate::containerd;
+use crate::image::Named;
+use crate::layout::{Layout, NodeLayout, Subnet};
+use crate::process::{Daemon, Launch};
+use crate::{cgroups, underlay};
+
+/// One node of a cluster.
+#[derive(Debug, Clone)]
+pub struct Node {
+    layout: NodeLayout,
+    logs: PathBuf,
+    subnet: Subnet,
+}
+
+impl Node {
+    pub(crate) fn new(cluster: &Layout, subnet: Subnet, number: u8) -> Self {
+        Self { layout: cluster.node(number), logs: cluster.logs(), subnet }
+    }
+
+    /// Name of its Node object.
+    pub fn name(&self) -> &str {
+        &self.layout.name
+    }
+
+    /// Its names and paths.
+    pub fn layout(&self) -> &NodeLayout {
+        &self.layout
+    }
+
+    /// Its addresses on the underlay.
+    pub fn addresses(&self) -> (Ipv4Addr, Ipv6Addr) {
+        self.subnet.node(self.layout.number)
+    }
+
+    /// Its containerd.
+    pub fn containerd(&self) -> Daemon {
+        self.daemon("containerd")
+    }
+
+    /// Its agent.
+    pub fn agent(&self) -> Daemon {
+        self.daemon("agent")
+    }
+
+    fn daemon(&self, name: &str) -> Daemon {
+        let log = self.logs.join(format!("{}-{name}.log", self.layout.name));
+        Daemon::new(name, &self.layout.run, log)
+    }
+
+    /// The control group of the node's own programs. A leaf beside the pods: where all controllers are in the
+    /// v2 hierarchy, a group with groups below it may hold no processes.
+    fn daemons_cgroup(&self) -> String {
+        format!("{}/system", self.layout.cgroup)
+    }
+
+    /// Namespace, cable, folders, control groups.
+    pub(crate) fn make_machine(&self, cluster: &Layout) -> Result<()> {
+        underlay::make_node(cluster, &self.layout, self.subnet)?;
+        cgroups::make(&self.daemons_cgroup())?;
+        let layout = &self.layout;
+        for folder in [&layout.run, &layout.state, &layout.bpf] {
+            fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+        }
+        Ok(())
+    }
+
+    /// What runs with this is on the node: its network, its services.
+    pub fn launch<S: Into<String>>(&self, words: impl IntoIterator<Item = S>) -> Launch {
+        let group = cgroups::unified_root().map(|root| root.join(self.daemons_cgroup()));
+        Launch {
+            words: words.into_iter().map(Into::into).collect(),
+            env: backtrace(),
+            netns: Some(self.layout.netns_path()),
+            cgroup: group.ok(),
+        }
+    }
+
+    /// A command that runs on the node in the foreground.
+    pub fn command<S: Into<String>>(&self, words: impl IntoIterator<Item = S>) -> Command {
+        self.launch(words).command()
+    }
+
+    /// Runs a command on the node and returns what it prints.
+    pub fn exec(&self, words: &[&str]) -> Result<String> {
+        crate::command::output(&mut self.command(words.iter().copied()))
+    }
+
+    /// Starts containerd, unless it runs.
+    pub fn start_containerd(&self) -> Result<()> {
+        let launch = self.launch(Vec::<String>::new());
+        containerd::start(&self.layout, &self.containerd(), launch)
+    }
+
+    pub(crate) fn import(&self, archive: &Path, images: &[Named]) -> Result<()> {
+        containerd::import(&self.layout, archive, images)
+    }
+
+    /// Starts the agent, or restarts it when its program or the plugin changed.
+    pub fn start_agent(&self, cluster: &Cluster, artifacts: &Artifacts) -> Result<()> {
+        self.install_plugin(artifacts)?;
+        let daemon = self.agent();
+        if daemon.runs(&artifacts.agent) {
+            return Ok(());
+        }
+        daemon.stop(Duration::from_secs(15))?;
+        let program = cluster.install(&artifacts.agent)?;
+        daemon.start(&self.launch(self.agent_words(cluster, &program)))
+    }
+
+    /// The agent's command line.
+    fn agent_words(&self, cluster: &Cluster, program: &Path) -> Vec<String> {
+        let layout = &self.layout;
+        let (v4, v6) = self.addresses();
+        let token = cluster.layout().control_state().join("join-token");
+        let hooks = cgroups::unified_root().unwrap_or_default().join(&layout.cgroup);
+        let path = |p: PathBuf| p.display().to_string();
+        let settings = [
+            ("--node-name", layout.name.clone()),
+            ("--node-ip", format!("{v4},{v6}")),
+            ("--server", cluster.server()),
+            ("--token-file", path(token)),
+            ("--run-dir", path(layout.agent_run())),
+            ("--state-dir", path(layout.agent_state())),
+            ("--bpf-dir", path(layout.bpf.clone())),
+            ("--cgroup", path(hooks)),
+            ("--cgroup-parent", format!("/{}/pods", layout.cgroup)),
+            ("--containerd", path(layout.containerd_socket())),
+        ];
+        let pairs = settings.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
+        [path(program.to_owned())].into_iter().chain(pairs).collect()
+    }
+
+    /// The plugin and the configuration by which containerd calls it.
+    fn install_plugin(&self, artifacts: &Artifacts) -> Result<()> {
+        let (bin, conf) = (containerd::cni_bin(&self.layout), containerd::cni_conf(&self.layout));
+        for folder in [&bin, &conf] {
+            fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+        }
+        let new = bin.join(".mesh-cni.new");
+        fs::copy(&artifacts.cni, &new).context("copy mesh-cni")?;
+        fs::rename(&new, bin.join("mesh-cni")).context("replace mesh-cni")?;
+        let socket = self.layout.agent_run().join("cni.sock");
+        let list = serde_json::json!({
+            "cniVersion": "1.0.0",
+            "name": "mesh",
+            "plugins": [{"type": "mesh-cni", "socket": socket}],
+        });
+        fs::write(conf.join("10-mesh.conflist"), format!("{list:#}\n"))
+            .context("write the CNI configuration")
+    }
+}

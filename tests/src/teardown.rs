@@ -1,0 +1,139 @@
+//! Removing a cluster: the inverse of everything that made it, found by names, not by memory.
+//!
+//! Works after a crash of anything, and twice in a row. Does not stop at the first failure: what can go, goes.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use nix::mount::{MntFlags, umount2};
+
+use crate::layout::{Layout, MAX_NODES};
+use crate::{cgroups, underlay};
+
+/// Removes all traces of the cluster.
+pub fn remove(layout: &Layout) -> Result<()> {
+    let shared = runtime_files(layout);
+    let steps: [(&str, Step); 6] = [
+        ("end its processes", |l, _| cgroups::kill_all(&l.cgroup())),
+        ("unmount its folders", |l, _| unmount_below(&[l.run(), l.state()])),
+        ("remove its network", |l, _| underlay::remove(l)),
+        ("remove its control groups", |l, _| cgroups::remove(&l.cgroup())),
+        ("remove what the runtime left", |_, shared| remove_shared(shared)),
+        ("remove its folders", |l, _| {
+            remove_folder(&l.run())?;
+            remove_folder(&l.state())
+        }),
+    ];
+    let mut failures = Vec::new();
+    for (what, step) in steps {
+        if let Err(e) = step(layout, &shared) {
+            failures.push(format!("{what}: {e:#}"));
+        }
+    }
+    if failures.is_empty() {
+        return Ok(());
+    }
+    bail!("cluster {} is not gone:\n  {}", layout.id(), failures.join("\n  "))
+}
+
+type Step = fn(&Layout, &[PathBuf]) -> Result<()>;
+
+/// Whether anything of the cluster is there.
+pub fn traces(layout: &Layout) -> bool {
+    layout.run().exists()
+        || layout.state().exists()
+        || !underlay::namespaces(layout).is_empty()
+        || Path::new("/sys/class/net").join(layout.bridge()).exists()
+}
+
+/// What containerd's shims and runc keep in folders that all containerds of a machine share:
+/// the sockets that bundles name, and the state folders of their containers.
+fn runtime_files(layout: &Layout) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for number in 1..=MAX_NODES {
+        let bundles =
+            layout.node(number).containerd_run().join("io.containerd.runtime.v2.task/k8s.io");
+        for bundle in fs::read_dir(bundles).into_iter().flatten().flatten() {
+            found.push(Path::new("/run/containerd/runc/k8s.io").join(bundle.file_name()));
+            let address = fs::read_to_string(bundle.path().join("address")).unwrap_or_default();
+            let socket = address.trim().strip_prefix("unix://").map(PathBuf::from);
+            found.extend(socket.filter(|s| s.starts_with("/run/containerd/s")));
+        }
+    }
+    found
+}
+
+fn remove_shared(paths: &[PathBuf]) -> Result<()> {
+    for path in paths {
+        let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+        absent_is_fine(removed).with_context(|| format!("remove {}", path.display()))?;
+    }
+    // Only when empty: another containerd may use them.
+    for folder in ["runc/k8s.io", "runc", "s", "."] {
+        let _ = fs::remove_dir(Path::new("/run/containerd").join(folder));
+    }
+    Ok(())
+}
+
+fn unmount_below(folders: &[PathBuf]) -> Result<()> {
+    let table = fs::read_to_string("/proc/self/mountinfo").context("read the mount table")?;
+    let mut points = mounts_below(&table, folders);
+    // What was mounted last is on top.
+    points.reverse();
+    let mut failed = None;
+    for point in points {
+        if let Err(e) = umount2(&point, MntFlags::MNT_DETACH) {
+            failed = Some(anyhow::Error::from(e).context(format!("unmount {}", point.display())));
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+fn mounts_below(table: &str, folders: &[PathBuf]) -> Vec<PathBuf> {
+    table
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(|point| PathBuf::from(unescape(point)))
+        .filter(|point| folders.iter().any(|f| point.starts_with(f)))
+        .collect()
+}
+
+/// The mount table writes blanks as `\040` and so on.
+fn unescape(text: &str) -> String {
+    text.replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\")
+}
+
+fn remove_folder(folder: &Path) -> Result<()> {
+    absent_is_fine(fs::remove_dir_all(folder))
+        .with_context(|| format!("remove {}", folder.display()))?;
+    // The folder of all clusters goes with the last one.
+    if let Some(parent) = folder.parent() {
+        let _ = fs::remove_dir(parent);
+    }
+    Ok(())
+}
+
+fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_mounts_of_the_cluster_are_taken() {
+        let table = "1 0 0:1 / / rw - ext4 x rw\n\
+                     2 1 0:2 / /run/mesh-dev/t1/bpf rw - bpf bpf rw\n\
+                     3 1 0:3 / /run/mesh-dev/t12/bpf rw - bpf bpf rw\n\
+                     4 1 0:4 / /var/lib/mesh-dev/t1/a\\040b rw - tmpfs x rw\n";
+        let folders = ["/run/mesh-dev/t1", "/var/lib/mesh-dev/t1"].map(PathBuf::from);
+        let found = mounts_below(table, &folders);
+        assert_eq!(found, ["/run/mesh-dev/t1/bpf", "/var/lib/mesh-dev/t1/a b"].map(PathBuf::from));
+    }
+}
