@@ -1,0 +1,211 @@
+//! The network configuration on standard input.
+
+use std::io::Read;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use crate::version::Version;
+use crate::wire::{Code, Failure, Owner, is_identifier};
+
+/// Where the agent listens unless the configuration says otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/mesh/cni.sock";
+/// Where the agent keeps its state unless the configuration says otherwise.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/mesh";
+
+/// A configuration is some hundred bytes; a garbage collection lists some hundred bytes for each attachment.
+const MAX_INPUT_BYTES: u64 = 8 << 20;
+const INPUT_LIMIT: Duration = Duration::from_secs(3);
+
+/// Keys that this plugin or the runtime gives a meaning to.
+const KNOWN_KEYS: [&str; 9] = [
+    "cniVersion",
+    "name",
+    "type",
+    "socket",
+    "stateDir",
+    "prevResult",
+    "args",
+    "runtimeConfig",
+    "capabilities",
+];
+/// The specification reserves such keys for runtimes: whoever does not know one ignores it.
+const RESERVED_PREFIX: &str = "cni.dev/";
+const VALID_ATTACHMENTS: &str = "cni.dev/valid-attachments";
+
+/// A network configuration.
+#[derive(Debug, Clone)]
+pub struct NetworkConfig {
+    /// The version that it asks for.
+    pub version: Version,
+    /// The agent's socket.
+    pub socket: PathBuf,
+    /// The agent's state directory.
+    pub state_dir: PathBuf,
+    keys: Map<String, Value>,
+}
+
+/// Reads all of the input, within bounds of size and time.
+pub fn read(input: impl Read + Send + 'static) -> Result<Vec<u8>, Failure> {
+    let failed = |why: String| Failure::new(Code::Decode, "read the network configuration", why);
+    let (done, read) = mpsc::channel();
+    std::thread::Builder::new()
+        .spawn(move || {
+            let mut bytes = vec![];
+            let result = input.take(MAX_INPUT_BYTES + 1).read_to_end(&mut bytes);
+            let _ = done.send(result.map(|_| bytes));
+        })
+        .map_err(|e| failed(e.to_string()))?;
+    match read.recv_timeout(INPUT_LIMIT) {
+        Ok(Ok(bytes)) if bytes.len() as u64 > MAX_INPUT_BYTES => {
+            Err(failed(format!("larger than {MAX_INPUT_BYTES} bytes")))
+        }
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(error)) => Err(Failure::new(Code::Io, "read standard input", error.to_string())),
+        Err(_) => Err(failed(format!("standard input is still open after {INPUT_LIMIT:?}"))),
+    }
+}
+
+/// Parses an object, whatever its keys; its version, where it has one, as text for error messages.
+pub fn parse(bytes: &[u8]) -> Result<Map<String, Value>, Failure> {
+    match serde_json::from_slice(bytes) {
+        Ok(Value::Object(keys)) => Ok(keys),
+        Ok(_) => Err(decode("not a JSON object")),
+        Err(error) => Err(decode(&error.to_string())),
+    }
+}
+
+fn decode(why: &str) -> Failure {
+    Failure::new(Code::Decode, "decode the network configuration", why)
+}
+
+impl NetworkConfig {
+    /// Checks what all commands need.
+    pub fn new(keys: Map<String, Value>) -> Result<Self, Failure> {
+        let version = Version::parse(text(&keys, "cniVersion")?)?;
+        match text(&keys, "name")? {
+            Some(name) if is_identifier(name) => {}
+            Some(name) => return Err(invalid(format!("name {name:?} is invalid"))),
+            None => return Err(invalid("name is missing".to_owned())),
+        }
+        let path = |key, default: &str| -> Result<PathBuf, Failure> {
+            let path = PathBuf::from(text(&keys, key)?.unwrap_or(default));
+            if path.is_absolute() {
+                Ok(path)
+            } else {
+                Err(invalid(format!("{key} {path:?} is not an absolute path")))
+            }
+        };
+        let (socket, state_dir) =
+            (path("socket", DEFAULT_SOCKET)?, path("stateDir", DEFAULT_STATE_DIR)?);
+        Ok(Self { version, socket, state_dir, keys })
+    }
+
+    /// Refuses keys that would have no effect. Not asked of DEL: a release must not depend on them.
+    pub fn refuse_unknown_keys(&self) -> Result<(), Failure> {
+        let unknown = |key: &str| !KNOWN_KEYS.contains(&key) && !key.starts_with(RESERVED_PREFIX);
+        match self.keys.iter().find(|(key, _)| unknown(key)) {
+            Some((key, value)) => Err(Failure::new(
+                Code::UnsupportedField,
+                format!("key {key:?} with value {value} is not supported"),
+                format!("known keys: {}", KNOWN_KEYS.join(", ")),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// The addresses in `prevResult`, which CHECK cannot do without.
+    pub fn previous_addresses(&self) -> Result<Vec<IpAddr>, Failure> {
+        let previous = match self.keys.get("prevResult") {
+            Some(Value::Object(previous)) => previous,
+            Some(_) => return Err(invalid("prevResult is not an object".to_owned())),
+            None => return Err(invalid("prevResult is missing".to_owned())),
+        };
+        let ips = previous.get("ips").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        ips.iter()
+            .map(|ip| {
+                let address = ip.get("address").and_then(Value::as_str).unwrap_or_default();
+                let address = address.split('/').next().unwrap_or_default();
+                address.parse().map_err(|_| invalid(format!("prevResult has a bad address in {ip}")))
+            })
+            .collect()
+    }
+
+    /// The attachments that a garbage collection shall keep, and what is wrong with the entries that make no sense.
+    pub fn valid_attachments(&self) -> Result<(Vec<Owner>, Vec<String>), Failure> {
+        let entries = match self.keys.get(VALID_ATTACHMENTS) {
+            Some(Value::Array(entries)) => entries,
+            Some(_) => return Err(invalid(format!("{VALID_ATTACHMENTS} is not a list"))),
+            None => return Err(invalid(format!("{VALID_ATTACHMENTS} is missing"))),
+        };
+        let (mut keep, mut wrong) = (vec![], vec![]);
+        for entry in entries {
+            let part = |key| entry.get(key).and_then(Value::as_str).unwrap_or_default();
+            match Owner::new(part("containerID"), part("ifname")) {
+                Ok(owner) => keep.push(owner),
+                Err(why) => wrong.push(format!("{entry}: {why}")),
+            }
+        }
+        Ok((keep, wrong))
+    }
+}
+
+fn text<'a>(keys: &'a Map<String, Value>, key: &str) -> Result<Option<&'a str>, Failure> {
+    match keys.get(key) {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(other) => Err(invalid(format!("{key} is not a string: {other}"))),
+    }
+}
+
+fn invalid(why: String) -> Failure {
+    Failure::new(Code::Config, "invalid network configuration", why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> Result<NetworkConfig, Failure> {
+        parse(text.as_bytes()).and_then(NetworkConfig::new)
+    }
+
+    #[test]
+    fn malformed_input_is_told_apart_from_a_wrong_configuration() {
+        let deep = "[".repeat(10 << 20);
+        for bad in ["", "{", "[]", "null", "\"\u{1}\"", deep.as_str()] {
+            assert_eq!(config(bad).unwrap_err().code, 6);
+        }
+        assert_eq!(parse(b"{\"name\":\"\xff\"}").unwrap_err().code, 6);
+        for bad in [
+            r#"{"cniVersion":"1.1.0"}"#,
+            r#"{"cniVersion":"1.1.0","name":"a b"}"#,
+            r#"{"cniVersion":"1.1.0","name":7}"#,
+            r#"{"cniVersion":"1.1.0","name":"m","socket":"x.sock"}"#,
+        ] {
+            assert_eq!(config(bad).unwrap_err().code, 7, "{bad}");
+        }
+        assert_eq!(config(r#"{"name":"m"}"#).unwrap_err().code, 1);
+        let strange = config(r#"{"cniVersion":"1.1.0","name":"m","cni.dev/x":1,"mtu":9000}"#);
+        let refused = strange.unwrap().refuse_unknown_keys().unwrap_err();
+        assert_eq!(refused.code, 2);
+        assert!(refused.msg.contains("mtu") && refused.msg.contains("9000"));
+    }
+
+    #[test]
+    fn a_garbage_collection_keeps_what_is_well_formed_and_reports_the_rest() {
+        let text = r#"{"cniVersion":"1.1.0","name":"m","cni.dev/valid-attachments":[
+            {"containerID":"a","ifname":"eth0"}, {"containerID":"../b","ifname":"eth0"}, 7]}"#;
+        let (keep, wrong) = config(text).unwrap().valid_attachments().unwrap();
+        assert_eq!(keep.len(), 1);
+        assert_eq!(wrong.len(), 2);
+    }
+
+    #[test]
+    fn input_that_is_too_large_is_not_read_to_its_end() {
+        assert_eq!(read(std::io::repeat(b'[')).unwrap_err().code, 6);
+    }
+}
