@@ -17,12 +17,19 @@
 //! counter for it), the cookie is bound to the address and not to the port (WG section 5.3).
 
 pub mod config;
+pub mod counters;
+mod engine;
 pub mod facade;
 pub mod keys;
 pub mod mtu;
+pub mod offload;
+mod os;
+pub mod protocol;
 pub mod status;
+pub mod worker;
 
 pub use config::{OverlayConfig, PeerConfig, PresharedKey};
 pub use facade::{Kind, Overlay};
 pub use keys::NodeKey;
 pub use status::{DropReason, PeerStatus, Status};
+pub use worker::{RunError, WorkerOptions, run};

@@ -1,0 +1,215 @@
+//! The threads that carry packets: one per device queue, one per socket, and a slow clock beside them.
+//!
+//! A thread owns its buffers and never waits for another, but for the lock of a peer, which is held for one batch.
+
+mod inward;
+mod outward;
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Instant;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use mesh_model::snapshot::WgKey;
+
+use crate::config::{InvalidConfig, OverlayConfig};
+use crate::counters::Counters;
+use crate::facade::Kind;
+use crate::keys::NodeKey;
+use crate::os::poll::Stop;
+use crate::os::tun::{self, Queue, TunError};
+use crate::os::udp::Sockets;
+use crate::protocol::{Core, Outbox};
+use crate::status::Status;
+
+/// Most threads per direction: more would only wait for the same peers and the same bus.
+const MAX_THREADS: usize = 4;
+
+/// A running engine. Dropping it stops the threads; the device stays.
+pub(crate) struct Engine {
+    shared: Arc<Shared>,
+    /// One configuration at a time, and what receives for the present one.
+    applied: Mutex<Applied>,
+    stop: Stop,
+}
+
+/// What all threads see.
+struct Shared {
+    core: Core,
+    counters: Arc<Counters>,
+    queues: Vec<Queue>,
+    sockets: ArcSwapOption<Sockets>,
+    mtu: ArcSwap<u16>,
+    device: String,
+}
+
+#[derive(Default)]
+struct Applied {
+    listen_port: u16,
+    mtu: u16,
+    receivers: Option<Stop>,
+}
+
+/// The engine could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The device could not be opened.
+    #[error("open the overlay device")]
+    Device(#[from] TunError),
+    /// A thread could not be started.
+    #[error("start a thread of the engine")]
+    Thread(#[source] io::Error),
+}
+
+/// A configuration could not be put in force.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ApplyError {
+    /// It contradicts itself.
+    #[error(transparent)]
+    Invalid(#[from] InvalidConfig),
+    /// The port could not be opened.
+    #[error("listen on UDP port {port}")]
+    Listen {
+        /// The port.
+        port: u16,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The device refused its MTU.
+    #[error("configure the overlay device")]
+    Device(#[from] TunError),
+    /// A thread could not be started.
+    #[error("start a thread of the engine")]
+    Thread(#[source] io::Error),
+}
+
+impl Engine {
+    /// Opens the device and starts to read from it; without a configuration all packets are dropped.
+    pub(crate) fn start(device: &str, key: &NodeKey) -> Result<Self, StartError> {
+        let queues = tun::open(device, threads())?;
+        let counters = Arc::new(Counters::default());
+        let shared = Arc::new(Shared {
+            core: Core::new(key, Arc::clone(&counters)),
+            counters,
+            queues,
+            sockets: ArcSwapOption::empty(),
+            mtu: ArcSwap::from_pointee(crate::mtu::FLOOR),
+            device: device.to_owned(),
+        });
+        let stop = Stop::new().map_err(StartError::Thread)?;
+        for queue in 0..shared.queues.len() {
+            let (shared, stop) = (Arc::clone(&shared), stop.clone());
+            spawn(format!("overlay-out{queue}"), move || outward::run(&shared, queue, &stop))
+                .map_err(StartError::Thread)?;
+        }
+        Ok(Self { shared, applied: Mutex::default(), stop })
+    }
+
+    /// Puts a configuration in force. On failure the one before stays.
+    pub(crate) fn configure(&self, config: &OverlayConfig) -> Result<(), ApplyError> {
+        config.validate(self.public_key())?;
+        let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+        if applied.listen_port != config.listen_port {
+            self.listen(config.listen_port, &mut applied)?;
+        }
+        if applied.mtu != config.mtu {
+            tun::bring_up(&self.shared.device, config.mtu)?;
+            self.shared.mtu.store(Arc::new(config.mtu));
+            applied.mtu = config.mtu;
+        }
+        let mut outbox = Outbox::default();
+        let mut fresh = rand::random::<u32>;
+        self.shared.core.configure(Instant::now(), config, &mut fresh, &mut outbox)?;
+        self.shared.send_now(&mut outbox);
+        Ok(())
+    }
+
+    /// Lets time pass; to be called every 100 ms or so.
+    pub(crate) fn tick(&self, outbox: &mut Outbox) {
+        self.shared.core.tick(Instant::now(), outbox);
+        self.shared.send_now(outbox);
+    }
+
+    /// To be called every second.
+    pub(crate) fn second_passed(&self) {
+        self.shared.core.second_passed();
+    }
+
+    /// The engine as it is now.
+    pub(crate) fn status(&self) -> Status {
+        let applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+        Status {
+            kind: Kind::User,
+            device: self.shared.device.clone(),
+            public_key: self.public_key(),
+            listen_port: applied.listen_port,
+            mtu: applied.mtu,
+            peers: self.shared.core.peers(),
+            traffic: self.shared.counters.traffic(),
+            drops: self.shared.counters.drops(),
+        }
+    }
+
+    fn public_key(&self) -> WgKey {
+        self.shared.core.public_key()
+    }
+
+    /// Opens the new port before it closes the old one.
+    fn listen(&self, port: u16, applied: &mut Applied) -> Result<(), ApplyError> {
+        let counters = Arc::clone(&self.shared.counters);
+        let sockets = Sockets::bind(port, threads(), counters)
+            .map_err(|source| ApplyError::Listen { port, source })?;
+        let sockets = Arc::new(sockets);
+        let stop = Stop::new().map_err(ApplyError::Thread)?;
+        for place in 0..sockets.len() {
+            let queue = place % self.shared.queues.len();
+            let (shared, sockets) = (Arc::clone(&self.shared), Arc::clone(&sockets));
+            let stop = stop.clone();
+            spawn(format!("overlay-in{place}"), move || {
+                inward::run(&shared, &sockets, place, queue, &stop);
+            })
+            .map_err(ApplyError::Thread)?;
+        }
+        self.shared.sockets.store(Some(sockets));
+        if let Some(old) = applied.receivers.replace(stop) {
+            old.give();
+        }
+        applied.listen_port = port;
+        Ok(())
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.stop.give();
+        let applied = self.applied.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(receivers) = &applied.receivers {
+            receivers.give();
+        }
+    }
+}
+
+impl Shared {
+    /// Sends without waiting: what does not fit is dropped, and counted.
+    fn send_now(&self, outbox: &mut Outbox) {
+        match &*self.sockets.load() {
+            Some(sockets) => {
+                while let Some(train) = outbox.take() {
+                    sockets.send(&train, None);
+                }
+            }
+            None => outbox.clear(),
+        }
+    }
+}
+
+fn threads() -> usize {
+    thread::available_parallelism().map_or(1, |n| n.get().min(MAX_THREADS))
+}
+
+fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    // The stacks hold no buffers; the default of 2 MiB would only be address space.
+    thread::Builder::new().name(name).stack_size(256 << 10).spawn(body).map(drop)
+}

@@ -1,0 +1,206 @@
+//! UDP sockets with segmentation offload, receive offload and batched receiving (quinn-udp).
+
+use std::io::{self, IoSliceMut};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::{AsFd as _, AsRawFd as _};
+
+use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::poll::{self, Stop};
+use crate::counters::Counters;
+use crate::protocol::outbox::Train;
+use crate::status::DropReason;
+
+/// Socket buffers, in bytes: some milliseconds at the rates that a core can seal.
+const SOCKET_BUFFER: usize = 4 << 20;
+
+/// Messages per receive call; each may be many datagrams that the kernel joined.
+const RECEIVE_MESSAGES: usize = 16;
+
+/// Room for one message.
+const MESSAGE_BYTES: usize = 64 << 10;
+
+/// A socket of one family, bound to all addresses.
+#[derive(Debug)]
+pub(crate) struct Udp {
+    socket: UdpSocket,
+    state: UdpSocketState,
+}
+
+/// Sockets of both families on one port. A machine without IPv6 has only the one.
+#[derive(Debug)]
+pub(crate) struct Sockets {
+    v4: Vec<Udp>,
+    v6: Option<Udp>,
+    counters: std::sync::Arc<Counters>,
+}
+
+impl Sockets {
+    /// Binds. With `receivers` above one, the kernel spreads peers over that many sockets.
+    pub(crate) fn bind(
+        port: u16,
+        receivers: usize,
+        counters: std::sync::Arc<Counters>,
+    ) -> io::Result<Self> {
+        let v4 = (0..receivers.max(1))
+            .map(|_| Udp::bind((Ipv4Addr::UNSPECIFIED, port).into()))
+            .collect::<io::Result<_>>()?;
+        let v6 = match Udp::bind((Ipv6Addr::UNSPECIFIED, port).into()) {
+            Ok(socket) => Some(socket),
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)
+                ) =>
+            {
+                tracing::info!("this machine has no IPv6; the overlay uses IPv4 only");
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(Self { v4, v6, counters })
+    }
+
+    /// All of them, for those that receive.
+    pub(crate) fn len(&self) -> usize {
+        self.v4.len() + usize::from(self.v6.is_some())
+    }
+
+    /// One of them.
+    pub(crate) fn socket(&self, place: usize) -> Option<&Udp> {
+        self.v4.get(place).or(self.v6.as_ref().filter(|_| place == self.v4.len()))
+    }
+
+    /// Sends a train. With `stop`, waits while the socket is full; without, drops then.
+    pub(crate) fn send(&self, train: &Train<'_>, stop: Option<&Stop>) {
+        let socket = match (train.to, &self.v6) {
+            (SocketAddr::V4(_), _) => Some(&self.v4[0]),
+            (SocketAddr::V6(_), v6) => v6.as_ref(),
+        };
+        let Some(socket) = socket else {
+            return self.counters.dropped(DropReason::SendFailed, train.datagrams());
+        };
+        let most = socket.state.max_gso_segments().max(1);
+        for part in train.bytes.chunks(train.segment * most) {
+            let datagrams = part.len().div_ceil(train.segment);
+            match socket.send(train.to, part, train.segment, stop) {
+                Ok(()) => self.counters.sent(datagrams),
+                Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
+                    self.counters.dropped(DropReason::TooBig, datagrams);
+                }
+                Err(error) => {
+                    tracing::debug!(to = %train.to, %error, "sending failed");
+                    self.counters.dropped(DropReason::SendFailed, datagrams);
+                }
+            }
+        }
+    }
+}
+
+impl Udp {
+    fn bind(address: SocketAddr) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.set_reuse_port(true)?;
+        for option in [libc::SO_RCVBUFFORCE, libc::SO_SNDBUFFORCE] {
+            force_buffer(&socket, option);
+        }
+        socket.bind(&address.into())?;
+        let socket = UdpSocket::from(socket);
+        let state = UdpSocketState::new((&socket).into())?;
+        Ok(Self { socket, state })
+    }
+
+    /// Waits for datagrams; returns false when it is time to stop.
+    pub(crate) fn wait(&self, stop: &Stop) -> io::Result<bool> {
+        poll::readable(&self.socket.as_fd(), stop)
+    }
+
+    fn send(
+        &self,
+        to: SocketAddr,
+        bytes: &[u8],
+        segment: usize,
+        stop: Option<&Stop>,
+    ) -> io::Result<()> {
+        let transmit = Transmit {
+            destination: to,
+            ecn: None,
+            contents: bytes,
+            segment_size: (bytes.len() > segment).then_some(segment),
+            src_ip: None,
+        };
+        loop {
+            match (self.state.try_send((&self.socket).into(), &transmit), stop) {
+                (Err(error), Some(stop)) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if !poll::writable(&self.socket.as_fd(), stop)? {
+                        return Err(error);
+                    }
+                }
+                (result, _) => return result,
+            }
+        }
+    }
+}
+
+/// Beyond the system's limit when privileged, as far as it goes otherwise.
+fn force_buffer(socket: &Socket, option: libc::c_int) {
+    let bytes = SOCKET_BUFFER as libc::c_int;
+    // SAFETY: the option reads an int that lives here.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            option,
+            (&raw const bytes).cast(),
+            size_of_val(&bytes) as libc::socklen_t,
+        )
+    };
+    if result != 0 {
+        let _ = if option == libc::SO_RCVBUFFORCE {
+            socket.set_recv_buffer_size(SOCKET_BUFFER)
+        } else {
+            socket.set_send_buffer_size(SOCKET_BUFFER)
+        };
+    }
+}
+
+/// Buffers of one receiving thread. Pages that no datagram has touched take no memory.
+pub(crate) struct Inbox {
+    bytes: Vec<u8>,
+    metas: [RecvMeta; RECEIVE_MESSAGES],
+    messages: usize,
+}
+
+impl Inbox {
+    pub(crate) fn new() -> Self {
+        Self {
+            bytes: vec![0; RECEIVE_MESSAGES * MESSAGE_BYTES],
+            metas: [RecvMeta::default(); RECEIVE_MESSAGES],
+            messages: 0,
+        }
+    }
+
+    /// Receives what is there, without waiting. Returns the number of datagrams.
+    pub(crate) fn receive(&mut self, from: &Udp) -> io::Result<usize> {
+        self.messages = 0;
+        let mut chunks = self.bytes.chunks_exact_mut(MESSAGE_BYTES);
+        let mut slices: [IoSliceMut<'_>; RECEIVE_MESSAGES] =
+            std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
+        self.messages = from.state.recv((&from.socket).into(), &mut slices, &mut self.metas)?;
+        let metas = &self.metas[..self.messages];
+        Ok(metas.iter().map(|meta| meta.len.div_ceil(meta.stride.max(1))).sum())
+    }
+
+    /// The datagrams received last, with their sources.
+    pub(crate) fn datagrams(&self) -> impl Iterator<Item = (SocketAddr, &[u8])> {
+        let messages = self.bytes.chunks_exact(MESSAGE_BYTES).zip(&self.metas[..self.messages]);
+        messages.flat_map(|(bytes, meta)| {
+            let datagrams = bytes[..meta.len].chunks(meta.stride.max(1));
+            datagrams.map(|datagram| (meta.addr, datagram))
+        })
+    }
+}

@@ -1,0 +1,155 @@
+//! The worker process: `mesh-agent overlay`.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_worker::Handler;
+use mesh_worker::privileges::{self, Capability};
+use mesh_worker::server::ServeError;
+
+use crate::config::OverlayConfig;
+use crate::engine::Engine;
+use crate::keys::{KeyError, NodeKey};
+use crate::protocol::Outbox;
+use crate::status::Status;
+
+pub use crate::engine::StartError;
+pub use crate::os::tun::TunError;
+
+/// How often timers are looked at. The protocol needs 250 ms or less.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Ticks per second.
+const TICKS_PER_SECOND: u32 = 10;
+
+/// Where the worker finds things.
+#[derive(Debug, Clone)]
+pub struct WorkerOptions {
+    /// Control socket, to listen on.
+    pub socket: PathBuf,
+    /// The last configuration; read at the start, written after each change.
+    pub state: PathBuf,
+    /// Name of the device, at most 15 bytes; created when absent, and left behind.
+    pub device: String,
+    /// The node's private key; made when absent.
+    pub private_key: PathBuf,
+}
+
+/// The worker could not start, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Privileges could not be given up.
+    #[error("drop privileges")]
+    Privileges(#[source] io::Error),
+    /// The node's key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// Two workers on one device would each get half of the packets.
+    #[error("another overlay worker holds {path}")]
+    Running {
+        /// Its lock file.
+        path: PathBuf,
+    },
+    /// The lock file could not be used.
+    #[error("lock {path}")]
+    Lock {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The engine did not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The runtime for the control socket did not start.
+    #[error("start the control runtime")]
+    Runtime(#[source] io::Error),
+    /// The control socket.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+}
+
+/// Runs the worker until it is killed. Blocks; call it first thing in `main`, before any thread is started.
+///
+/// Keeps the capability to configure network devices, which the MTU and opening the device need, and gives up
+/// all others for good. When a saved configuration exists, it calls all peers before it listens for the agent.
+pub fn run(options: &WorkerOptions) -> Result<(), RunError> {
+    privileges::drop_all_but(&[Capability::NetAdmin]).map_err(RunError::Privileges)?;
+    let key = NodeKey::load_or_create(&options.private_key)?;
+    let _alone = lock(&options.state.with_extension("lock"))?;
+    let engine = Arc::new(Engine::start(&options.device, &key)?);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(RunError::Runtime)?;
+    tracing::info!(device = options.device, key = %key.public(), "overlay engine runs");
+    runtime.block_on(async {
+        let ticking = tokio::spawn(tick(Arc::clone(&engine)));
+        let handler = Arc::new(Control { engine });
+        let result = mesh_worker::serve(&options.socket, &options.state, handler).await;
+        ticking.abort();
+        result
+    })?;
+    Ok(())
+}
+
+fn lock(path: &Path) -> Result<File, RunError> {
+    let failed = |source| RunError::Lock { path: path.to_owned(), source };
+    let mut options = OpenOptions::new();
+    let file = options.write(true).create(true).truncate(false).mode(0o600).open(path);
+    let file = file.map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(RunError::Running { path: path.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
+
+async fn tick(engine: Arc<Engine>) {
+    let mut interval = tokio::time::interval(TICK);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut outbox = Outbox::default();
+    for count in 0u32.. {
+        interval.tick().await;
+        engine.tick(&mut outbox);
+        if count.is_multiple_of(TICKS_PER_SECOND) {
+            engine.second_passed();
+        }
+    }
+}
+
+struct Control {
+    engine: Arc<Engine>,
+}
+
+impl Handler for Control {
+    type Config = OverlayConfig;
+    type Status = Status;
+
+    async fn apply(&self, config: OverlayConfig) -> Result<(), String> {
+        let result = self.engine.configure(&config);
+        match result {
+            Ok(()) => {
+                let (peers, port) = (config.peers.len(), config.listen_port);
+                tracing::info!(peers, port, mtu = config.mtu, "overlay configuration in force");
+                Ok(())
+            }
+            Err(error) => Err(chain(&error)),
+        }
+    }
+
+    async fn status(&self) -> Status {
+        self.engine.status()
+    }
+}
+
+/// An error and its causes on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
