@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::artifacts::Artifacts;
 use crate::command::{at_once, output, wait_until};
-use crate::image::{self, Named};
+use crate::image;
 use crate::kubectl::Kubectl;
 use crate::layout::{Layout, MAX_NODES, Subnet};
 use crate::node::Node;
@@ -53,6 +53,13 @@ impl Cluster {
 
     /// Makes the cluster, or changes what is there to match: what is right already stays as it is.
     pub fn up(spec: Spec, artifacts: &Artifacts, progress: Progress) -> Result<Self> {
+        let cluster = Self::machines(spec, artifacts, progress)?;
+        cluster.start_programs(artifacts, progress)?;
+        Ok(cluster)
+    }
+
+    /// Makes only what stands for machines: network, control groups, containerd with images.
+    pub fn machines(spec: Spec, artifacts: &Artifacts, progress: Progress) -> Result<Self> {
         ensure!(
             (1..=MAX_NODES).contains(&spec.nodes),
             "--nodes {}: expected 1 to {MAX_NODES}",
@@ -66,18 +73,22 @@ impl Cluster {
             teardown::remove(&layout)?;
         }
         let cluster = Self { layout, spec };
-        cluster.machines(progress)?;
-        let images = cluster.images(artifacts)?;
-        cluster.start_control(artifacts, progress)?;
+        cluster.make_network(progress)?;
         progress(&format!("containerd and images on {} nodes", cluster.spec.nodes));
+        let images = image::write_archive(artifacts, &cluster.archive())?;
         at_once(cluster.nodes(), |node| {
             node.start_containerd()?;
             node.import(&cluster.archive(), &images)
         })?;
-        progress("agents");
-        at_once(cluster.nodes(), |node| node.start_agent(&cluster, artifacts))?;
-        cluster.wait_nodes_ready()?;
         Ok(cluster)
+    }
+
+    /// Starts the control service and the agents, and waits until all nodes are ready.
+    pub fn start_programs(&self, artifacts: &Artifacts, progress: Progress) -> Result<()> {
+        self.start_control(artifacts, progress)?;
+        progress("agents");
+        at_once(self.nodes(), |node| node.start_agent(self, artifacts))?;
+        self.wait_nodes_ready(artifacts)
     }
 
     /// Removes it with all its traces.
@@ -142,7 +153,7 @@ impl Cluster {
     }
 
     /// The bridge, the namespaces, the control groups and the bpffs.
-    fn machines(&self, progress: Progress) -> Result<()> {
+    fn make_network(&self, progress: Progress) -> Result<()> {
         progress(&format!("bridge {} and {} nodes", self.layout.bridge(), self.spec.nodes));
         for folder in [self.layout.run(), self.layout.bin(), self.layout.logs()] {
             fs::create_dir_all(&folder).with_context(|| {
@@ -163,10 +174,6 @@ impl Cluster {
 
     fn archive(&self) -> PathBuf {
         self.layout.state().join("images.tar")
-    }
-
-    fn images(&self, artifacts: &Artifacts) -> Result<Vec<Named>> {
-        image::write_archive(artifacts, &self.archive())
     }
 
     /// Starts the control service, or restarts it when its program changed; waits until it answers.
@@ -205,8 +212,8 @@ impl Cluster {
         })
     }
 
-    fn wait_nodes_ready(&self) -> Result<()> {
-        let kubectl = Kubectl::new(crate::artifacts::kubectl(), self.kubeconfig());
+    fn wait_nodes_ready(&self, artifacts: &Artifacts) -> Result<()> {
+        let kubectl = self.kubectl(artifacts);
         wait_until("all nodes are ready", Duration::from_secs(60), || {
             let list = kubectl.json(&["nodes"])?;
             let items = list["items"].as_array().cloned().unwrap_or_default();

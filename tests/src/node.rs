@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use nix::unistd::Pid;
 
 use crate::artifacts::Artifacts;
 use crate::cluster::{Cluster, backtrace};
@@ -52,6 +53,21 @@ impl Node {
     /// Its agent.
     pub fn agent(&self) -> Daemon {
         self.daemon("agent")
+    }
+
+    /// The agent's worker `dns`, `ingress` or `overlay`, when it runs.
+    pub fn worker(&self, name: &str) -> Option<Pid> {
+        self.workers().into_iter().find(|(found, _)| found == name).map(|(_, pid)| pid)
+    }
+
+    /// Names and processes of the agent's workers: the agent's own program with another word behind it.
+    pub fn workers(&self) -> Vec<(String, Pid)> {
+        let agent = self.agent().pid();
+        let members = cgroups::members(&self.daemons_cgroup()).unwrap_or_default();
+        let others = members.into_iter().filter(|pid| Some(*pid) != agent);
+        let mut found: Vec<_> = others.filter_map(|pid| Some((worker_name(pid)?, pid))).collect();
+        found.sort();
+        found
     }
 
     fn daemon(&self, name: &str) -> Daemon {
@@ -160,4 +176,12 @@ impl Node {
         fs::write(conf.join("10-mesh.conflist"), format!("{list:#}\n"))
             .context("write the CNI configuration")
     }
+}
+
+fn worker_name(pid: Pid) -> Option<String> {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let mut words = line.split(|b| *b == 0).map(|w| String::from_utf8_lossy(w).into_owned());
+    let program = words.next()?;
+    let name = words.next()?;
+    (program.ends_with("/mesh-agent") && name != "run").then_some(name)
 }

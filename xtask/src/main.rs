@@ -1,2 +1,147 @@
-//! (skeleton)
-fn main() {}
+//! Every developer command: `cargo xtask help`.
+//!
+//! Owns: installing tools, building, the local cluster's life, the test suites.
+//! Never does: anything that a production machine needs; that is `meshctl` and the agent.
+#![forbid(unsafe_code)]
+
+mod ebpf;
+mod local;
+mod programs;
+mod prove;
+mod say;
+mod status;
+mod suite;
+mod tools;
+
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Developer commands of Mesh.
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    max_term_width = 100,
+    after_help = "Start here:\n  cargo xtask up      a three-node cluster on this machine\n  cargo xtask test    everything that CI runs\n  cargo xtask down    removes the cluster"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what is missing, build, start a local cluster and prove that it works
+    #[command(
+        after_help = "Run it again after a change: only what changed is restarted.\n\nExamples:\n  cargo xtask up\n  cargo xtask up --nodes 5"
+    )]
+    Up(UpArgs),
+    /// Remove the local cluster with all its traces; twice is fine
+    Down,
+    /// Show the local cluster's processes, their memory, and its nodes
+    Status,
+    /// Run a command on a node: in its network, with its services
+    #[command(
+        after_help = "Examples:\n  cargo xtask exec node-2 -- ip route\n  cargo xtask exec node-1 -- curl -s http://10.96.0.10:53"
+    )]
+    Exec(ExecArgs),
+    /// Show a log: of a node's agent and workers, of its containerd, or of the control service
+    #[command(
+        after_help = "Examples:\n  cargo xtask logs node-2 -f\n  cargo xtask logs node-2 --of containerd\n  cargo xtask logs control"
+    )]
+    Logs(LogsArgs),
+    /// Run the tests: unit, program and end-to-end
+    #[command(
+        after_help = "With CI set, a test that cannot run on this machine is a failure.\n\nExamples:\n  cargo xtask test\n  cargo xtask test --unit\n  cargo xtask test --e2e kill"
+    )]
+    Test(TestArgs),
+    /// Build the eBPF programs into target/bpf/mesh.bpf.o, when their sources changed
+    BuildEbpf,
+    /// Build the eBPF programs and all binaries that a cluster runs
+    Build(Profile),
+    /// Install what building and running need, each when it is missing
+    Tools,
+    /// Run what CI runs: .ci/run
+    Ci,
+}
+
+#[derive(Args)]
+struct Profile {
+    /// Optimised: slower to build; for measurements
+    #[arg(long)]
+    release: bool,
+}
+
+#[derive(Args)]
+struct UpArgs {
+    /// How many nodes, 1 to 8
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=8))]
+    nodes: u8,
+    /// Third octet of the underlay, 10.213.N.0/24
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=250))]
+    subnet: u8,
+    #[command(flatten)]
+    profile: Profile,
+}
+
+#[derive(Args)]
+struct ExecArgs {
+    /// node-1, node-2, ...
+    node: String,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    command: Vec<String>,
+}
+
+#[derive(Args)]
+struct LogsArgs {
+    /// node-1, node-2, ... or control
+    node: String,
+    /// Go on as the log grows
+    #[arg(short, long)]
+    follow: bool,
+    /// Which program's log
+    #[arg(long, value_parser = ["agent", "containerd"], default_value = "agent")]
+    of: String,
+}
+
+#[derive(Args)]
+struct TestArgs {
+    /// Only tests whose name contains this
+    filter: Option<String>,
+    /// Only what needs no cluster and no root
+    #[arg(long, conflicts_with = "e2e")]
+    unit: bool,
+    /// Only the end-to-end tests
+    #[arg(long)]
+    e2e: bool,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Up(args) => local::up(args.nodes, args.subnet, args.profile.release),
+        Command::Down => local::down(),
+        Command::Status => status::print(),
+        Command::Exec(args) => return code(local::exec(&args.node, &args.command)),
+        Command::Logs(args) => return code(local::logs(&args.node, &args.of, args.follow)),
+        Command::Test(args) => {
+            let parts = suite::Parts { unit: !args.e2e, e2e: !args.unit };
+            suite::run(parts, args.filter.as_deref())
+        }
+        Command::BuildEbpf => tools::ensure_ebpf().and_then(|()| ebpf::build()),
+        Command::Build(profile) => tools::ensure().and_then(|()| programs::build(profile.release)),
+        Command::Tools => tools::ensure(),
+        Command::Ci => suite::ci(),
+    };
+    code(done.map(|()| ExitCode::SUCCESS))
+}
+
+fn code(done: anyhow::Result<ExitCode>) -> ExitCode {
+    match done {
+        Ok(code) => code,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

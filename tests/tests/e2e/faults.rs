@@ -1,0 +1,225 @@
+//! Each program is killed while traffic flows; what must not notice does not notice, and it comes back.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use mesh_tests::command::{output, wait_until};
+use mesh_tests::load::{Load, Report};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::tests;
+use crate::world::{PATIENCE, REPLICAS, WEB, World};
+
+tests![
+    agent_killed,
+    dns_worker_killed,
+    ingress_worker_killed,
+    overlay_worker_killed,
+    control_killed,
+    containerd_killed,
+    agent_starts_without_control,
+];
+
+/// What is sent while a program is away.
+struct Traffic {
+    loads: Vec<(&'static str, Load)>,
+}
+
+/// The reports, by what was sent.
+struct Reports(Vec<(&'static str, Report)>);
+
+impl Traffic {
+    /// From a pod: to the service, over TCP and UDP, one long stream to a pod of another node, names; and
+    /// requests to node 2's ingress from outside.
+    fn start(world: &World) -> Result<Self> {
+        let (a, b) = world.two_pods()?;
+        let (vip, _) = world.vips()?;
+        let steady = ["--secs", "120", "--rate", "100", "--workers", "4"];
+        let one = ["--secs", "120", "--rate", "20", "--workers", "1"];
+        let loads = vec![
+            ("service", world.pod_load(&a, &format!("http://{vip}/"), &steady)?),
+            ("udp", world.pod_load(&a, &format!("udp://{vip}:9001"), &steady)?),
+            ("stream", world.pod_load(&a, &format!("stream://{}:9000", b.v4()?), &one)?),
+            ("dns", world.pod_load(&a, "dns://10.96.0.10/web.default.svc.cluster.local", &steady)?),
+            ("ingress", world.ingress_load(&a.node, &steady)?),
+        ];
+        thread::sleep(Duration::from_millis(500));
+        Ok(Self { loads })
+    }
+
+    /// Ends it, a moment after everything is back.
+    fn finish(self) -> Result<Reports> {
+        thread::sleep(Duration::from_millis(700));
+        let mut reports = Vec::new();
+        for (what, load) in self.loads {
+            let report = load.stop()?;
+            println!("  {what:<8} {}", report.line());
+            reports.push((what, report));
+        }
+        Ok(Reports(reports))
+    }
+}
+
+impl Reports {
+    fn of(&self, what: &str) -> Result<&Report> {
+        let found = self.0.iter().find(|(name, _)| *name == what);
+        found.map(|(_, report)| report).with_context(|| format!("no load {what}"))
+    }
+
+    /// Fails when a request failed, but for the kinds named.
+    fn none_failed_but(&self, but: &[&str]) -> Result<()> {
+        let rest = self.0.iter().filter(|(name, _)| !but.contains(name));
+        rest.into_iter()
+            .try_for_each(|(name, r)| r.none_failed().with_context(|| (*name).to_owned()))
+    }
+
+    fn gap_at_most(&self, what: &str, limit: Duration) -> Result<()> {
+        let gap = self.of(what)?.max_gap_ms;
+        ensure!(u128::from(gap) <= limit.as_millis(), "{what} was away for {gap} ms");
+        Ok(())
+    }
+}
+
+/// The node whose pod sends, and whose ingress is asked.
+fn victim(world: &World) -> Result<mesh_tests::Node> {
+    Ok(world.two_pods()?.0.node)
+}
+
+fn kill_now(pid: Option<Pid>) -> Result<()> {
+    kill(pid.context("it does not run")?, Signal::SIGKILL).context("kill -9")
+}
+
+fn agent_killed(world: &World) -> Result<()> {
+    let node = victim(world)?;
+    let traffic = Traffic::start(world)?;
+    for _ in 0..3 {
+        node.agent().kill()?;
+        thread::sleep(Duration::from_millis(500));
+        let start = Instant::now();
+        node.start_agent(&world.cluster, &world.artifacts)?;
+        wait_agent(&node)?;
+        println!("  the agent is back after {} ms", start.elapsed().as_millis());
+    }
+    traffic.finish()?.none_failed_but(&[])?;
+    // It has taken up its work: a pod can start on its node, and the old ones were not restarted.
+    for pod in world.kubectl.pods(WEB)? {
+        let restarts = &pod["status"]["containerStatuses"][0]["restartCount"];
+        ensure!(restarts.as_u64() == Some(0), "{} was restarted", pod["metadata"]["name"]);
+    }
+    replace_pods(world)
+}
+
+fn wait_agent(node: &mesh_tests::Node) -> Result<()> {
+    let socket = node.layout().agent_run().join("agent.sock").display().to_string();
+    wait_until("the agent answers", Duration::from_secs(20), || {
+        let url = "http://agent/healthz";
+        mesh_tests::command::run("curl", &["-fsS", "-m", "2", "--unix-socket", &socket, url])
+            .map(drop)
+    })
+}
+
+/// All pods of the workload anew, which takes every part of every node.
+fn replace_pods(world: &World) -> Result<()> {
+    world.kubectl.run(&["rollout", "restart", "deployment/web"])?;
+    world.kubectl.run(&["rollout", "status", "deployment/web", "--timeout=90s"])?;
+    world.kubectl.wait_ready(WEB, REPLICAS, PATIENCE).map(drop)
+}
+
+fn worker_killed(world: &World, worker: &str) -> Result<Reports> {
+    let node = victim(world)?;
+    let traffic = Traffic::start(world)?;
+    let old = node.worker(worker);
+    kill_now(old).with_context(|| format!("worker {worker}"))?;
+    wait_until(&format!("worker {worker} is back"), Duration::from_secs(10), || {
+        let new = node.worker(worker);
+        ensure!(new.is_some() && new != old, "it is not");
+        Ok(())
+    })?;
+    thread::sleep(Duration::from_secs(2));
+    traffic.finish()
+}
+
+fn dns_worker_killed(world: &World) -> Result<()> {
+    let reports = worker_killed(world, "dns")?;
+    reports.none_failed_but(&["dns"])?;
+    reports.gap_at_most("dns", Duration::from_secs(2))
+}
+
+fn ingress_worker_killed(world: &World) -> Result<()> {
+    let reports = worker_killed(world, "ingress")?;
+    reports.none_failed_but(&["ingress"])?;
+    reports.gap_at_most("ingress", Duration::from_secs(2))
+}
+
+fn overlay_worker_killed(world: &World) -> Result<()> {
+    if victim(world)?.worker("overlay").is_none() {
+        println!("  the kernel has WireGuard: there is no overlay worker");
+        return Ok(());
+    }
+    let reports = worker_killed(world, "overlay")?;
+    reports.none_failed_but(&["service", "udp", "stream", "ingress"])?;
+    // Streams live on, as TCP does when packets are lost for a moment.
+    reports.of("stream")?.none_failed()?;
+    reports.gap_at_most("stream", Duration::from_secs(4))
+}
+
+fn control_killed(world: &World) -> Result<()> {
+    let names = || world.kubectl.run(&["get", "pods,services,deployments", "-A", "-o", "name"]);
+    let before = names()?;
+    let traffic = Traffic::start(world)?;
+    world.cluster.control().kill()?;
+    thread::sleep(Duration::from_secs(2));
+    let start = Instant::now();
+    world.cluster.start_control(&world.artifacts, &|_| {})?;
+    let after = wait_until("the API answers", Duration::from_secs(20), names)?;
+    println!("  the API is back after {} ms", start.elapsed().as_millis());
+    ensure!(before == after, "before: {before}\nafter: {after}");
+    traffic.finish()?.none_failed_but(&[])?;
+    replace_pods(world)
+}
+
+fn containerd_killed(world: &World) -> Result<()> {
+    let node = victim(world)?;
+    let ids = || -> Result<Vec<String>> {
+        let pods = world.kubectl.pods(WEB)?;
+        let id =
+            |p: &serde_json::Value| p["status"]["containerStatuses"][0]["containerID"].to_string();
+        Ok(pods.iter().map(id).collect())
+    };
+    let before = ids()?;
+    // Not from inside pods: `ctr`, which carries those loads, ends with its containerd.
+    let steady = ["--secs", "60", "--rate", "100", "--workers", "4"];
+    let ingress = world.ingress_load(&node, &steady)?;
+    node.containerd().kill()?;
+    thread::sleep(Duration::from_secs(1));
+    node.start_containerd()?;
+    thread::sleep(Duration::from_secs(2));
+    let report = ingress.stop()?;
+    println!("  ingress  {}", report.line());
+    report.none_failed()?;
+    ensure!(before == ids()?, "pods were replaced");
+    replace_pods(world)
+}
+
+fn agent_starts_without_control(world: &World) -> Result<()> {
+    let node = victim(world)?;
+    let (a, _) = world.two_pods()?;
+    let traffic = Traffic::start(world)?;
+    world.cluster.control().kill()?;
+    node.agent().kill()?;
+    thread::sleep(Duration::from_millis(500));
+    node.start_agent(&world.cluster, &world.artifacts)?;
+    wait_agent(&node)?;
+    // Its own work goes on: names are answered, and a container that dies is started again.
+    a.get("http://web.default.svc.cluster.local/")?;
+    thread::sleep(Duration::from_secs(2));
+    let reports = traffic.finish();
+    world.cluster.start_control(&world.artifacts, &|_| {})?;
+    reports?.none_failed_but(&[])?;
+    wait_until("the node is ready", PATIENCE, || {
+        output(world.kubectl.command().args(["wait", "--for=condition=Ready", "node", node.name()]))
+    })?;
+    replace_pods(world)
+}

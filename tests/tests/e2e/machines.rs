@@ -1,0 +1,95 @@
+//! The cluster's own life: its machines, its start, and that nothing of it is left.
+
+use std::env;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use mesh_tests::command::{output, wait_until};
+use mesh_tests::containerd::ctr;
+use mesh_tests::inventory::{self, Inventory};
+use mesh_tests::runner::{Selection, Tally, Test};
+use mesh_tests::{Artifacts, Cluster, artifacts, teardown};
+
+use crate::world::{self, World};
+
+/// Removes the cluster also when something panics.
+struct Removed(Cluster);
+
+impl Drop for Removed {
+    fn drop(&mut self) {
+        if env::var_os("MESH_E2E_KEEP").is_none() {
+            // A failure has been reported by the test of this, unless that did not run.
+            let _ = teardown::remove(self.0.layout());
+        }
+    }
+}
+
+/// Makes a cluster, runs the tests on it, and removes it.
+pub(crate) fn with_cluster(
+    tally: &mut Tally,
+    tests: &[Test<World>],
+    selection: &Selection,
+) -> Result<()> {
+    let artifacts = Artifacts::locate(false);
+    let before = inventory::take()?;
+    let cluster = Cluster::machines(world::spec()?, &artifacts, &|what| println!("  {what}"))?;
+    let removed = Removed(cluster.clone());
+    tally.one("a_machine_runs_a_container", || runs_a_container(&cluster));
+    let started = tally.one("the_programs_start", || {
+        cluster.start_programs(&artifacts, &|what| println!("  {what}"))
+    });
+    if started {
+        let world = World::new(cluster.clone(), artifacts);
+        if tally.one("the_workload_starts", || world.start_workload()) {
+            tally.run(tests, selection, &world);
+        }
+    }
+    if tally.any_failed() {
+        let folder = artifacts::target().join("e2e-logs");
+        cluster.save_logs(&folder)?;
+        println!("logs of all programs: {}", folder.display());
+    }
+    if env::var_os("MESH_E2E_KEEP").is_some() {
+        println!("the cluster stays: MESH_E2E_CLUSTER={}", cluster.spec().id);
+        return Ok(());
+    }
+    tally.one("down_leaves_nothing", || leaves_nothing(&cluster, &before));
+    drop(removed);
+    Ok(())
+}
+
+/// Without our programs: the node's containerd runs an image, and the underlay reaches it.
+fn runs_a_container(cluster: &Cluster) -> Result<()> {
+    let node = cluster.node(1);
+    let mut run = ctr(node.layout());
+    run.args(["run", "--detach", "--net-host", "mesh.local/hello:1", "bare", "/bin/mesh-hello"]);
+    output(run.arg("serve"))?;
+    let (v4, v6) = node.addresses();
+    for url in [format!("http://{v4}:8080/"), format!("http://[{v6}]:8080/")] {
+        let answer = wait_until("the container answers", Duration::from_secs(10), || {
+            output(Command::new("curl").args(["-fsS", "-m", "2", "-g", &url]))
+        })?;
+        ensure!(answer.contains("\"version\":\"1\""), "{answer}");
+    }
+    output(ctr(node.layout()).args(["tasks", "kill", "--signal", "SIGKILL", "bare"]))?;
+    wait_until("the container is gone", Duration::from_secs(10), || {
+        output(ctr(node.layout()).args(["tasks", "delete", "bare"]))
+    })?;
+    output(ctr(node.layout()).args(["containers", "delete", "bare"])).map(drop)
+}
+
+fn leaves_nothing(cluster: &Cluster, before: &Inventory) -> Result<()> {
+    cluster.down()?;
+    cluster.down()?;
+    let id = cluster.layout().bridge();
+    wait_until("nothing is left", Duration::from_secs(10), || {
+        let after = inventory::take()?;
+        // On a machine where other things happen at the same time, only what names us is surely ours.
+        let strict = env::var_os("CI").is_some();
+        let ours = |line: &&String| strict || line.contains(&id) || line.contains("mesh.local");
+        let new: Vec<&String> = after.difference(before).filter(ours).collect();
+        ensure!(new.is_empty(), "left behind: {new:#?}");
+        Ok(())
+    })
+}

@@ -1,0 +1,93 @@
+//! Replicas come and go, and versions change, while requests go on.
+
+use anyhow::{Result, ensure};
+use mesh_tests::load::{Load, Report};
+use mesh_tests::pod::Pod;
+
+use crate::tests;
+use crate::world::{PATIENCE, REPLICAS, WEB, World, workload};
+
+tests![scaling_under_load, rolling_update_under_load];
+
+/// A pod of its own to send from: the workload's pods go away in these tests.
+fn client(world: &World) -> Result<Pod> {
+    world.clean(&["pod/client"])?;
+    world.kubectl.apply(
+        "
+apiVersion: v1
+kind: Pod
+metadata: {name: client, labels: {app: client}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - {name: client, image: mesh.local/hello:1, args: [pause]}
+",
+    )?;
+    let pods = world.kubectl.wait_ready("app=client", 1, PATIENCE)?;
+    Pod::from_json(&world.cluster, &pods[0])
+}
+
+/// New connections to the service, and kept ones through the ingress.
+fn loads(world: &World, client: &Pod) -> Result<[(&'static str, Load); 3]> {
+    let (vip, _) = world.vips()?;
+    let url = format!("http://{vip}/");
+    let settings = ["--secs", "240", "--rate", "100", "--workers", "4"];
+    let node = world.cluster.node(1);
+    Ok([
+        ("new connections to the service", world.pod_load(client, &url, &settings)?),
+        ("new connections to the ingress", world.ingress_load(&node, &settings)?),
+        ("kept connections to the ingress", {
+            let mut kept = settings.to_vec();
+            kept.push("--keep");
+            world.ingress_load(&node, &kept)?
+        }),
+    ])
+}
+
+fn finish(loads: [(&'static str, Load); 3]) -> Result<Vec<Report>> {
+    let mut reports = Vec::new();
+    for (what, load) in loads {
+        let report = load.stop()?;
+        println!("  {what}: {}", report.line());
+        reports.push(report);
+    }
+    reports.iter().try_for_each(Report::none_failed)?;
+    Ok(reports)
+}
+
+fn scaling_under_load(world: &World) -> Result<()> {
+    let client = client(world)?;
+    let scale = |n: usize| -> Result<()> {
+        world.kubectl.run(&["scale", "deployment/web", &format!("--replicas={n}")])?;
+        world.kubectl.wait_ready(WEB, n, PATIENCE).map(drop)
+    };
+    scale(1)?;
+    let loads = loads(world, &client)?;
+    scale(5)?;
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    scale(2)?;
+    let reports = finish(loads)?;
+    ensure!(reports[0].hosts.len() == 5, "answered by {:?}", reports[0].hosts);
+    scale(REPLICAS)?;
+    world.clean(&["pod/client"])
+}
+
+fn rolling_update_under_load(world: &World) -> Result<()> {
+    let client = client(world)?;
+    let loads = loads(world, &client)?;
+    world.kubectl.apply(&workload(REPLICAS, 2))?;
+    world.kubectl.run(&["rollout", "status", "deployment/web", "--timeout=90s"])?;
+    world.kubectl.wait_ready(WEB, REPLICAS, PATIENCE)?;
+    let reports = finish(loads)?;
+    for version in ["1", "2"] {
+        ensure!(reports[0].versions.contains_key(version), "{:?}", reports[0].versions);
+    }
+    for pod in world.pods()? {
+        let answer = client.get(&format!("http://{}:8080/", pod.v4()?))?;
+        ensure!(answer.contains("\"version\":\"2\""), "{answer}");
+    }
+    world.kubectl.apply(&workload(REPLICAS, 1))?;
+    world.kubectl.run(&["rollout", "status", "deployment/web", "--timeout=90s"])?;
+    world.kubectl.wait_ready(WEB, REPLICAS, PATIENCE)?;
+    world.clean(&["pod/client"])
+}
