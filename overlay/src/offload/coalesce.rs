@@ -10,7 +10,7 @@ use std::io::{self, IoSlice};
 
 use self::shape::{Kind, Shape};
 use super::checksum;
-use super::vnet::{Gso, NEEDS_CHECKSUM, VNET_HEADER_BYTES, VnetHeader};
+use super::vnet::{Gso, NEEDS_CHECKSUM, VnetHeader};
 use crate::protocol::Sink;
 
 /// Where trains are written to.

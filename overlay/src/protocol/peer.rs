@@ -165,8 +165,9 @@ impl Peer {
         plain: &mut [u8],
         outbox: &mut Outbox,
     ) -> Result<Received, DropReason> {
+        let on_current = self.current.odd == (number & 1 == 1);
         let slot = match &mut self.previous {
-            _ if self.current.odd == (number & 1 == 1) => &mut self.current,
+            _ if on_current => &mut self.current,
             Some(previous) => previous,
             None => return Err(DropReason::UnknownSession),
         };
@@ -174,11 +175,11 @@ impl Peer {
         let (reply, received) = match opened {
             Opened::Packet(len) => {
                 self.received_bytes += len as u64;
-                self.heard(now, source);
+                self.heard(now, source, on_current);
                 (0, Received::Packet(len))
             }
             Opened::Keepalive => {
-                self.heard(now, source);
+                self.heard(now, source, on_current);
                 (0, Received::Control)
             }
             Opened::Initiation(len) => {
@@ -189,7 +190,7 @@ impl Peer {
             }
             Opened::Response(len) => {
                 slot.established = Some(now);
-                self.heard(now, source);
+                self.heard(now, source, on_current);
                 (len, Received::Control)
             }
             Opened::Cookie(len) => (len, Received::Control),
@@ -212,6 +213,7 @@ impl Peer {
         }
         self.retire_previous(now);
         if !self.current.tunnel.has_session() {
+            self.tick_previous(now, outbox);
             if now >= self.next_initiation {
                 self.initiate(now, outbox);
             }
@@ -235,8 +237,6 @@ impl Peer {
         {
             self.post_timed(now, &message[..len], outbox);
         }
-        let pause = RETRIES[(self.unanswered as usize).clamp(1, RETRIES.len()) - 1];
-        self.next_initiation = now + pause + self.stagger(pause);
     }
 
     /// Whether packets can be sent to it now.
@@ -276,9 +276,12 @@ impl Peer {
         (self.received_bytes, self.sent_bytes)
     }
 
-    fn heard(&mut self, now: Instant, source: SocketAddr) {
-        self.unanswered = 0;
-        self.next_initiation = now;
+    fn heard(&mut self, now: Instant, source: SocketAddr, on_current: bool) {
+        if on_current {
+            // What the tunnel of the old pre-shared key hears says nothing about handshakes with the new one.
+            self.unanswered = 0;
+            self.next_initiation = now;
+        }
         self.places.learn(now, source);
     }
 
@@ -290,6 +293,8 @@ impl Peer {
                 self.places.try_next();
             }
             self.unanswered = self.unanswered.saturating_add(1);
+            let pause = RETRIES[(self.unanswered as usize).min(RETRIES.len()) - 1];
+            self.next_initiation = now + pause + self.stagger(pause);
         }
         if let Some(to) = self.places.current {
             self.last_sent = now;
@@ -308,6 +313,17 @@ impl Peer {
             }
         }
         self.staged = staged;
+    }
+
+    /// The other side may learn of the new pre-shared key late: until then the old tunnel has to renew its session.
+    fn tick_previous(&mut self, now: Instant, outbox: &mut Outbox) {
+        let mut message = [0; INITIATION_BYTES];
+        if let (Some(previous), Some(to)) = (&mut self.previous, self.places.current)
+            && let Some(len) = previous.tunnel.tick(&mut message)
+        {
+            self.last_sent = now;
+            post(outbox, to, &message[..len]);
+        }
     }
 
     fn retire_previous(&mut self, now: Instant) {

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::offload::split::split;
+use crate::offload::vnet::VNET_HEADER_BYTES;
 
 /// Keeps what is written.
 #[derive(Default)]

@@ -54,7 +54,7 @@ impl Gate {
             number,
             Some(Arc::clone(&self.limiter)),
         );
-        Box::new(Boring { tunn })
+        Box::new(Boring { tunn, last_index: number << 8, current: None })
     }
 
     /// Finds out where a datagram belongs. `out` needs [`INITIATION_BYTES`].
@@ -92,8 +92,39 @@ impl Gate {
     }
 }
 
+/// boringtun keeps a ring of this many sessions, by the low bits of the index that it gives them.
+const RING: u32 = 8;
+
 struct Boring {
     tunn: Tunn,
+    /// The last index that was given to a handshake.
+    last_index: u32,
+    /// Index of the session in use.
+    current: Option<u32>,
+}
+
+impl Boring {
+    /// Each initiation that we answer makes a session, though the peer may never use it, in the next place of the
+    /// ring: a peer that calls again and again in vain would push out the session in use. So that place is left out.
+    fn spare_current(&mut self) {
+        let next = self.last_index.wrapping_add(1);
+        if self.current.is_some_and(|current| current % RING == next % RING) {
+            let mut unsent = [0; INITIATION_BYTES];
+            self.initiate(&mut unsent);
+        }
+    }
+
+    /// Takes note of the index in a handshake message of ours.
+    fn wrote(&mut self, message: &[u8]) {
+        if matches!(message.first(), Some(1 | 2)) {
+            self.last_index = word(message, 4);
+        }
+    }
+}
+
+/// A number in a message; the caller knows that it is long enough.
+fn word(message: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([message[at], message[at + 1], message[at + 2], message[at + 3]])
 }
 
 impl Tunnel for Boring {
@@ -101,10 +132,12 @@ impl Tunnel for Boring {
         if out.len() < INITIATION_BYTES {
             return None;
         }
-        match self.tunn.format_handshake_initiation(out, true) {
-            TunnResult::WriteToNetwork(message) => Some(message.len()),
-            _ => None,
-        }
+        let len = match self.tunn.format_handshake_initiation(out, true) {
+            TunnResult::WriteToNetwork(message) => message.len(),
+            _ => return None,
+        };
+        self.wrote(&out[..len]);
+        Some(len)
     }
 
     fn has_session(&self) -> bool {
@@ -131,7 +164,10 @@ impl Tunnel for Boring {
             return Opened::Dropped(DropReason::NotWireGuard);
         }
         let kind = datagram[0];
-        match (kind, self.tunn.decapsulate(Some(source), datagram, out)) {
+        if kind == 1 {
+            self.spare_current();
+        }
+        let opened = match (kind, self.tunn.decapsulate(Some(source), datagram, out)) {
             (_, TunnResult::WriteToTunnelV4(packet, _)) => Opened::Packet(packet.len()),
             (_, TunnResult::WriteToTunnelV6(packet, _)) => Opened::Packet(packet.len()),
             (4, TunnResult::Done) => Opened::Keepalive,
@@ -142,17 +178,26 @@ impl Tunnel for Boring {
             (1, TunnResult::WriteToNetwork(response)) => Opened::Initiation(response.len()),
             (_, TunnResult::WriteToNetwork(confirmation)) => Opened::Response(confirmation.len()),
             (_, TunnResult::Err(error)) => Opened::Dropped(reason(&error)),
+        };
+        match opened {
+            Opened::Packet(_) | Opened::Keepalive => self.current = Some(word(datagram, 4)),
+            Opened::Response(_) => self.current = Some(word(datagram, 8)),
+            Opened::Initiation(len) => self.wrote(&out[..len]),
+            Opened::Cookie(_) | Opened::Dropped(_) => {}
         }
+        opened
     }
 
     fn tick(&mut self, out: &mut [u8]) -> Option<usize> {
         if out.len() < INITIATION_BYTES {
             return None;
         }
-        match self.tunn.update_timers(out) {
-            TunnResult::WriteToNetwork(message) => Some(message.len()),
-            _ => None,
-        }
+        let len = match self.tunn.update_timers(out) {
+            TunnResult::WriteToNetwork(message) => message.len(),
+            _ => return None,
+        };
+        self.wrote(&out[..len]);
+        Some(len)
     }
 }
 

@@ -1,0 +1,253 @@
+//! Nodes in one process, joined by a wire that delays, loses, repeats and reorders, and that anybody can read.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mesh_model::snapshot::WgKey;
+use mesh_overlay::config::{OverlayConfig, PeerConfig};
+use mesh_overlay::counters::Counters;
+use mesh_overlay::offload::vnet::VnetHeader;
+use mesh_overlay::protocol::{Core, Outbox, Sink};
+use mesh_overlay::status::PeerStatus;
+use mesh_overlay::{DropReason, NodeKey};
+
+use crate::clock;
+
+/// How far the clock goes in one step.
+const STEP: Duration = Duration::from_millis(10);
+
+/// How long a datagram takes without mishap.
+const LATENCY: Duration = Duration::from_millis(15);
+
+pub(crate) struct Node {
+    pub(crate) core: Core,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) key: NodeKey,
+    pub(crate) address: SocketAddr,
+    /// Packets that came out of the tunnel.
+    pub(crate) received: Inner,
+}
+
+#[derive(Default)]
+pub(crate) struct Inner {
+    pub(crate) packets: Vec<Vec<u8>>,
+    buffer: Vec<u8>,
+}
+
+impl Sink for Inner {
+    fn room(&mut self, bytes: usize) -> &mut [u8] {
+        self.buffer.resize(bytes, 0);
+        &mut self.buffer
+    }
+
+    fn accept(&mut self, len: usize) {
+        self.packets.push(self.buffer[..len].to_vec());
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Datagram {
+    pub(crate) from: SocketAddr,
+    pub(crate) to: SocketAddr,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// Per cent of datagrams that have the mishap.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Mishaps {
+    pub(crate) lost: u64,
+    pub(crate) repeated: u64,
+    pub(crate) late: u64,
+}
+
+pub(crate) struct Net {
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) mishaps: Mishaps,
+    /// All that went over the wire, as an eavesdropper has it.
+    pub(crate) tapped: Vec<Datagram>,
+    under_way: Vec<(Instant, Datagram)>,
+    random: u64,
+}
+
+impl Net {
+    pub(crate) fn new(nodes: u8) -> Self {
+        let node = |n: u8| {
+            let counters = Arc::new(Counters::default());
+            let key = NodeKey::from_bytes([n + 1; 32]);
+            let core = Core::new(&key, Arc::clone(&counters));
+            let address = ([192, 0, 2, n + 1], 51900).into();
+            Node { core, counters, key, address, received: Inner::default() }
+        };
+        Self {
+            nodes: (0..nodes).map(node).collect(),
+            mishaps: Mishaps::default(),
+            tapped: Vec::new(),
+            under_way: Vec::new(),
+            random: 42,
+        }
+    }
+
+    /// All nodes know each other.
+    pub(crate) fn mesh(nodes: u8) -> Self {
+        let mut net = Self::new(nodes);
+        for node in 0..net.nodes.len() {
+            let config = net.config(node);
+            net.configure(node, &config);
+        }
+        net
+    }
+
+    /// What the node would be configured with: all others, each at its address, owning 10.244.N.0/24.
+    pub(crate) fn config(&self, node: usize) -> OverlayConfig {
+        let others = self.nodes.iter().enumerate().filter(|&(n, _)| n != node);
+        let peers = others.map(|(n, other)| PeerConfig {
+            public_key: other.key.public(),
+            endpoints: vec![other.address],
+            allowed_ips: vec![format!("10.244.{n}.0/24").parse().unwrap()],
+            persistent_keepalive_secs: None,
+            preshared_key: None,
+        });
+        OverlayConfig { listen_port: 51900, mtu: 1420, peers: peers.collect() }
+    }
+
+    pub(crate) fn configure(&mut self, node: usize, config: &OverlayConfig) {
+        let mut outbox = Outbox::default();
+        let mut random = self.random;
+        let mut fresh = || next(&mut random) as u32;
+        let core = &self.nodes[node].core;
+        core.configure(Instant::now(), config, &mut fresh, &mut outbox).unwrap();
+        self.random = random;
+        self.post(node, &mut outbox);
+    }
+
+    /// The node's process dies and starts again, with its key and configuration.
+    pub(crate) fn restart(&mut self, node: usize, config: &OverlayConfig) {
+        let counters = Arc::new(Counters::default());
+        self.nodes[node].core = Core::new(&self.nodes[node].key, Arc::clone(&counters));
+        self.nodes[node].counters = counters;
+        self.configure(node, config);
+    }
+
+    /// A packet from a pod of one node to a pod of another.
+    pub(crate) fn send(&mut self, from: usize, to: usize, payload: &[u8]) {
+        let source = Ipv4Addr::new(10, 244, from as u8, 7);
+        self.send_as(from, source, Ipv4Addr::new(10, 244, to as u8, 7), payload);
+    }
+
+    pub(crate) fn send_as(&mut self, from: usize, source: Ipv4Addr, to: Ipv4Addr, payload: &[u8]) {
+        let packet = packet(source, to, payload);
+        let len = packet.len();
+        let mut frame = packet;
+        frame.resize(len + 15, 0xaa);
+        let mut outbox = Outbox::default();
+        let vnet = VnetHeader::default();
+        let core = &self.nodes[from].core;
+        core.outbound(Instant::now(), (&mut frame, len), &vnet, 1420, &mut outbox);
+        self.post(from, &mut outbox);
+    }
+
+    /// Lets time pass.
+    pub(crate) fn run(&mut self, time: Duration) {
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            clock::advance(STEP);
+            for node in 0..self.nodes.len() {
+                let mut outbox = Outbox::default();
+                self.nodes[node].core.tick(Instant::now(), &mut outbox);
+                self.nodes[node].core.second_passed();
+                self.post(node, &mut outbox);
+            }
+            self.deliver();
+        }
+    }
+
+    /// Brings a datagram to whoever has its destination address now.
+    pub(crate) fn inject(&mut self, datagram: &Datagram) {
+        let Some(node) = self.nodes.iter().position(|node| node.address == datagram.to) else {
+            return;
+        };
+        let mut outbox = Outbox::default();
+        let Node { core, received, .. } = &mut self.nodes[node];
+        let one = std::iter::once((datagram.from, datagram.bytes.as_slice()));
+        core.inbound(Instant::now(), one, received, &mut outbox);
+        self.post(node, &mut outbox);
+    }
+
+    pub(crate) fn peer(&self, node: usize, other: usize) -> PeerStatus {
+        let key: WgKey = self.nodes[other].key.public();
+        let mut peers = self.nodes[node].core.peers().into_iter();
+        peers.find(|peer| peer.public_key == key).expect("a configured peer")
+    }
+
+    pub(crate) fn drops(&self, node: usize, reason: DropReason) -> u64 {
+        self.nodes[node].counters.drops().get(&reason).copied().unwrap_or(0)
+    }
+
+    /// Payloads that a node has received since it was asked last.
+    pub(crate) fn payloads(&mut self, node: usize) -> Vec<Vec<u8>> {
+        let packets = std::mem::take(&mut self.nodes[node].received.packets);
+        packets.into_iter().map(|packet| packet[20..].to_vec()).collect()
+    }
+
+    fn deliver(&mut self) {
+        let now = Instant::now();
+        let (due, later) =
+            std::mem::take(&mut self.under_way).into_iter().partition(|(at, _)| *at <= now);
+        self.under_way = later;
+        let due: Vec<(Instant, Datagram)> = due;
+        for (_, datagram) in due {
+            self.inject(&datagram);
+        }
+    }
+
+    fn post(&mut self, node: usize, outbox: &mut Outbox) {
+        let from = self.nodes[node].address;
+        while let Some(train) = outbox.take() {
+            for bytes in train.bytes.chunks(train.segment) {
+                let datagram = Datagram { from, to: train.to, bytes: bytes.to_vec() };
+                self.tapped.push(datagram.clone());
+                self.carry(datagram);
+            }
+        }
+    }
+
+    fn carry(&mut self, datagram: Datagram) {
+        if self.chance(self.mishaps.lost) {
+            return;
+        }
+        let late = if self.chance(self.mishaps.late) { LATENCY * 4 } else { Duration::ZERO };
+        let copies = 1 + usize::from(self.chance(self.mishaps.repeated));
+        for copy in 0..copies {
+            let at = Instant::now() + LATENCY + late + LATENCY * copy as u32;
+            self.under_way.push((at, datagram.clone()));
+        }
+    }
+
+    fn chance(&mut self, per_cent: u64) -> bool {
+        next(&mut self.random) % 100 < per_cent
+    }
+}
+
+/// Initiations among datagrams.
+pub(crate) fn initiations(datagrams: &[Datagram]) -> usize {
+    datagrams.iter().filter(|datagram| datagram.bytes[0] == 1).count()
+}
+
+fn packet(source: Ipv4Addr, to: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 253, 0, 0];
+    packet[2..4].copy_from_slice(&((20 + payload.len()) as u16).to_be_bytes());
+    packet.extend(source.octets());
+    packet.extend(to.octets());
+    packet.extend(payload);
+    packet
+}
+
+/// splitmix64
+fn next(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
