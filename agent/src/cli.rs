@@ -1,0 +1,398 @@
+//! The command line, and the configuration file that may stand for it.
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use mesh_model::{NodeName, wellknown};
+use serde::Deserialize;
+
+/// The agent of a Mesh node.
+#[derive(Debug, Parser)]
+#[command(
+    name = "mesh-agent",
+    version,
+    max_term_width = 100,
+    args_conflicts_with_subcommands = true
+)]
+#[command(
+    after_help = "Examples:\n  mesh-agent --server https://10.0.0.1:6443 --token mesh1.…\n  mesh-agent --config /etc/mesh/agent.yaml\n  mesh-agent reset"
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) settings: Settings,
+}
+
+/// The commands; without one, the agent itself runs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the agent (the default)
+    Run(Box<Settings>),
+    /// Worker: the node's DNS server (started by the agent)
+    Dns(DnsArgs),
+    /// Worker: the node's L7 proxy (started by the agent)
+    Ingress(IngressArgs),
+    /// Worker: user-space WireGuard (started by the agent)
+    Overlay(OverlayArgs),
+    /// Stop the workers and remove everything that the agent made on this node
+    Reset(Box<Settings>),
+}
+
+/// Paths that each worker has.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct WorkerPaths {
+    /// Where the agent speaks to the worker
+    #[arg(long, value_name = "PATH")]
+    pub(crate) control_socket: PathBuf,
+    /// Where the worker keeps its last configuration
+    #[arg(long, value_name = "FILE")]
+    pub(crate) state_file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DnsArgs {
+    #[command(flatten)]
+    pub(crate) paths: WorkerPaths,
+    /// Address and port to answer on; may be given several times
+    #[arg(long, required = true, value_name = "ADDRESS:PORT")]
+    pub(crate) listen: Vec<SocketAddr>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct IngressArgs {
+    #[command(flatten)]
+    pub(crate) paths: WorkerPaths,
+    /// Address and port for plain HTTP; may be given several times
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) http: Vec<SocketAddr>,
+    /// Address and port for TLS; may be given several times
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) https: Vec<SocketAddr>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OverlayArgs {
+    #[command(flatten)]
+    pub(crate) paths: WorkerPaths,
+    /// Name of the device
+    #[arg(long, default_value = wellknown::OVERLAY_DEVICE, value_name = "NAME")]
+    pub(crate) device: String,
+    /// The node's private key
+    #[arg(long, value_name = "FILE")]
+    pub(crate) private_key: PathBuf,
+}
+
+/// Which WireGuard to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum OverlayChoice {
+    /// The kernel's where it has one
+    Auto,
+    /// The kernel's, or fail
+    Kernel,
+    /// The worker process
+    User,
+}
+
+/// Who runs the node's pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum PodsChoice {
+    /// This agent, through containerd
+    Cri,
+    /// Somebody else, such as a kubelet: the agent only connects them
+    External,
+}
+
+/// Settings of the agent. A flag wins over the configuration file, which wins over the default.
+#[derive(Debug, Clone, Default, Args, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(crate) struct Settings {
+    /// Read settings from this file: YAML, the keys are the long flags
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub(crate) config: Option<PathBuf>,
+    /// Name of the node [default: the host name]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node_name: Option<String>,
+    /// Addresses of the node on the underlay, the preferred one first [default: those of the default route]
+    #[arg(long, value_name = "IP[,IP]", value_delimiter = ',')]
+    pub(crate) node_ip: Option<Vec<IpAddr>>,
+    /// URL of mesh-control; needed for the first start
+    #[arg(long, value_name = "URL", env = "MESH_SERVER")]
+    pub(crate) server: Option<String>,
+    /// Join token; needed for the first start
+    #[arg(long, value_name = "TOKEN", env = "MESH_TOKEN", hide_env_values = true)]
+    pub(crate) token: Option<String>,
+    /// File with the join token
+    #[arg(long, value_name = "FILE", conflicts_with = "token")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Sockets and process identities [default: /run/mesh]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) run_dir: Option<PathBuf>,
+    /// Keys, certificates, the last snapshot, the address journal [default: /var/lib/mesh]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Directory on a bpffs for maps, programs and links [default: /sys/fs/bpf/mesh]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) bpf_dir: Option<PathBuf>,
+    /// cgroup v2 directory whose processes use service addresses [default: the root of the hierarchy]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cgroup: Option<PathBuf>,
+    /// cgroup under which pods run, as containerd names it [default: /mesh/pods]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) cgroup_parent: Option<String>,
+    /// containerd's socket [default: /run/containerd/containerd.sock]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) containerd: Option<PathBuf>,
+    /// Where the CNI configuration is written [default: /etc/cni/net.d]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cni_conf_dir: Option<PathBuf>,
+    /// Where containers' logs are kept [default: /var/log/pods]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) pod_logs_dir: Option<PathBuf>,
+    /// Which WireGuard to use [default: auto]
+    #[arg(long, value_enum)]
+    pub(crate) overlay: Option<OverlayChoice>,
+    /// Who runs pods [default: cri]
+    #[arg(long, value_enum)]
+    pub(crate) pods: Option<PodsChoice>,
+    /// DNS servers for names outside the cluster [default: those of /etc/resolv.conf]
+    #[arg(long, value_name = "ADDRESS[:PORT],...", value_delimiter = ',')]
+    pub(crate) dns_upstream: Option<Vec<String>>,
+    /// Port of the proxy for plain HTTP, 0 for none [default: 80]
+    #[arg(long, value_name = "PORT")]
+    pub(crate) http_port: Option<u16>,
+    /// Port of the proxy for TLS, 0 for none [default: 443]
+    #[arg(long, value_name = "PORT")]
+    pub(crate) https_port: Option<u16>,
+}
+
+/// The settings make no sense; the message names the flag.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SettingsError {
+    #[error("read --config {path}")]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("understand --config {path}")]
+    Malformed {
+        path: PathBuf,
+        #[source]
+        source: Box<serde_saphyr::Error>,
+    },
+    #[error("--node-name {name}")]
+    NodeName {
+        name: String,
+        #[source]
+        source: mesh_model::names::InvalidName,
+    },
+    #[error("no --node-name, and the host has no usable name")]
+    NoNodeName,
+    #[error("--dns-upstream {0:?}: expected an address, with or without a port")]
+    Upstream(String),
+    #[error("--cgroup: no cgroup v2 hierarchy is mounted")]
+    NoCgroup,
+    #[error(
+        "--node-ip: no address on the interface of the default route; give the node's addresses"
+    )]
+    NoAddress,
+}
+
+/// Complete settings.
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    pub(crate) node: NodeName,
+    pub(crate) addresses: Vec<IpAddr>,
+    pub(crate) server: Option<String>,
+    pub(crate) token: Option<String>,
+    pub(crate) token_file: Option<PathBuf>,
+    pub(crate) run_dir: PathBuf,
+    pub(crate) state_dir: PathBuf,
+    pub(crate) bpf_dir: PathBuf,
+    pub(crate) cgroup: PathBuf,
+    pub(crate) cgroup_parent: String,
+    pub(crate) containerd: PathBuf,
+    pub(crate) cni_conf_dir: PathBuf,
+    pub(crate) pod_logs_dir: PathBuf,
+    pub(crate) overlay: OverlayChoice,
+    pub(crate) pods: PodsChoice,
+    pub(crate) dns_upstreams: Vec<SocketAddr>,
+    pub(crate) http_port: Option<u16>,
+    pub(crate) https_port: Option<u16>,
+}
+
+impl Settings {
+    /// Reads the file, fills in what is not given, and checks the rest.
+    pub(crate) fn resolve(self) -> Result<Options, SettingsError> {
+        let file = match &self.config {
+            Some(path) => Self::read(path)?,
+            None => Self::default(),
+        };
+        let all = self.or(file);
+        let dir = |given: Option<PathBuf>, default: &str| given.unwrap_or_else(|| default.into());
+        let cgroup = match all.cgroup {
+            Some(dir) => dir,
+            None => cgroup2_root().ok_or(SettingsError::NoCgroup)?,
+        };
+        Ok(Options {
+            node: node_name(all.node_name)?,
+            addresses: match all.node_ip {
+                Some(addresses) => addresses,
+                None => default_addresses().ok_or(SettingsError::NoAddress)?,
+            },
+            server: all.server,
+            token: all.token,
+            token_file: all.token_file,
+            run_dir: dir(all.run_dir, "/run/mesh"),
+            state_dir: dir(all.state_dir, "/var/lib/mesh"),
+            bpf_dir: dir(all.bpf_dir, "/sys/fs/bpf/mesh"),
+            cgroup,
+            cgroup_parent: all.cgroup_parent.unwrap_or_else(|| "/mesh/pods".to_owned()),
+            containerd: dir(all.containerd, "/run/containerd/containerd.sock"),
+            cni_conf_dir: dir(all.cni_conf_dir, "/etc/cni/net.d"),
+            pod_logs_dir: dir(all.pod_logs_dir, "/var/log/pods"),
+            overlay: all.overlay.unwrap_or(OverlayChoice::Auto),
+            pods: all.pods.unwrap_or(PodsChoice::Cri),
+            dns_upstreams: upstreams(all.dns_upstream)?,
+            http_port: Some(all.http_port.unwrap_or(80)).filter(|p| *p != 0),
+            https_port: Some(all.https_port.unwrap_or(443)).filter(|p| *p != 0),
+        })
+    }
+
+    fn read(path: &Path) -> Result<Self, SettingsError> {
+        let text = fs::read_to_string(path)
+            .map_err(|source| SettingsError::Read { path: path.to_owned(), source })?;
+        serde_saphyr::from_str(&text).map_err(|source| SettingsError::Malformed {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })
+    }
+
+    fn or(self, file: Self) -> Self {
+        Self {
+            config: self.config,
+            node_name: self.node_name.or(file.node_name),
+            node_ip: self.node_ip.or(file.node_ip),
+            server: self.server.or(file.server),
+            token_file: if self.token.is_some() {
+                None
+            } else {
+                self.token_file.or(file.token_file)
+            },
+            token: self.token.or(file.token),
+            run_dir: self.run_dir.or(file.run_dir),
+            state_dir: self.state_dir.or(file.state_dir),
+            bpf_dir: self.bpf_dir.or(file.bpf_dir),
+            cgroup: self.cgroup.or(file.cgroup),
+            cgroup_parent: self.cgroup_parent.or(file.cgroup_parent),
+            containerd: self.containerd.or(file.containerd),
+            cni_conf_dir: self.cni_conf_dir.or(file.cni_conf_dir),
+            pod_logs_dir: self.pod_logs_dir.or(file.pod_logs_dir),
+            overlay: self.overlay.or(file.overlay),
+            pods: self.pods.or(file.pods),
+            dns_upstream: self.dns_upstream.or(file.dns_upstream),
+            http_port: self.http_port.or(file.http_port),
+            https_port: self.https_port.or(file.https_port),
+        }
+    }
+}
+
+fn node_name(given: Option<String>) -> Result<NodeName, SettingsError> {
+    let name = match given {
+        Some(name) => name,
+        None => nix::unistd::gethostname()
+            .ok()
+            .and_then(|name| name.into_string().ok())
+            .map(|name| name.to_ascii_lowercase())
+            .ok_or(SettingsError::NoNodeName)?,
+    };
+    name.parse().map_err(|source| SettingsError::NodeName { name, source })
+}
+
+fn upstreams(given: Option<Vec<String>>) -> Result<Vec<SocketAddr>, SettingsError> {
+    let Some(given) = given else { return Ok(resolv_conf_servers()) };
+    given.into_iter().map(|text| upstream(&text).ok_or(SettingsError::Upstream(text))).collect()
+}
+
+fn upstream(text: &str) -> Option<SocketAddr> {
+    text.parse().ok().or_else(|| Some(SocketAddr::new(text.parse().ok()?, 53)))
+}
+
+/// The host's servers, but not our own: a question must not come back to the one who asked.
+fn resolv_conf_servers() -> Vec<SocketAddr> {
+    let text = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let own: [IpAddr; 2] =
+        [wellknown::NODE_LOCAL_ADDRESS.into(), wellknown::NODE_LOCAL_ADDRESS_V6.into()];
+    text.lines()
+        .filter_map(|line| line.strip_prefix("nameserver"))
+        .filter_map(|rest| upstream(rest.trim()))
+        .filter(|server| !own.contains(&server.ip()))
+        .collect()
+}
+
+/// Where cgroup v2 is mounted: alone, or beside version 1.
+fn cgroup2_root() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
+    let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    fields.find(|f| f.get(2) == Some(&"cgroup2")).and_then(|f| f.get(1).map(PathBuf::from))
+}
+
+/// The source address that the host uses towards the world; a UDP `connect` sends nothing.
+fn default_addresses() -> Option<Vec<IpAddr>> {
+    let towards = |bind: &str, target: &str| {
+        let socket = std::net::UdpSocket::bind(bind).ok()?;
+        socket.connect(target).ok()?;
+        Some(socket.local_addr().ok()?.ip()).filter(|ip| !ip.is_unspecified() && !ip.is_loopback())
+    };
+    let found: Vec<IpAddr> =
+        [towards("0.0.0.0:0", "192.0.2.1:9"), towards("[::]:0", "[2001:db8::1]:9")]
+            .into_iter()
+            .flatten()
+            .collect();
+    (!found.is_empty()).then_some(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("agent.yaml");
+        fs::write(&path, "node-name: from-file\nhttp-port: 8080\nnode-ip: [192.0.2.1]\ncgroup: /x\noverlay: user\n").unwrap();
+        let path = path.to_str().unwrap();
+        let parse =
+            |args: &[&str]| Cli::parse_from([&["mesh-agent", "--config", path], args].concat());
+        let options =
+            parse(&["--node-name", "from-flag", "--https-port", "0"]).settings.resolve().unwrap();
+        assert_eq!(options.node.as_str(), "from-flag");
+        assert_eq!((options.http_port, options.https_port), (Some(8080), None));
+        assert_eq!(options.overlay, OverlayChoice::User);
+        let error = parse(&["--node-name", "Not A Name"]).settings.resolve().unwrap_err();
+        assert!(error.to_string().contains("--node-name"), "{error}");
+        fs::write(path, "no-such-key: 1").unwrap();
+        assert!(matches!(parse(&[]).settings.resolve(), Err(SettingsError::Malformed { .. })));
+    }
+
+    #[test]
+    fn upstream_servers_may_have_a_port() {
+        assert_eq!(upstream("192.0.2.1"), Some("192.0.2.1:53".parse().unwrap()));
+        assert_eq!(upstream("[2001:db8::1]:5353"), Some("[2001:db8::1]:5353".parse().unwrap()));
+        assert_eq!(upstream("dns.example"), None);
+    }
+}

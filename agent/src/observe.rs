@@ -1,0 +1,200 @@
+//! From the API to the node's snapshot: list, watch, compile, keep.
+//!
+//! Works without the API: the last snapshot is on disk and comes first. Nobody may delete anything by it;
+//! [`Desired::synced`] says when all kinds have been listed.
+
+use std::fmt::Debug;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Secret, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::Ingress;
+use kube::runtime::reflector::{self, Store};
+use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Api, Resource};
+use mesh_model::{ClusterConfig, NodeName, Objects, Snapshot, compile, wellknown};
+use serde::de::DeserializeOwned;
+use tokio::sync::{Notify, watch};
+
+use crate::join::write_private;
+
+/// Changes that come within this time are compiled together: a rollout touches many objects at once.
+const DEBOUNCE: Duration = Duration::from_millis(10);
+
+/// What the node should do, and how sure that is.
+#[derive(Debug, Clone)]
+pub(crate) struct Desired {
+    /// The desired state.
+    pub(crate) snapshot: Arc<Snapshot>,
+    /// Whether it follows from complete lists of all kinds. While it does not, nothing may be deleted.
+    pub(crate) synced: bool,
+}
+
+/// What the observer needs.
+pub(crate) struct Observer {
+    pub(crate) client: kube::Client,
+    pub(crate) node: NodeName,
+    /// The address plan until the API's own is there.
+    pub(crate) cluster: ClusterConfig,
+    /// Where the last snapshot is kept.
+    pub(crate) file: PathBuf,
+}
+
+/// The snapshot of an earlier run, if it can be read.
+pub(crate) fn saved(file: &Path) -> Option<Snapshot> {
+    let bytes = std::fs::read(file).ok()?;
+    match serde_json::from_slice(&bytes) {
+        Ok(snapshot) => Some(snapshot),
+        Err(error) => {
+            tracing::warn!(path = %file.display(), %error, "saved snapshot malformed, waiting for the API");
+            None
+        }
+    }
+}
+
+impl Observer {
+    /// Watches for ever and sends each new snapshot.
+    pub(crate) async fn run(self, desired: watch::Sender<Option<Desired>>) {
+        let stores = Stores::start(&self.client, &self.node);
+        stores.wait_until_listed().await;
+        tracing::info!("all kinds listed");
+        loop {
+            let objects = stores.objects(&self.cluster);
+            let node = self.node.clone();
+            let compiled = tokio::task::spawn_blocking(move || compile(&objects, &node)).await;
+            if let Ok(snapshot) = compiled {
+                self.publish(snapshot, &desired);
+            }
+            stores.changed.notified().await;
+            tokio::time::sleep(DEBOUNCE).await;
+        }
+    }
+
+    fn publish(&self, snapshot: Snapshot, desired: &watch::Sender<Option<Desired>>) {
+        let same = |old: &Desired| old.synced && *old.snapshot == snapshot;
+        if desired.borrow().as_ref().is_some_and(same) {
+            return;
+        }
+        // Not even an assigned block: the control service has just forgotten us, or we are new. What runs, runs.
+        let known = !snapshot.node.blocks.is_empty();
+        if known && let Err(error) = save(&self.file, &snapshot) {
+            tracing::warn!(path = %self.file.display(), %error, "snapshot not saved");
+        }
+        desired.send_replace(Some(Desired { snapshot: Arc::new(snapshot), synced: true }));
+    }
+}
+
+fn save(file: &Path, snapshot: &Snapshot) -> std::io::Result<()> {
+    write_private(file, &serde_json::to_vec(snapshot)?)
+}
+
+/// A cache of each kind that the snapshot follows from.
+struct Stores {
+    nodes: Store<Node>,
+    namespaces: Store<Namespace>,
+    pods: Store<Pod>,
+    services: Store<Service>,
+    endpoint_slices: Store<EndpointSlice>,
+    config_maps: Store<ConfigMap>,
+    secrets: Store<Secret>,
+    ingresses: Store<Ingress>,
+    changed: Arc<Notify>,
+}
+
+impl Stores {
+    fn start(client: &kube::Client, node: &NodeName) -> Self {
+        let changed = Arc::new(Notify::new());
+        let everything = watcher::Config::default();
+        let mine = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
+        Self {
+            nodes: cache(client, everything.clone(), &changed),
+            namespaces: cache(client, everything.clone(), &changed),
+            pods: cache(client, mine, &changed),
+            services: cache(client, everything.clone(), &changed),
+            endpoint_slices: cache(client, everything.clone(), &changed),
+            config_maps: cache(client, everything.clone(), &changed),
+            secrets: cache(client, everything.clone(), &changed),
+            ingresses: cache(client, everything, &changed),
+            changed,
+        }
+    }
+
+    async fn wait_until_listed(&self) {
+        // An error here means that the writer is gone, and it never ends.
+        let _ = tokio::join!(
+            self.nodes.wait_until_ready(),
+            self.namespaces.wait_until_ready(),
+            self.pods.wait_until_ready(),
+            self.services.wait_until_ready(),
+            self.endpoint_slices.wait_until_ready(),
+            self.config_maps.wait_until_ready(),
+            self.secrets.wait_until_ready(),
+            self.ingresses.wait_until_ready(),
+        );
+    }
+
+    fn objects(&self, fallback: &ClusterConfig) -> Objects {
+        let config_maps = self.config_maps.state();
+        Objects {
+            cluster: cluster(&config_maps).unwrap_or_else(|| fallback.clone()),
+            nodes: self.nodes.state(),
+            namespaces: self.namespaces.state(),
+            pods: self.pods.state(),
+            services: self.services.state(),
+            endpoint_slices: self.endpoint_slices.state(),
+            config_maps,
+            secrets: self.secrets.state(),
+            ingresses: self.ingresses.state(),
+        }
+    }
+}
+
+/// The address plan as the API has it.
+fn cluster(config_maps: &[Arc<ConfigMap>]) -> Option<ClusterConfig> {
+    let ours = config_maps.iter().find(|map| {
+        map.metadata.namespace.as_deref() == Some(wellknown::SYSTEM_NAMESPACE)
+            && map.metadata.name.as_deref() == Some(wellknown::CLUSTER_CONFIG_MAP)
+    })?;
+    serde_json::from_str(ours.data.as_ref()?.get(wellknown::CLUSTER_CONFIG_KEY)?).ok()
+}
+
+/// Lists and watches one kind for ever, with back-off, into a cache.
+fn cache<K>(client: &kube::Client, config: watcher::Config, changed: &Arc<Notify>) -> Store<K>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    let (store, writer) = reflector::store();
+    let api: Api<K> = Api::all(client.clone());
+    let changed = Arc::clone(changed);
+    let events = reflector::reflector(writer, watcher(api, config).default_backoff());
+    let watching = events.map_err(|error| {
+        tracing::warn!(kind = %K::kind(&()), error = &error as &dyn std::error::Error, "watch interrupted");
+    });
+    tokio::spawn(watching.for_each(move |event| {
+        if event.is_ok() {
+            changed.notify_one();
+        }
+        std::future::ready(())
+    }));
+    store
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_saved_snapshot_comes_back_and_a_torn_one_is_ignored() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("snapshot.json");
+        assert_eq!(saved(&file), None);
+        let snapshot = compile(&Objects::default(), &"node-1".parse().unwrap());
+        save(&file, &snapshot).unwrap();
+        assert_eq!(saved(&file), Some(snapshot));
+        std::fs::write(&file, b"{\"cluster\":").unwrap();
+        assert_eq!(saved(&file), None);
+    }
+}

@@ -1,0 +1,197 @@
+//! The node's own objects: its Node, and the Lease that says it is alive.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Node;
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use mesh_model::snapshot::WgKey;
+use mesh_model::{NodeName, wellknown};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+mod facts;
+mod lease;
+
+use facts::Facts;
+
+/// Between two reports of an unchanged status.
+const HEARTBEAT: Duration = Duration::from_secs(60);
+/// After a report that did not get through.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// What the node says about itself, apart from what it measures.
+#[derive(Debug, Clone)]
+pub(crate) struct Registration {
+    pub(crate) node: NodeName,
+    pub(crate) addresses: Vec<IpAddr>,
+    pub(crate) public_key: WgKey,
+    pub(crate) overlay: &'static str,
+    pub(crate) overlay_port: u16,
+    pub(crate) container_runtime: String,
+}
+
+/// Whether pods can be started here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Readiness {
+    /// Ready or not.
+    pub(crate) ready: bool,
+    /// One word in CamelCase.
+    pub(crate) reason: &'static str,
+    /// A sentence.
+    pub(crate) message: String,
+}
+
+impl Readiness {
+    /// The state before the first reconciliation.
+    pub(crate) fn starting() -> Self {
+        Self { ready: false, reason: "Starting", message: "the agent is starting".to_owned() }
+    }
+}
+
+/// Keeps the Node and its Lease up to date; never returns. Failures are retried: the node works without them.
+pub(crate) async fn run(
+    client: kube::Client,
+    registration: Registration,
+    mut readiness: watch::Receiver<Readiness>,
+) {
+    tokio::spawn(lease::renew(client.clone(), registration.node.clone()));
+    let nodes: Api<Node> = Api::all(client);
+    let facts = Facts::read();
+    let mut transition = Timestamp::now();
+    let mut reported: Option<bool> = None;
+    loop {
+        let now = readiness.borrow_and_update().clone();
+        if reported != Some(now.ready) {
+            transition = Timestamp::now();
+        }
+        let pause = match report(&nodes, &registration, &facts, &now, transition).await {
+            Ok(()) => {
+                if reported != Some(now.ready) {
+                    tracing::info!(ready = now.ready, reason = now.reason, "node status reported");
+                }
+                reported = Some(now.ready);
+                HEARTBEAT
+            }
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "node status not reported"
+                );
+                RETRY
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            changed = readiness.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+async fn report(
+    nodes: &Api<Node>,
+    registration: &Registration,
+    facts: &Facts,
+    readiness: &Readiness,
+    transition: Timestamp,
+) -> Result<(), kube::Error> {
+    let name = registration.node.as_str();
+    let metadata = metadata(registration);
+    let params = PatchParams::default();
+    match nodes.patch(name, &params, &Patch::Merge(&metadata)).await {
+        Ok(_) => {}
+        Err(kube::Error::Api(status)) if status.code == 404 => {
+            let mut object = metadata;
+            object["metadata"]["name"] = json!(name);
+            object["spec"] = json!({});
+            let node: Node = serde_json::from_value(object).map_err(kube::Error::SerdeError)?;
+            nodes.create(&PostParams::default(), &node).await?;
+        }
+        Err(error) => return Err(error),
+    }
+    let status = status(registration, facts, readiness, transition);
+    nodes.patch_status(name, &params, &Patch::Merge(&status)).await.map(drop)
+}
+
+fn metadata(registration: &Registration) -> Value {
+    let endpoints: Vec<String> = registration
+        .addresses
+        .iter()
+        .map(|a| SocketAddr::new(*a, registration.overlay_port).to_string())
+        .collect();
+    let annotations = BTreeMap::from([
+        (wellknown::ANNOTATION_WIREGUARD_KEY, registration.public_key.to_string()),
+        (wellknown::ANNOTATION_ENDPOINTS, endpoints.join(",")),
+        (wellknown::ANNOTATION_OVERLAY, registration.overlay.to_owned()),
+    ]);
+    let labels = BTreeMap::from([
+        (wellknown::LABEL_HOSTNAME, registration.node.as_str()),
+        ("kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", facts::architecture()),
+    ]);
+    json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"labels": labels, "annotations": annotations},
+    })
+}
+
+fn status(
+    registration: &Registration,
+    facts: &Facts,
+    readiness: &Readiness,
+    transition: Timestamp,
+) -> Value {
+    let mut addresses: Vec<Value> = registration
+        .addresses
+        .iter()
+        .map(|a| json!({"type": "InternalIP", "address": a}))
+        .collect();
+    addresses.push(json!({"type": "Hostname", "address": registration.node}));
+    let resources = facts.resources();
+    json!({"status": {
+        "addresses": addresses,
+        "capacity": resources,
+        "allocatable": resources,
+        "conditions": [{
+            "type": "Ready",
+            "status": if readiness.ready { "True" } else { "False" },
+            "reason": readiness.reason,
+            "message": readiness.message,
+            "lastHeartbeatTime": lease::seconds(Timestamp::now()),
+            "lastTransitionTime": lease::seconds(transition),
+        }],
+        "daemonEndpoints": {"kubeletEndpoint": {"Port": wellknown::AGENT_PORT}},
+        "nodeInfo": facts.node_info(&registration.container_runtime),
+    }})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_node_says_how_to_reach_it() {
+        let registration = Registration {
+            node: "node-1".parse().unwrap(),
+            addresses: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
+            public_key: WgKey([7; 32]),
+            overlay: "user",
+            overlay_port: 51_900,
+            container_runtime: "containerd://1.6".to_owned(),
+        };
+        let mut object = metadata(&registration);
+        let endpoints = &object["metadata"]["annotations"][wellknown::ANNOTATION_ENDPOINTS];
+        assert_eq!(endpoints, "192.0.2.1:51900,[2001:db8::1]:51900");
+        let status =
+            status(&registration, &Facts::read(), &Readiness::starting(), Timestamp::UNIX_EPOCH);
+        object["status"] = status["status"].clone();
+        let node: Node = serde_json::from_value(object).unwrap();
+        let status = node.status.unwrap();
+        assert_eq!(status.conditions.unwrap()[0].status, "False");
+        let capacity = status.capacity.unwrap();
+        assert!(capacity["memory"].0.ends_with("Ki") && capacity["cpu"].0 != "0");
+    }
+}
