@@ -153,28 +153,20 @@ impl Node {
             ("--cgroup", path(hooks)),
             ("--cgroup-parent", format!("/{}/pods", layout.cgroup)),
             ("--containerd", path(layout.containerd_socket())),
+            ("--cni-conf-dir", path(containerd::cni_conf(layout))),
+            ("--pod-logs-dir", path(layout.state.join("pod-logs"))),
         ];
         let pairs = settings.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
-        [path(program.to_owned())].into_iter().chain(pairs).collect()
+        [path(program.to_owned()), "run".to_owned()].into_iter().chain(pairs).collect()
     }
 
-    /// The plugin and the configuration by which containerd calls it.
+    /// The plugin; the agent itself writes the configuration by which containerd calls it.
     fn install_plugin(&self, artifacts: &Artifacts) -> Result<()> {
-        let (bin, conf) = (containerd::cni_bin(&self.layout), containerd::cni_conf(&self.layout));
-        for folder in [&bin, &conf] {
-            fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
-        }
+        let bin = containerd::cni_bin(&self.layout);
+        fs::create_dir_all(&bin).with_context(|| format!("make {}", bin.display()))?;
         let new = bin.join(".mesh-cni.new");
         fs::copy(&artifacts.cni, &new).context("copy mesh-cni")?;
-        fs::rename(&new, bin.join("mesh-cni")).context("replace mesh-cni")?;
-        let socket = self.layout.agent_run().join("cni.sock");
-        let list = serde_json::json!({
-            "cniVersion": "1.0.0",
-            "name": "mesh",
-            "plugins": [{"type": "mesh-cni", "socket": socket}],
-        });
-        fs::write(conf.join("10-mesh.conflist"), format!("{list:#}\n"))
-            .context("write the CNI configuration")
+        fs::rename(&new, bin.join("mesh-cni")).context("replace mesh-cni")
     }
 }
 

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::layout::{Layout, MAX_NODES};
 use crate::{cgroups, underlay};
@@ -15,8 +17,9 @@ use crate::{cgroups, underlay};
 /// Removes all traces of the cluster.
 pub fn remove(layout: &Layout) -> Result<()> {
     let shared = runtime_files(layout);
-    let steps: [(&str, Step); 6] = [
+    let steps: [(&str, Step); 7] = [
         ("end its processes", |l, _| cgroups::kill_all(&l.cgroup())),
+        ("end its containers", |l, _| kill_containers(l)),
         ("unmount its folders", |l, _| unmount_below(&[l.run(), l.state()])),
         ("remove its network", |l, _| underlay::remove(l)),
         ("remove its control groups", |l, _| cgroups::remove(&l.cgroup())),
@@ -52,17 +55,39 @@ pub fn traces(layout: &Layout) -> bool {
 /// the sockets that bundles name, and the state folders of their containers.
 fn runtime_files(layout: &Layout) -> Vec<PathBuf> {
     let mut found = Vec::new();
-    for number in 1..=MAX_NODES {
-        let bundles =
-            layout.node(number).containerd_run().join("io.containerd.runtime.v2.task/k8s.io");
-        for bundle in fs::read_dir(bundles).into_iter().flatten().flatten() {
-            found.push(Path::new("/run/containerd/runc/k8s.io").join(bundle.file_name()));
-            let address = fs::read_to_string(bundle.path().join("address")).unwrap_or_default();
-            let socket = address.trim().strip_prefix("unix://").map(PathBuf::from);
-            found.extend(socket.filter(|s| s.starts_with("/run/containerd/s")));
-        }
+    for bundle in bundles(layout) {
+        let id = bundle.file_name().unwrap_or_default();
+        found.push(Path::new("/run/containerd/runc/k8s.io").join(id));
+        let address = fs::read_to_string(bundle.join("address")).unwrap_or_default();
+        let socket = address.trim().strip_prefix("unix://").map(PathBuf::from);
+        found.extend(socket.filter(|s| s.starts_with("/run/containerd/s")));
     }
     found
+}
+
+/// Folders of the containers that the nodes' containerds know, named by their ids.
+fn bundles(layout: &Layout) -> Vec<PathBuf> {
+    let tasks = "io.containerd.runtime.v2.task/k8s.io";
+    let folders = (1..=MAX_NODES).map(|n| layout.node(n).containerd_run().join(tasks));
+    folders
+        .filter_map(|f| fs::read_dir(f).ok())
+        .flat_map(|entries| entries.flatten().map(|e| e.path()))
+        .collect()
+}
+
+/// Kills what was started without our control group, such as by `ctr run`.
+fn kill_containers(layout: &Layout) -> Result<()> {
+    for bundle in bundles(layout) {
+        let id = bundle.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let pid = fs::read_to_string(bundle.join("init.pid")).unwrap_or_default();
+        let Ok(pid) = pid.trim().parse::<i32>() else { continue };
+        // The number may be another process's by now: only one in a group with the container's name is meant.
+        let group = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        if group.lines().any(|l| l.ends_with(&format!("/{id}"))) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+    Ok(())
 }
 
 fn remove_shared(paths: &[PathBuf]) -> Result<()> {
@@ -71,7 +96,7 @@ fn remove_shared(paths: &[PathBuf]) -> Result<()> {
         absent_is_fine(removed).with_context(|| format!("remove {}", path.display()))?;
     }
     // Only when empty: another containerd may use them.
-    for folder in ["runc/k8s.io", "runc", "s", "."] {
+    for folder in ["runc/k8s.io", "runc", "s", "fifo", "."] {
         let _ = fs::remove_dir(Path::new("/run/containerd").join(folder));
     }
     Ok(())

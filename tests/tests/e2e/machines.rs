@@ -63,8 +63,9 @@ pub(crate) fn with_cluster(
 fn runs_a_container(cluster: &Cluster) -> Result<()> {
     let node = cluster.node(1);
     let mut run = ctr(node.layout());
-    run.args(["run", "--detach", "--net-host", "mesh.local/hello:1", "bare", "/bin/mesh-hello"]);
-    output(run.arg("serve"))?;
+    let group = format!("/{}/pods/bare", node.layout().cgroup);
+    run.args(["run", "--detach", "--net-host", "--cgroup", &group]);
+    output(run.args(["mesh.local/hello:1", "bare", "/bin/mesh-hello", "serve"]))?;
     let (v4, v6) = node.addresses();
     for url in [format!("http://{v4}:8080/"), format!("http://[{v6}]:8080/")] {
         let answer = wait_until("the container answers", Duration::from_secs(10), || {

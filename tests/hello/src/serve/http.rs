@@ -11,7 +11,7 @@
 
 use std::fmt::Write as _;
 use std::io::{self, BufRead as _, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
@@ -43,7 +43,8 @@ impl Head {
 /// Serves one connection until the client closes it or the process drains.
 pub(super) fn connection(server: &Server, stream: TcpStream) -> io::Result<()> {
     let mut input = BufReader::new(stream.try_clone()?);
-    let client = stream.peer_addr()?.to_string();
+    let client = stream.peer_addr()?;
+    let client = SocketAddr::new(client.ip().to_canonical(), client.port()).to_string();
     let mut output = stream;
     output.set_read_timeout(Some(Duration::from_secs(30)))?;
     loop {
