@@ -13,9 +13,15 @@ use sha2::{Digest as _, Sha256};
 use crate::{programs, say};
 
 const TARGET: &str = "bpfel-unknown-none";
-/// For procedural macros, BTF for maps and line numbers, and version 3 of the instruction set: fetching atomics.
-const LINKER_FLAGS: [&str; 3] = ["-Cdebuginfo=2", "-Clink-arg=--btf", "-Ctarget-cpu=v3"];
-
+/// What our own cargo or the caller sets for another compiler.
+const INHERITED: [&str; 6] = [
+    "RUSTFLAGS",
+    "CARGO_ENCODED_RUSTFLAGS",
+    "RUSTUP_TOOLCHAIN",
+    "CARGO",
+    "RUSTC_WRAPPER",
+    "CARGO_TARGET_DIR",
+];
 /// A compiler that can build `core` for the eBPF target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Compiler {
@@ -99,25 +105,16 @@ pub(crate) fn build() -> Result<()> {
     let mut command = compiler.cargo();
     command
         .current_dir(artifacts::repository().join("ebpf/programs"))
-        .args(["build", "--release", "--locked", "-Z", "build-std=core", "--target", TARGET])
-        .arg("--target-dir")
+        // Target and flags are in that folder's .cargo/config.toml.
+        .args(["build", "--release", "--locked", "--target-dir"])
         .arg(&built)
-        .env("PATH", search_path())
-        .env("CARGO_ENCODED_RUSTFLAGS", rustflags());
-    for inherited in ["RUSTFLAGS", "RUSTUP_TOOLCHAIN", "CARGO", "RUSTC_WRAPPER", "CARGO_TARGET_DIR"]
-    {
+        .env("PATH", search_path());
+    for inherited in INHERITED {
         command.env_remove(inherited);
     }
     programs::call(command)?;
     replace_if_other(&built.join(TARGET).join("release/mesh"), &object)?;
     fs::write(&stamp, wanted).context("write the stamp of the eBPF build")
-}
-
-fn rustflags() -> String {
-    let arch = format!("--cfg=bpf_target_arch=\"{}\"", env::consts::ARCH);
-    let mut flags = vec![arch.as_str()];
-    flags.extend(LINKER_FLAGS);
-    flags.join("\u{1f}")
 }
 
 /// An unchanged object keeps its time, so that nothing that embeds it is built again.
@@ -132,7 +129,6 @@ fn replace_if_other(new: &Path, object: &Path) -> Result<()> {
 fn fingerprint(compiler: &Compiler) -> Result<String> {
     let mut hasher = Sha256::new();
     hasher.update(compiler.version()?);
-    hasher.update(rustflags());
     let mut files = Vec::new();
     for part in ["ebpf/abi", "ebpf/programs"] {
         sources(&artifacts::repository().join(part), &mut files)?;
