@@ -2,3 +2,5 @@
 #![forbid(unsafe_code)]
 
 pub mod ipam;
+mod objects;
+pub mod scheduler;
