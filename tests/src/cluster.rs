@@ -87,7 +87,8 @@ impl Cluster {
     pub fn start_programs(&self, artifacts: &Artifacts, progress: Progress) -> Result<()> {
         self.start_control(artifacts, progress)?;
         progress("agents");
-        at_once(self.nodes(), |node| node.start_agent(self, artifacts))?;
+        let program = self.install(&artifacts.agent)?;
+        at_once(self.nodes(), |node| node.start_agent(self, &program, &artifacts.cni))?;
         self.wait_nodes_ready(artifacts)
     }
 
@@ -145,10 +146,7 @@ impl Cluster {
     pub fn install(&self, program: &Path) -> Result<PathBuf> {
         let name = program.file_name().context("a program has a file name")?;
         let copy = self.layout.bin().join(name);
-        let digest = |p: &Path| process::digest(p).ok();
-        if digest(&copy).is_none() || digest(&copy) != digest(program) {
-            replace_file(program, &copy)?;
-        }
+        process::install(program, &copy)?;
         Ok(copy)
     }
 
@@ -179,26 +177,31 @@ impl Cluster {
     /// Starts the control service, or restarts it when its program changed; waits until it answers.
     pub fn start_control(&self, artifacts: &Artifacts, progress: Progress) -> Result<()> {
         let daemon = self.control();
-        if daemon.runs(&artifacts.control) {
+        let program = self.install(&artifacts.control)?;
+        let launch = self.launch_control(&program);
+        if daemon.runs(&launch) {
             return self.wait_control();
         }
         progress("mesh-control");
         daemon.stop(Duration::from_secs(10))?;
-        let program = self.install(&artifacts.control)?;
-        let data = self.layout.control_state();
-        fs::create_dir_all(&data).context("make the data folder of mesh-control")?;
-        let listen = format!("{}:6443", self.subnet().control().0);
-        let words =
-            ["--data-dir", &data.display().to_string(), "--listen", &listen].map(str::to_owned);
-        let mut launch = self.launch_control();
-        launch.words = [program.display().to_string()].into_iter().chain(words).collect();
+        fs::create_dir_all(self.layout.control_state())
+            .context("make the data folder of mesh-control")?;
         daemon.start(&launch)?;
         self.wait_control().with_context(|| format!("last lines of its log:\n{}", daemon.tail(5)))
     }
 
-    fn launch_control(&self) -> Launch {
+    fn launch_control(&self, program: &Path) -> Launch {
         let group = cgroups::unified_root().map(|root| root.join(self.control_cgroup()));
-        Launch { cgroup: group.ok(), env: backtrace(), ..Launch::default() }
+        let data = self.layout.control_state().display().to_string();
+        let listen = format!("{}:6443", self.subnet().control().0);
+        let program = program.display().to_string();
+        let words = [program.as_str(), "--data-dir", &data, "--listen", &listen];
+        Launch {
+            words: words.map(str::to_owned).to_vec(),
+            cgroup: group.ok(),
+            env: backtrace(),
+            netns: None,
+        }
     }
 
     fn wait_control(&self) -> Result<()> {
@@ -254,13 +257,6 @@ pub fn orphans() -> Result<Vec<Cluster>> {
 /// Each program tells where it panicked.
 pub(crate) fn backtrace() -> Vec<(String, String)> {
     vec![("RUST_BACKTRACE".to_owned(), "1".to_owned())]
-}
-
-fn replace_file(from: &Path, to: &Path) -> Result<()> {
-    let new = to.with_extension("new");
-    fs::copy(from, &new).with_context(|| format!("copy {}", from.display()))?;
-    // The running program keeps the old file.
-    fs::rename(&new, to).with_context(|| format!("replace {}", to.display()))
 }
 
 fn mount_bpffs(folder: &Path) -> Result<()> {

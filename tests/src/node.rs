@@ -9,12 +9,11 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use nix::unistd::Pid;
 
-use crate::artifacts::Artifacts;
 use crate::cluster::{Cluster, backtrace};
 use crate::containerd;
 use crate::image::Named;
 use crate::layout::{Layout, NodeLayout, Subnet};
-use crate::process::{Daemon, Launch};
+use crate::process::{self, Daemon, Launch};
 use crate::{cgroups, underlay};
 
 /// One node of a cluster.
@@ -123,16 +122,18 @@ impl Node {
         containerd::import(&self.layout, archive, images)
     }
 
-    /// Starts the agent, or restarts it when its program or the plugin changed.
-    pub fn start_agent(&self, cluster: &Cluster, artifacts: &Artifacts) -> Result<()> {
-        self.install_plugin(artifacts)?;
+    /// Starts the agent, or restarts it when it runs another program. `program` is in the cluster's own folder.
+    pub fn start_agent(&self, cluster: &Cluster, program: &Path, plugin: &Path) -> Result<()> {
+        let bin = containerd::cni_bin(&self.layout);
+        fs::create_dir_all(&bin).with_context(|| format!("make {}", bin.display()))?;
+        process::install(plugin, &bin.join("mesh-cni"))?;
         let daemon = self.agent();
-        if daemon.runs(&artifacts.agent) {
+        let launch = self.launch(self.agent_words(cluster, program));
+        if daemon.runs(&launch) {
             return Ok(());
         }
         daemon.stop(Duration::from_secs(15))?;
-        let program = cluster.install(&artifacts.agent)?;
-        daemon.start(&self.launch(self.agent_words(cluster, &program)))
+        daemon.start(&launch)
     }
 
     /// The agent's command line.
@@ -158,15 +159,6 @@ impl Node {
         ];
         let pairs = settings.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
         [path(program.to_owned()), "run".to_owned()].into_iter().chain(pairs).collect()
-    }
-
-    /// The plugin; the agent itself writes the configuration by which containerd calls it.
-    fn install_plugin(&self, artifacts: &Artifacts) -> Result<()> {
-        let bin = containerd::cni_bin(&self.layout);
-        fs::create_dir_all(&bin).with_context(|| format!("make {}", bin.display()))?;
-        let new = bin.join(".mesh-cni.new");
-        fs::copy(&artifacts.cni, &new).context("copy mesh-cni")?;
-        fs::rename(&new, bin.join("mesh-cni")).context("replace mesh-cni")
     }
 }
 

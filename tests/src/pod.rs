@@ -51,6 +51,17 @@ impl Pod {
         command
     }
 
+    /// A program of this machine in the pod's network, with the services of its node.
+    pub fn network_command(&self, words: &[&str]) -> Result<Command> {
+        let list = output(ctr(self.node.layout()).args(["tasks", "list"]))?;
+        let row = list.lines().find(|l| l.starts_with(&self.container));
+        let pid =
+            row.and_then(|l| l.split_whitespace().nth(1)).context("the container runs no task")?;
+        let mut launch = self.node.launch(words.iter().copied());
+        launch.netns = Some(format!("/proc/{pid}/ns/net").into());
+        Ok(launch.command())
+    }
+
     /// Runs a command in the pod and returns what it prints.
     pub fn exec(&self, words: &[&str]) -> Result<String> {
         output(&mut self.command(words)).with_context(|| format!("in pod {}", self.name))

@@ -1,7 +1,8 @@
 //! Daemons of a cluster: started in a namespace and a control group, found again by their process id and start time.
 
-use std::fs::{self, File};
+use std::fs::{self, File, FileTimes};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -83,11 +84,15 @@ impl Daemon {
         (start_time(pid) == Some(started)).then(|| Pid::from_raw(pid))
     }
 
-    /// Whether it runs the program that `binary` holds now.
-    pub fn runs(&self, binary: &Path) -> bool {
-        let Some(pid) = self.pid() else { return false };
-        let running = digest(Path::new(&format!("/proc/{pid}/exe")));
-        matches!((running, digest(binary)), (Ok(a), Ok(b)) if a == b)
+    /// Whether it runs this program, the very file and not an older one of that name, with these arguments.
+    pub fn runs(&self, launch: &Launch) -> bool {
+        let (Some(pid), Some(program)) = (self.pid(), launch.words.first()) else { return false };
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words = launch.words.iter().flat_map(|w| w.bytes().chain([0]));
+        let identity = |m: fs::Metadata| (m.dev(), m.ino());
+        let running = fs::metadata(format!("/proc/{pid}/exe")).map(identity);
+        let wanted = fs::metadata(program).map(identity);
+        line.iter().copied().eq(words) && matches!((running, wanted), (Ok(a), Ok(b)) if a == b)
     }
 
     /// Starts it in the background, in a session of its own and not as our child.
@@ -171,8 +176,34 @@ pub fn resident_kib(pid: Pid) -> Option<u64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
+/// Makes `copy` the same as `original`, by replacing the file when the content differs: what runs keeps the old one.
+pub fn install(original: &Path, copy: &Path) -> Result<()> {
+    if same_content(original, copy).unwrap_or(false) {
+        return Ok(());
+    }
+    let new = copy.with_extension("new");
+    fs::copy(original, &new).with_context(|| format!("copy {}", original.display()))?;
+    let modified = fs::metadata(original).and_then(|m| m.modified());
+    let times = FileTimes::new().set_modified(modified.context("read a file's time")?);
+    File::options()
+        .write(true)
+        .open(&new)
+        .and_then(|f| f.set_times(times))
+        .context("set a time")?;
+    fs::rename(&new, copy).with_context(|| format!("replace {}", copy.display()))
+}
+
+/// Same length and time, as [`install`] leaves them, or the same digest.
+fn same_content(a: &Path, b: &Path) -> io::Result<bool> {
+    let (one, two) = (fs::metadata(a)?, fs::metadata(b)?);
+    if one.len() != two.len() {
+        return Ok(false);
+    }
+    Ok(one.modified()? == two.modified()? || digest(a)? == digest(b)?)
+}
+
 /// SHA-256 of a file, in hex.
-pub fn digest(path: &Path) -> io::Result<String> {
+fn digest(path: &Path) -> io::Result<String> {
     let mut hasher = Sha256::new();
     io::copy(&mut File::open(path)?, &mut hasher)?;
     Ok(hex::encode(hasher.finalize()))
@@ -188,7 +219,9 @@ mod tests {
         let daemon = Daemon::new("sleeper", dir.path(), dir.path().join("sleeper.log"));
         assert!(daemon.pid().is_none());
         let words = ["sh", "-c", "echo up; exec sleep 60"].map(str::to_owned).to_vec();
-        daemon.start(&Launch { words, ..Launch::default() }).unwrap();
+        let launch = Launch { words, ..Launch::default() };
+        daemon.start(&launch).unwrap();
+        assert!(!daemon.runs(&launch), "the shell has become another program");
         let pid = daemon.pid().expect("it runs");
         assert!(resident_kib(pid).unwrap() > 0);
         let again = Daemon::new("sleeper", dir.path(), dir.path().join("sleeper.log"));
@@ -198,5 +231,24 @@ mod tests {
         assert_eq!(daemon.tail(1), "up");
         fs::write(dir.path().join("sleeper.pid"), format!("{} 1\n", std::process::id())).unwrap();
         assert!(daemon.pid().is_none(), "another process with the same number");
+    }
+
+    #[test]
+    fn only_another_content_replaces_a_program() {
+        let dir = tempfile::tempdir().unwrap();
+        let (original, copy) = (dir.path().join("a"), dir.path().join("b"));
+        let inode = || fs::metadata(&copy).unwrap().ino();
+        fs::write(&original, "one").unwrap();
+        install(&original, &copy).unwrap();
+        let first = inode();
+        install(&original, &copy).unwrap();
+        // Built again with the same result: another time.
+        fs::write(&original, "one").unwrap();
+        install(&original, &copy).unwrap();
+        assert_eq!(inode(), first);
+        fs::write(&original, "two").unwrap();
+        install(&original, &copy).unwrap();
+        assert_ne!(inode(), first);
+        assert_eq!(fs::read_to_string(&copy).unwrap(), "two");
     }
 }

@@ -4,6 +4,7 @@
 //! Never does: anything that a production machine needs; that is `meshctl` and the agent.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod ebpf;
 mod local;
 mod programs;
@@ -55,6 +56,11 @@ enum Command {
         after_help = "With CI set, a test that cannot run on this machine is a failure.\n\nExamples:\n  cargo xtask test\n  cargo xtask test --unit\n  cargo xtask test --e2e kill"
     )]
     Test(TestArgs),
+    /// Measure the local cluster: tunnels, service addresses, the CNI plugin, memory
+    #[command(
+        after_help = "Needs a cluster: cargo xtask up --release\nThings to compare are measured in turns; the median of the rounds is printed.\n\nExamples:\n  cargo xtask bench\n  cargo xtask bench overlay --rounds 5"
+    )]
+    Bench(BenchArgs),
     /// Build the eBPF programs into target/bpf/mesh.bpf.o, when their sources changed
     BuildEbpf,
     /// Build the eBPF programs and all binaries that a cluster runs
@@ -117,6 +123,18 @@ struct TestArgs {
     e2e: bool,
 }
 
+#[derive(Args)]
+struct BenchArgs {
+    /// What to measure; all when absent
+    what: Vec<bench::Part>,
+    /// How often each thing is measured
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    rounds: usize,
+    /// Length of one measurement
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    secs: u64,
+}
+
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Up(args) => local::up(args.nodes, args.subnet, args.profile.release),
@@ -128,6 +146,7 @@ fn main() -> ExitCode {
             let parts = suite::Parts { unit: !args.e2e, e2e: !args.unit };
             suite::run(parts, args.filter.as_deref())
         }
+        Command::Bench(args) => bench::run(&args.what, args.rounds, args.secs),
         Command::BuildEbpf => tools::ensure_ebpf().and_then(|()| ebpf::build()),
         Command::Build(profile) => tools::ensure().and_then(|()| programs::build(profile.release)),
         Command::Tools => tools::ensure(),
@@ -143,5 +162,15 @@ fn code(done: anyhow::Result<ExitCode>) -> ExitCode {
             eprintln!("error: {e:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
     }
 }

@@ -119,7 +119,8 @@ os.chmod(sys.argv[2] + ".new", 0o755)
 os.rename(sys.argv[2] + ".new", sys.argv[2])
 "#;
 
-fn apt_install(packages: &[&str]) -> Result<()> {
+/// Installs Debian packages that are missing.
+pub(crate) fn apt_install(packages: &[&str]) -> Result<()> {
     let missing: Vec<&str> = packages.iter().copied().filter(|p| !is_installed(p)).collect();
     if missing.is_empty() {
         return Ok(());

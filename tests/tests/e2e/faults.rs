@@ -98,7 +98,7 @@ fn agent_killed(world: &World) -> Result<()> {
         node.agent().kill()?;
         thread::sleep(Duration::from_millis(500));
         let start = Instant::now();
-        node.start_agent(&world.cluster, &world.artifacts)?;
+        start_agent(world, &node)?;
         wait_agent(&node)?;
         println!("  the agent is back after {} ms", start.elapsed().as_millis());
     }
@@ -109,6 +109,11 @@ fn agent_killed(world: &World) -> Result<()> {
         ensure!(restarts.as_u64() == Some(0), "{} was restarted", pod["metadata"]["name"]);
     }
     replace_pods(world)
+}
+
+fn start_agent(world: &World, node: &mesh_tests::Node) -> Result<()> {
+    let program = world.cluster.install(&world.artifacts.agent)?;
+    node.start_agent(&world.cluster, &program, &world.artifacts.cni)
 }
 
 fn wait_agent(node: &mesh_tests::Node) -> Result<()> {
@@ -210,7 +215,7 @@ fn agent_starts_without_control(world: &World) -> Result<()> {
     world.cluster.control().kill()?;
     node.agent().kill()?;
     thread::sleep(Duration::from_millis(500));
-    node.start_agent(&world.cluster, &world.artifacts)?;
+    start_agent(world, &node)?;
     wait_agent(&node)?;
     // Its own work goes on: names are answered, and a container that dies is started again.
     a.get("http://web.default.svc.cluster.local/")?;

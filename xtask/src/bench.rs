@@ -1,0 +1,243 @@
+//! First figures of the local cluster. What is compared is measured in turns, and the median is printed:
+//! on a small machine only the ratios of one run mean something.
+
+mod cni;
+
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use clap::ValueEnum;
+use mesh_tests::command::output;
+use mesh_tests::load::{Load, Report};
+use mesh_tests::pod::Pod;
+use mesh_tests::process::resident_kib;
+use mesh_tests::{Artifacts, Cluster};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::{local, say, tools};
+
+/// What can be measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Part {
+    /// Two pods through the tunnel, to two nodes without it
+    Overlay,
+    /// New connections through a service address, to direct ones
+    Lb,
+    /// ADD and DEL of the plugin, as containerd sees them
+    Cni,
+    /// Resident memory of each program
+    Memory,
+}
+
+/// Measures on the local cluster and prints one line per figure.
+pub(crate) fn run(parts: &[Part], rounds: usize, secs: u64) -> Result<()> {
+    let cluster = local::running()?;
+    let wants = |part| parts.is_empty() || parts.contains(&part);
+    let rounds = rounds.clamp(1, 20);
+    if wants(Part::Overlay) {
+        overlay(&cluster, rounds, secs)?;
+    }
+    if wants(Part::Lb) {
+        balancing(&cluster, rounds, secs)?;
+    }
+    if wants(Part::Cni) {
+        cni::measure(&cluster)?;
+    }
+    if wants(Part::Memory) {
+        memory(&cluster);
+    }
+    Ok(())
+}
+
+fn figure(name: &str, values: &mut [f64], unit: &str, reference: Option<f64>) -> f64 {
+    let middle = median(values);
+    let ratio = reference.map(|r| format!("  {:.2} x", middle / r)).unwrap_or_default();
+    println!("{name:<52} {middle:>10.2} {unit}{ratio}");
+    middle
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => values[middle],
+        _ => f64::midpoint(values[middle - 1], values[middle]),
+    }
+}
+
+/// Two of the example's pods, on two nodes.
+fn two_pods(cluster: &Cluster) -> Result<(Pod, Pod)> {
+    let kubectl = cluster.kubectl(&Artifacts::locate(false));
+    let pods: Result<Vec<Pod>> =
+        kubectl.pods("app=hello")?.iter().map(|p| Pod::from_json(cluster, p)).collect();
+    let pods = pods?;
+    let first = pods.first().context("the example is not applied: run `cargo xtask up`")?.clone();
+    let other = pods.iter().find(|p| p.node.name() != first.node.name());
+    Ok((first, other.context("the example's pods are all on one node")?.clone()))
+}
+
+fn overlay(cluster: &Cluster, rounds: usize, secs: u64) -> Result<()> {
+    tools::apt_install(&["iperf3", "iputils-ping"])?;
+    let (a, b) = two_pods(cluster)?;
+    let (pod, node) = (b.v4()?.to_owned(), b.node.addresses().0.to_string());
+    let _servers = [
+        Server::start(b.network_command(&["iperf3", "-s", "-p", "5999"])?)?,
+        Server::start(b.node.command(["iperf3", "-s", "-p", "5998"]))?,
+    ];
+    thread::sleep(Duration::from_millis(500));
+    for streams in ["1", "8"] {
+        let (mut plain, mut tunnel) = (Vec::new(), Vec::new());
+        for round in 1..=rounds {
+            say::step(&format!("TCP, {streams} streams, round {round}"));
+            let time = secs.to_string();
+            let flags = ["-P", streams, "-t", &time, "-J"];
+            let call = |to: &str, port: &str| {
+                let mut words: Vec<String> =
+                    ["iperf3", "-c", to, "-p", port].map(str::to_owned).to_vec();
+                words.extend(flags.map(str::to_owned));
+                words
+            };
+            plain.push(gigabits(&mut a.node.command(call(&node, "5998")))?);
+            let words = call(&pod, "5999");
+            let words: Vec<&str> = words.iter().map(String::as_str).collect();
+            tunnel.push(gigabits(&mut a.network_command(&words)?)?);
+        }
+        let reference = figure(
+            &format!("TCP {streams} streams, node to node, plain"),
+            &mut plain,
+            "Gbit/s",
+            None,
+        );
+        let name = format!("TCP {streams} streams, pod to pod, through the tunnel");
+        figure(&name, &mut tunnel, "Gbit/s", Some(reference));
+    }
+    let (mut plain, mut tunnel) = (Vec::new(), Vec::new());
+    for round in 1..=rounds {
+        say::step(&format!("round-trip times, round {round}"));
+        plain.push(ping_us(&mut a.node.command(ping(&node)))?);
+        tunnel.push(ping_us(&mut a.network_command(&ping(&pod))?)?);
+    }
+    let reference = figure("round trip, node to node, plain, mean", &mut plain, "us", None);
+    figure("round trip, pod to pod, through the tunnel, mean", &mut tunnel, "us", Some(reference));
+    Ok(())
+}
+
+fn ping(to: &str) -> [&str; 7] {
+    ["ping", "-q", "-c", "200", "-i", "0.01", to]
+}
+
+fn gigabits(command: &mut Command) -> Result<f64> {
+    let report: Value = serde_json::from_str(&output(command)?).context("understand iperf3")?;
+    let bits = report["end"]["sum_received"]["bits_per_second"].as_f64();
+    Ok(bits.context("iperf3 reports no rate")? / 1e9)
+}
+
+/// The mean of `rtt min/avg/max/mdev = 0.1/0.2/0.3/0.1 ms`.
+fn ping_us(command: &mut Command) -> Result<f64> {
+    let text = output(command)?;
+    let mean = text.lines().find_map(|l| l.strip_prefix("rtt ")?.split('/').nth(4));
+    Ok(mean.context("ping reports no times")?.parse::<f64>()? * 1000.0)
+}
+
+fn balancing(cluster: &Cluster, rounds: usize, secs: u64) -> Result<()> {
+    let kubectl = cluster.kubectl(&Artifacts::locate(false));
+    let (a, b) = two_pods(cluster)?;
+    // A service with one backend, so that both ways end at the same pod.
+    let label = format!("bench={}", b.name);
+    kubectl.run(&["label", "pod", &b.name, &label, "--overwrite"])?;
+    kubectl.apply(&format!(
+        "{{apiVersion: v1, kind: Service, metadata: {{name: bench}}, spec: {{selector: {{bench: {}}}, \
+         ports: [{{port: 80, targetPort: 8080}}]}}}}",
+        b.name
+    ))?;
+    let service = kubectl.json(&["service", "bench"])?;
+    let vip =
+        service["spec"]["clusterIP"].as_str().context("the service has no address")?.to_owned();
+    thread::sleep(Duration::from_secs(2));
+    for (what, keep) in [("new connections", false), ("requests on kept connections", true)] {
+        let (mut direct, mut through) = (Vec::new(), Vec::new());
+        let (mut direct_us, mut through_us) = (Vec::new(), Vec::new());
+        for round in 1..=rounds {
+            say::step(&format!("{what}, round {round}"));
+            for (url, rates, times) in [
+                (format!("http://{}:8080/healthz", b.v4()?), &mut direct, &mut direct_us),
+                (format!("http://{vip}/healthz"), &mut through, &mut through_us),
+            ] {
+                let report = flood(&a, &url, secs, keep)?;
+                #[allow(clippy::cast_precision_loss, reason = "counts of a short run")]
+                rates.push(report.ok as f64 / report.secs);
+                #[allow(clippy::cast_precision_loss, reason = "microseconds of a short run")]
+                times.push(report.p50_us as f64);
+            }
+        }
+        let reference = figure(&format!("{what}, direct"), &mut direct, "1/s", None);
+        figure(&format!("{what}, service address"), &mut through, "1/s", Some(reference));
+        let reference = figure(&format!("{what}, direct, p50"), &mut direct_us, "us", None);
+        figure(&format!("{what}, service address, p50"), &mut through_us, "us", Some(reference));
+    }
+    kubectl.run(&["delete", "service", "bench"])?;
+    Ok(())
+}
+
+/// As many requests as two workers can make.
+fn flood(pod: &Pod, url: &str, secs: u64, keep: bool) -> Result<Report> {
+    let secs = secs.to_string();
+    let mut words = vec!["/bin/mesh-hello", "load", url, "--secs", &secs];
+    words.extend(["--workers", "2", "--rate", "1000000"]);
+    if keep {
+        words.push("--keep");
+    }
+    let report = Load::start(pod.command(&words))?.wait()?;
+    ensure!(report.failed == 0, "{url}: {}", report.line());
+    Ok(report)
+}
+
+fn memory(cluster: &Cluster) {
+    let show = |place: &str, program: &str, pid: Option<Pid>| {
+        let Some(kib) = pid.and_then(resident_kib) else { return };
+        #[allow(clippy::cast_precision_loss, reason = "shown with two digits")]
+        figure(&format!("memory, {place} {program}"), &mut [kib as f64 / 1024.0], "MiB", None);
+    };
+    show("root", "mesh-control", cluster.control().pid());
+    for node in cluster.nodes() {
+        show(node.name(), "agent", node.agent().pid());
+        for (name, pid) in node.workers() {
+            show(node.name(), &name, Some(pid));
+        }
+    }
+}
+
+/// A program that runs as long as this lives.
+struct Server(std::process::Child);
+
+impl Server {
+    fn start(mut command: Command) -> Result<Self> {
+        let null = std::process::Stdio::null;
+        let child = command.stdin(null()).stdout(null()).spawn().context("start a server")?;
+        Ok(Self(child))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Both fail when it has ended before, which is fine.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians() {
+        assert!((median(&mut [3.0, 1.0, 2.0]) - 2.0).abs() < f64::EPSILON);
+        assert!((median(&mut [4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < f64::EPSILON);
+        assert!(median(&mut []).is_nan());
+    }
+}
