@@ -59,6 +59,7 @@ pub async fn run(options: WorkerOptions) -> Result<(), RunError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signal)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signal)?;
     let worker = Arc::new(Worker(Proxy::start(listeners, options.proxy)?));
+    mesh_worker::restore(&options.state_file, &*worker).await;
     let (http, https) = (worker.0.http(), worker.0.https());
     tracing::info!(?http, ?https, "proxy started");
     let control =

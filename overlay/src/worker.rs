@@ -91,6 +91,7 @@ pub fn run(options: &WorkerOptions) -> Result<(), RunError> {
     runtime.block_on(async {
         let ticking = tokio::spawn(tick(Arc::clone(&engine)));
         let handler = Arc::new(Control { engine });
+        mesh_worker::restore(&options.state, &*handler).await;
         let result = mesh_worker::serve(&options.socket, &options.state, handler).await;
         ticking.abort();
         result
