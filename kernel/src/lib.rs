@@ -1,1 +1,37 @@
-//! (skeleton)
+//! Everything that Mesh asks of the kernel: eBPF, netlink, network namespaces, sysctls, nftables, WireGuard devices.
+//!
+//! One module per concern, each with a small trait, a real and a fake implementation, and for what is
+//! reconciled a pure `plan` between `observe` and `apply`:
+//!
+//! - [`bpf`]: load, pin, attach and replace the eBPF programs ([`Programs`]);
+//! - [`services`]: frontends and backends in the maps of the socket hooks ([`ServiceTable`]);
+//! - [`pods`]: a pod's veth pair, addresses, routes and TC program ([`PodNetwork`]);
+//! - [`node`]: the node's own addresses, routes to other nodes, sysctls, masquerading ([`NodeNetwork`]);
+//! - [`wireguard`]: the kernel's WireGuard device ([`WireGuardDevice`]);
+//! - [`netns`]: doing things inside a network namespace.
+//!
+//! Never does: decide. What should exist comes from the model; nothing here reads the API, the clock or a journal.
+//! It touches only what carries its mark: interfaces with our alias, routes with our protocol numbers, the
+//! nftables table `inet mesh`, and files below the given bpffs directory.
+//!
+//! All calls block, for micro- to milliseconds: from async code use `tokio::task::spawn_blocking`.
+//! Everything takes explicit paths, because several nodes may share one machine.
+
+pub mod bpf;
+mod convert;
+pub mod ifname;
+pub mod netlink;
+pub mod netns;
+pub mod node;
+pub mod pods;
+pub mod services;
+pub mod sysctl;
+pub mod wireguard;
+
+pub use bpf::{LoadOptions, Programs};
+pub use ifname::IfName;
+pub use netns::NetNs;
+pub use node::NodeNetwork;
+pub use pods::PodNetwork;
+pub use services::ServiceTable;
+pub use wireguard::WireGuardDevice;

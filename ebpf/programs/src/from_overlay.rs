@@ -1,0 +1,32 @@
+//! What comes out of the overlay device: bare IP packets, already authenticated by WireGuard's allowed IPs.
+
+use aya_ebpf::helpers::generated::bpf_skb_change_head;
+use aya_ebpf::programs::TcContext;
+use mesh_abi::{Address, Reason};
+
+use crate::deliver::{local_pod, to_pod};
+use crate::packet::{ETH_HLEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ipv4, Ipv6, drop, pass};
+
+pub fn run(ctx: &TcContext) -> i32 {
+    let Some((destination, ethertype)) = destination(ctx) else {
+        return pass(ctx, Reason::OverlayToStack);
+    };
+    let Some(pod) = local_pod(&destination) else { return pass(ctx, Reason::OverlayToStack) };
+    // A pod's device expects an Ethernet header. Without room for one the packet cannot be delivered at all.
+    // SAFETY: a valid context.
+    if unsafe { bpf_skb_change_head(ctx.skb.skb, ETH_HLEN as u32, 0) } != 0 {
+        return drop(ctx, Reason::NoRoom);
+    }
+    to_pod(ctx, &pod, ethertype.to_be(), Reason::OverlayToPod)
+        .unwrap_or_else(|| drop(ctx, Reason::NoRoom))
+}
+
+/// Where the packet goes, by the version in its first byte: there is no link layer that could say otherwise.
+#[inline(always)]
+fn destination(ctx: &TcContext) -> Option<(Address, u16)> {
+    match ctx.load::<u8>(0).ok()? >> 4 {
+        4 => Some((Address::v4(ctx.load::<Ipv4>(0).ok()?.destination), ETHERTYPE_IPV4)),
+        6 => Some((ctx.load::<Ipv6>(0).ok()?.destination, ETHERTYPE_IPV6)),
+        _ => None,
+    }
+}

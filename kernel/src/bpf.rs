@@ -1,0 +1,268 @@
+//! Loading, pinning, attaching and replacing the eBPF programs.
+//!
+//! ```text
+//! BPF_DIR/v1/maps/SERVICES ...           pinned maps, reused by the next agent
+//! BPF_DIR/v1/links/cgroup-connect4 ...   pinned links: programs stay attached without an agent
+//! BPF_DIR/v1/links/pod-mv0123456789ab
+//! BPF_DIR/v1/links/overlay-mesh-wg
+//! ```
+//!
+//! The version is that of the ABI. A new set of programs is loaded (and so verified) completely before the first link is
+//! switched; each link is switched by the kernel in one step. Programs of an older ABI stay attached
+//! until [`Programs::retire_old_versions`], which the agent calls when the new maps are filled.
+//!
+//! Known gap: TC links (tcx) need Linux 6.6; attaching by clsact on older kernels is not implemented.
+
+mod bpffs;
+mod link;
+mod load;
+mod map;
+mod sys;
+pub mod test_run;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use mesh_abi as abi;
+
+pub use bpffs::{BpffsError, detach_all, ensure_mounted};
+pub use link::AttachError;
+pub use load::LoadError;
+pub(crate) use map::Map;
+
+use crate::services::BpfServiceTable;
+use bpffs::Pins;
+use link::{LinkSpec, put_link};
+
+/// Where and how to load.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// Directory on a BPF file system, which is mounted when it is not; ours alone.
+    pub bpf_dir: PathBuf,
+    /// Directory in the cgroup v2 tree whose processes see service addresses.
+    pub cgroup_dir: PathBuf,
+    /// Map capacities by name, where they differ from those in the object. Only for maps that are not pinned yet.
+    pub capacities: BTreeMap<&'static str, u32>,
+    /// Object to load instead of the built-in one.
+    pub object: Option<Vec<u8>>,
+}
+
+impl LoadOptions {
+    /// The built-in object with its capacities.
+    pub fn new(bpf_dir: impl Into<PathBuf>, cgroup_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            bpf_dir: bpf_dir.into(),
+            cgroup_dir: cgroup_dir.into(),
+            capacities: BTreeMap::new(),
+            object: None,
+        }
+    }
+}
+
+/// The loaded programs and their maps. Dropping it detaches nothing.
+#[derive(Debug)]
+pub struct Programs {
+    pins: Pins,
+    programs: BTreeMap<&'static str, OwnedFd>,
+    instructions: BTreeMap<&'static str, u32>,
+    pub(crate) services: BpfServiceTable,
+    pub(crate) local_pods: Map<abi::Address, abi::LocalPod>,
+    pub(crate) pod_ports: Map<u32, abi::PodPort>,
+    pub(crate) remote_blocks: Map<abi::RemoteBlockKey, abi::RemoteBlock>,
+    pub(crate) node: Map<u32, abi::NodeConfig>,
+    counters: Map<u32, abi::Counter>,
+}
+
+/// Hooks of a cgroup: program and attach type.
+const CGROUP_HOOKS: [(&str, u32); 8] = [
+    (abi::programs::CONNECT4, sys::BPF_CGROUP_INET4_CONNECT),
+    (abi::programs::CONNECT6, sys::BPF_CGROUP_INET6_CONNECT),
+    (abi::programs::SENDMSG4, sys::BPF_CGROUP_UDP4_SENDMSG),
+    (abi::programs::SENDMSG6, sys::BPF_CGROUP_UDP6_SENDMSG),
+    (abi::programs::RECVMSG4, sys::BPF_CGROUP_UDP4_RECVMSG),
+    (abi::programs::RECVMSG6, sys::BPF_CGROUP_UDP6_RECVMSG),
+    (abi::programs::GETPEERNAME4, sys::BPF_CGROUP_INET4_GETPEERNAME),
+    (abi::programs::GETPEERNAME6, sys::BPF_CGROUP_INET6_GETPEERNAME),
+];
+
+impl Programs {
+    /// Loads the programs, on the maps that are pinned already where there are any; attaches the socket hooks to the
+    /// cgroup; and switches all links of an earlier load to the new programs.
+    ///
+    /// # Errors
+    /// When anything cannot be loaded; what was attached before stays attached. When a hook cannot be attached; those before
+    /// it are attached then, and calling again goes on.
+    pub fn open_or_load(options: &LoadOptions) -> Result<Self, LoadError> {
+        let pins = Pins::create(&options.bpf_dir)?;
+        let (programs, instructions) = load::load(&pins, options)?;
+        let this = Self::with_maps(pins, programs, instructions)?;
+        let cgroup = File::open(&options.cgroup_dir)
+            .map_err(|source| LoadError::Cgroup { path: options.cgroup_dir.clone(), source })?;
+        for (name, attach_type) in CGROUP_HOOKS {
+            let spec = LinkSpec::cgroup(&cgroup, attach_type)
+                .map_err(|source| LoadError::Cgroup { path: options.cgroup_dir.clone(), source })?;
+            this.attach(&format!("cgroup-{name}"), name, &spec)
+                .map_err(|source| LoadError::Attach { name: name.to_owned(), source })?;
+        }
+        this.switch_tc_links()?;
+        Ok(this)
+    }
+
+    fn with_maps(
+        pins: Pins,
+        programs: BTreeMap<&'static str, OwnedFd>,
+        instructions: BTreeMap<&'static str, u32>,
+    ) -> Result<Self, LoadError> {
+        use abi::maps;
+        let services = BpfServiceTable::new(
+            Map::open(&pins, maps::SERVICES)?,
+            Map::open(&pins, maps::SLOTS)?,
+            Map::open(&pins, maps::MEMBERS)?,
+        );
+        Ok(Self {
+            services,
+            local_pods: Map::open(&pins, maps::LOCAL_PODS)?,
+            pod_ports: Map::open(&pins, maps::POD_PORTS)?,
+            remote_blocks: Map::open(&pins, maps::REMOTE_BLOCKS)?,
+            node: Map::open(&pins, maps::NODE)?,
+            counters: Map::open(&pins, maps::COUNTERS)?,
+            pins,
+            programs,
+            instructions,
+        })
+    }
+
+    /// The table of frontends and backends. Cheap to clone.
+    pub fn services(&self) -> BpfServiceTable {
+        self.services.clone()
+    }
+
+    /// Packets and bytes by reason, summed over all CPUs.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn counters(&self) -> io::Result<BTreeMap<abi::Reason, abi::Counter>> {
+        let mut sums = BTreeMap::new();
+        for reason in abi::Reason::ALL {
+            let per_cpu = self.counters.per_cpu(&(reason as u32))?;
+            let sum = per_cpu.iter().fold(abi::Counter::default(), |sum, one| abi::Counter {
+                packets: sum.packets.wrapping_add(one.packets),
+                bytes: sum.bytes.wrapping_add(one.bytes),
+            });
+            sums.insert(reason, sum);
+        }
+        Ok(sums)
+    }
+
+    /// Instructions that the verifier looked at, by program. Empty on kernels before 5.16.
+    pub fn verified_instructions(&self) -> &BTreeMap<&'static str, u32> {
+        &self.instructions
+    }
+
+    /// Number of entries and capacity by map, for the maps that user space fills.
+    ///
+    /// # Errors
+    /// When a map cannot be read. Costs time in proportion to the entries.
+    pub fn pressure(&self) -> io::Result<BTreeMap<&'static str, (usize, u32)>> {
+        let mut all = self.services.pressure()?;
+        all.insert(abi::maps::LOCAL_PODS, self.local_pods.pressure()?);
+        all.insert(abi::maps::POD_PORTS, self.pod_ports.pressure()?);
+        all.insert(abi::maps::REMOTE_BLOCKS, self.remote_blocks.pressure()?);
+        Ok(all)
+    }
+
+    /// Removes links and maps of other ABI versions. Call it when the maps of this one are filled. Returns whether there
+    /// were any.
+    ///
+    /// # Errors
+    /// When a file cannot be removed.
+    pub fn retire_old_versions(&self) -> Result<bool, BpffsError> {
+        self.pins.remove_other_versions()
+    }
+
+    /// Runs a program on a packet without sending it.
+    ///
+    /// # Errors
+    /// When there is no such program, or the kernel refuses the input.
+    pub fn test_run(
+        &self,
+        name: &str,
+        input: &test_run::Input<'_>,
+    ) -> io::Result<test_run::Output> {
+        test_run::run(self.program(name)?, input)
+    }
+
+    /// Attaches `from_pod` to the ingress of a host-side veth of the calling thread's namespace.
+    pub(crate) fn attach_pod(&self, name: &str, ifindex: u32) -> Result<(), AttachError> {
+        let spec = LinkSpec::tcx_ingress(ifindex);
+        self.attach(&format!("pod-{name}"), abi::programs::FROM_POD, &spec)
+    }
+
+    /// Attaches `from_overlay` to the ingress of the overlay device of the calling thread's namespace.
+    pub(crate) fn attach_overlay(&self, name: &str, ifindex: u32) -> Result<(), AttachError> {
+        let spec = LinkSpec::tcx_ingress(ifindex);
+        self.attach(&format!("overlay-{name}"), abi::programs::FROM_OVERLAY, &spec)
+    }
+
+    /// Whether a pod's veth carries our program.
+    pub(crate) fn is_pod_attached(&self, name: &str, ifindex: u32) -> bool {
+        link::is_attached(&self.pins.link(&format!("pod-{name}")), ifindex)
+    }
+
+    /// Whether the overlay device carries our program.
+    pub(crate) fn is_overlay_attached(&self, name: &str, ifindex: u32) -> bool {
+        link::is_attached(&self.pins.link(&format!("overlay-{name}")), ifindex)
+    }
+
+    /// Removes the pin of a pod's link. Nothing there is success.
+    pub(crate) fn forget_pod(&self, name: &str) -> io::Result<()> {
+        bpffs::remove_file(&self.pins.link(&format!("pod-{name}")))
+    }
+
+    /// Host-side names of the pods with a pinned link.
+    pub(crate) fn pinned_pods(&self) -> io::Result<Vec<String>> {
+        let names = self.pins.link_names()?;
+        Ok(names.iter().filter_map(|name| name.strip_prefix("pod-")).map(str::to_owned).collect())
+    }
+
+    fn program(&self, name: &str) -> io::Result<&OwnedFd> {
+        self.programs.get(name).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+    }
+
+    fn attach(&self, pin: &str, program: &str, spec: &LinkSpec<'_>) -> Result<(), AttachError> {
+        let program = self.program(program).map_err(AttachError::Create)?;
+        put_link(&self.pins.link(pin), program.as_fd(), spec)
+    }
+
+    /// Switches the TC links of an earlier load. A link whose device is gone loses its pin.
+    fn switch_tc_links(&self) -> Result<(), LoadError> {
+        let names = self.pins.link_names().map_err(|source| self.pins.links_error(source))?;
+        for name in names {
+            let program = match name.split_once('-') {
+                Some(("pod", _)) => abi::programs::FROM_POD,
+                Some(("overlay", _)) => abi::programs::FROM_OVERLAY,
+                _ => continue,
+            };
+            let attach = |source| LoadError::Attach { name: name.clone(), source };
+            let program = self.program(program).map_err(|e| attach(AttachError::Create(e)))?;
+            link::switch(&self.pins.link(&name), program.as_fd()).map_err(attach)?;
+        }
+        Ok(())
+    }
+}
+
+/// The built-in object; empty when the crate was built without it.
+pub fn built_in_object() -> &'static [u8] {
+    load::OBJECT
+}
+
+/// Mount point of the cgroup v2 tree, which is not always `/sys/fs/cgroup` (on hybrid systems it is
+/// `/sys/fs/cgroup/unified`). Nothing when it is not mounted.
+pub fn cgroup2_mount() -> Option<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
+    let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    fields.find(|f| f.get(2) == Some(&"cgroup2")).map(|f| Path::new(f[1]).to_owned())
+}

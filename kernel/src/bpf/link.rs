@@ -1,0 +1,116 @@
+//! Links: an attached program with a life of its own.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use super::bpffs::remove_file;
+use super::sys;
+
+/// A program could not be attached.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// The kernel refused the link.
+    #[error("create the link (TC links need Linux 6.6)")]
+    Create(#[source] io::Error),
+    /// The link exists and cannot be switched to the new program.
+    #[error("switch the link to the new program")]
+    Update(#[source] io::Error),
+    /// The link is attached but cannot be kept.
+    #[error("pin the link")]
+    Pin(#[source] io::Error),
+}
+
+/// What a link attaches to.
+pub(super) struct LinkSpec<'a> {
+    kind: u32,
+    attach_type: u32,
+    target: Target<'a>,
+}
+
+enum Target<'a> {
+    Cgroup { directory: BorrowedFd<'a>, id: u64 },
+    Interface(u32),
+}
+
+impl<'a> LinkSpec<'a> {
+    /// A hook of a cgroup.
+    pub(super) fn cgroup(directory: &'a File, attach_type: u32) -> io::Result<Self> {
+        // The id of a cgroup is the inode number of its directory.
+        let id = directory.metadata()?.ino();
+        let target = Target::Cgroup { directory: directory.as_fd(), id };
+        Ok(Self { kind: sys::BPF_LINK_TYPE_CGROUP, attach_type, target })
+    }
+
+    /// TC ingress of an interface of the calling thread's namespace.
+    pub(super) fn tcx_ingress(ifindex: u32) -> Self {
+        let target = Target::Interface(ifindex);
+        Self { kind: sys::BPF_LINK_TYPE_TCX, attach_type: sys::BPF_TCX_INGRESS, target }
+    }
+
+    fn raw_target(&self) -> u32 {
+        match self.target {
+            Target::Cgroup { directory, .. } => sys::raw(directory),
+            Target::Interface(ifindex) => ifindex,
+        }
+    }
+
+    /// Whether an existing link is this one. The kernel would accept a program for another hook without complaint.
+    fn matches(&self, info: &sys::LinkInfo) -> bool {
+        if info.kind != self.kind {
+            return false;
+        }
+        match self.target {
+            Target::Cgroup { id, .. } => {
+                let seen = u64::from(info.second) << 32 | u64::from(info.first);
+                seen == id && info.third == self.attach_type
+            }
+            Target::Interface(ifindex) => info.first == ifindex && info.second == self.attach_type,
+        }
+    }
+}
+
+/// Makes the pinned link exist and run `program`: switches it if it is there, else creates and pins it.
+pub(super) fn put_link(
+    pin: &Path,
+    program: BorrowedFd<'_>,
+    spec: &LinkSpec<'_>,
+) -> Result<(), AttachError> {
+    if let Ok(link) = sys::open_pinned(pin) {
+        let same = sys::info(&link).is_ok_and(|info| spec.matches(&info));
+        if same {
+            match sys::link_update(&link, program) {
+                Ok(()) => return Ok(()),
+                // The device or cgroup went away, and another one took its number.
+                Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {}
+                Err(error) => return Err(AttachError::Update(error)),
+            }
+        }
+    }
+    let link = sys::link_create(program, spec.raw_target(), spec.attach_type)
+        .map_err(AttachError::Create)?;
+    // The new link works already; only now the old file may go.
+    remove_file(pin).map_err(AttachError::Pin)?;
+    sys::pin(&link, pin).map_err(AttachError::Pin)
+}
+
+/// Switches a pinned link to `program`; removes the pin of a link whose device is gone.
+pub(super) fn switch(pin: &Path, program: BorrowedFd<'_>) -> Result<(), AttachError> {
+    let link = sys::open_pinned(pin).map_err(AttachError::Update)?;
+    match sys::link_update(&link, program) {
+        Ok(()) => Ok(()),
+        Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
+            remove_file(pin).map_err(AttachError::Pin)
+        }
+        Err(error) => Err(AttachError::Update(error)),
+    }
+}
+
+/// Whether the pinned link is attached to the ingress of this interface.
+pub(super) fn is_attached(pin: &Path, ifindex: u32) -> bool {
+    let spec = LinkSpec::tcx_ingress(ifindex);
+    let info = sys::open_pinned(pin).and_then(sys::info::<sys::LinkInfo>);
+    info.is_ok_and(|info| spec.matches(&info))
+}

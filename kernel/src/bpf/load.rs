@@ -1,0 +1,137 @@
+//! From the object to loaded programs.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+use aya::programs::{Program, ProgramError};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use mesh_abi as abi;
+
+use super::LoadOptions;
+use super::bpffs::{BpffsError, Pins};
+use super::link::AttachError;
+
+/// Bytes with the alignment that ELF parsing needs.
+#[repr(C, align(32))]
+struct Aligned<T: ?Sized>(T);
+
+static ALIGNED: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/mesh.bpf.o")));
+
+/// The object that was built into this crate; may be empty.
+pub(super) static OBJECT: &[u8] = &ALIGNED.0;
+
+/// The programs could not be loaded or attached.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// This build has no programs.
+    #[error("this build contains no eBPF programs: run `cargo xtask build-ebpf` and build again")]
+    NoObject,
+    /// The directory of pins cannot be used.
+    #[error(transparent)]
+    Bpffs(#[from] BpffsError),
+    /// The object was refused, or a map not made.
+    #[error("load the eBPF object")]
+    Object(#[source] Box<EbpfError>),
+    /// The object lacks a program.
+    #[error("the eBPF object lacks program {0}")]
+    MissingProgram(&'static str),
+    /// The verifier refused a program; its log is in the cause.
+    #[error("load program {name}")]
+    Program {
+        /// The program.
+        name: &'static str,
+        /// The cause, with the verifier's log.
+        #[source]
+        source: Box<ProgramError>,
+    },
+    /// A map cannot be opened.
+    #[error("open map {name}")]
+    OpenMap {
+        /// The map.
+        name: &'static str,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// What is pinned has another layout.
+    #[error("{path} is not the map {name} of this version: remove it")]
+    ForeignMap {
+        /// The map.
+        name: &'static str,
+        /// Its path.
+        path: PathBuf,
+    },
+    /// The cgroup directory cannot be opened.
+    #[error("open cgroup {path}")]
+    Cgroup {
+        /// Its path.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// A program could not be attached.
+    #[error("attach {name}")]
+    Attach {
+        /// Program or link.
+        name: String,
+        /// The cause.
+        #[source]
+        source: AttachError,
+    },
+}
+
+/// All programs that the object must have.
+const PROGRAMS: [&str; 10] = [
+    abi::programs::CONNECT4,
+    abi::programs::CONNECT6,
+    abi::programs::SENDMSG4,
+    abi::programs::SENDMSG6,
+    abi::programs::RECVMSG4,
+    abi::programs::RECVMSG6,
+    abi::programs::GETPEERNAME4,
+    abi::programs::GETPEERNAME6,
+    abi::programs::FROM_POD,
+    abi::programs::FROM_OVERLAY,
+];
+
+type Loaded = (BTreeMap<&'static str, OwnedFd>, BTreeMap<&'static str, u32>);
+
+/// Loads every program on the pinned maps. Returns descriptors and numbers of verified instructions.
+pub(super) fn load(pins: &Pins, options: &LoadOptions) -> Result<Loaded, LoadError> {
+    let object = options.object.as_deref().unwrap_or(OBJECT);
+    if object.is_empty() {
+        return Err(LoadError::NoObject);
+    }
+    let mut loader = EbpfLoader::new();
+    for (name, ..) in abi::maps::ALL {
+        loader.map_pin_path(name, pins.map(name));
+    }
+    for (name, entries) in &options.capacities {
+        loader.map_max_entries(name, *entries);
+    }
+    let mut ebpf = loader.load(object).map_err(|error| LoadError::Object(Box::new(error)))?;
+    let (mut programs, mut instructions) = (BTreeMap::new(), BTreeMap::new());
+    for name in PROGRAMS {
+        let (fd, count) = load_one(&mut ebpf, name)?;
+        programs.insert(name, fd);
+        instructions.extend(count.map(|count| (name, count)));
+    }
+    Ok((programs, instructions))
+}
+
+fn load_one(ebpf: &mut Ebpf, name: &'static str) -> Result<(OwnedFd, Option<u32>), LoadError> {
+    let failed = |error| LoadError::Program { name, source: Box::new(error) };
+    let program = ebpf.program_mut(name).ok_or(LoadError::MissingProgram(name))?;
+    match program {
+        Program::CgroupSockAddr(program) => program.load().map_err(failed)?,
+        Program::SchedClassifier(program) => program.load().map_err(failed)?,
+        _ => return Err(LoadError::MissingProgram(name)),
+    }
+    let fd = program.fd().map_err(failed)?.as_fd().try_clone_to_owned();
+    let fd = fd.map_err(|error| failed(ProgramError::IOError(error)))?;
+    let count = program.info().ok().and_then(|info| info.verified_instruction_count());
+    Ok((fd, count))
+}

@@ -1,0 +1,110 @@
+//! Between the model's types and those of the eBPF maps. The only file that knows both.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use ipnet::IpNet;
+use mesh_abi as abi;
+use mesh_model::snapshot::Protocol;
+
+use crate::pods::PodPort;
+use crate::services::{Entry, FrontendKey};
+
+/// To the 16-byte form.
+pub(crate) fn address(address: IpAddr) -> abi::Address {
+    let v6 = match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+        IpAddr::V6(v6) => v6,
+    };
+    abi::Address::from_bytes(v6.octets())
+}
+
+/// From the 16-byte form; mapped addresses become IPv4.
+pub(crate) fn ip(address: abi::Address) -> IpAddr {
+    Ipv6Addr::from(address.to_bytes()).to_canonical()
+}
+
+pub(crate) fn service_key(key: &FrontendKey) -> abi::ServiceKey {
+    abi::ServiceKey {
+        address: address(key.vip),
+        port_be: key.port.to_be(),
+        protocol: key.protocol.number(),
+        pad: 0,
+    }
+}
+
+/// Nothing for a protocol number that we never write.
+pub(crate) fn frontend_key(key: &abi::ServiceKey) -> Option<FrontendKey> {
+    let all = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+    let protocol = all.into_iter().find(|p| p.number() == key.protocol)?;
+    Some(FrontendKey { vip: ip(key.address), protocol, port: u16::from_be(key.port_be) })
+}
+
+pub(crate) fn service(entry: &Entry) -> abi::Service {
+    abi::Service { id: entry.id, count: entry.count, affinity_secs: entry.affinity_secs, flags: 0 }
+}
+
+pub(crate) fn entry(service: &abi::Service) -> Entry {
+    Entry { id: service.id, count: service.count, affinity_secs: service.affinity_secs }
+}
+
+pub(crate) fn slot(backend: SocketAddr) -> abi::Slot {
+    abi::Slot { address: address(backend.ip()), port_be: backend.port().to_be(), pad: 0 }
+}
+
+pub(crate) fn backend(slot: &abi::Slot) -> SocketAddr {
+    SocketAddr::new(ip(slot.address), u16::from_be(slot.port_be))
+}
+
+pub(crate) fn remote_block(block: &IpNet) -> abi::RemoteBlockKey {
+    let extra = if block.addr().is_ipv4() { 96 } else { 0 };
+    abi::RemoteBlockKey {
+        prefix_len: u32::from(block.prefix_len()) + extra,
+        address: address(block.network()),
+    }
+}
+
+/// Nothing for a prefix length that does not fit the family.
+pub(crate) fn block(key: &abi::RemoteBlockKey) -> Option<IpNet> {
+    let address = ip(key.address);
+    let extra = if address.is_ipv4() { 96 } else { 0 };
+    let length = u8::try_from(key.prefix_len.checked_sub(extra)?).ok()?;
+    IpNet::new(address, length).ok()
+}
+
+pub(crate) fn pod_port(port: &PodPort) -> abi::PodPort {
+    abi::PodPort {
+        v4: port.v4.map_or(abi::Address::UNSPECIFIED, |v4| address(v4.into())),
+        v6: port.v6.map_or(abi::Address::UNSPECIFIED, |v6| address(v6.into())),
+        mac: port.pod_mac().0,
+        pad: 0,
+    }
+}
+
+pub(crate) fn local_pod(port: &PodPort, ifindex: u32) -> abi::LocalPod {
+    abi::LocalPod { ifindex, pod_mac: port.pod_mac().0, host_mac: port.host_mac().0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_and_blocks_survive_the_way_there_and_back() {
+        for text in ["10.244.1.0/24", "fd10:244:0:1::/64", "0.0.0.0/0", "::/0"] {
+            let net: IpNet = text.parse().unwrap();
+            if text != "::/0" {
+                assert_eq!(block(&remote_block(&net)), Some(net));
+            }
+            assert_eq!(ip(address(net.addr())), net.addr());
+        }
+        let v4 = remote_block(&"10.244.1.0/24".parse().unwrap());
+        assert_eq!(v4.prefix_len, 120);
+    }
+
+    #[test]
+    fn ports_are_in_network_order() {
+        let there = slot("10.0.0.1:443".parse().unwrap());
+        assert_eq!(there.port_be.to_ne_bytes(), [0x01, 0xbb]);
+        assert_eq!(backend(&there).to_string(), "10.0.0.1:443");
+    }
+}

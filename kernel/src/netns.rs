@@ -1,0 +1,80 @@
+//! Doing things inside a network namespace.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::sched::{CloneFlags, setns};
+
+/// A network namespace: that of this process, or one that is named by a path such as `/run/netns/x` or `/proc/N/ns/net`.
+///
+/// Cheap to clone. Holding it keeps the namespace alive.
+#[derive(Debug, Clone)]
+pub struct NetNs(Option<Arc<Named>>);
+
+#[derive(Debug)]
+struct Named {
+    path: PathBuf,
+    file: File,
+}
+
+impl NetNs {
+    /// The namespace that the calling thread is in whenever [`run`](Self::run) is called.
+    pub fn current() -> Self {
+        Self(None)
+    }
+
+    /// The namespace at `path`.
+    ///
+    /// # Errors
+    /// When the path cannot be opened. That it is no namespace shows at the first [`run`](Self::run).
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        Ok(Self(Some(Arc::new(Named { path: path.to_owned(), file }))))
+    }
+
+    /// Where it was opened; nothing for the current one.
+    pub fn path(&self) -> Option<&Path> {
+        self.0.as_ref().map(|named| named.path.as_path())
+    }
+
+    /// Descriptor of the namespace; nothing for the current one.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.0.as_ref().map(|named| named.file.as_fd())
+    }
+
+    /// Runs `work` inside the namespace: on a thread of its own, or directly when it is the current one.
+    ///
+    /// Sockets keep the namespace in which they were made, so they may leave the closure.
+    ///
+    /// # Errors
+    /// When the thread cannot start or enter (no CAP_SYS_ADMIN, not a network namespace).
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+        let Some(named) = &self.0 else { return Ok(work()) };
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("netns".to_owned());
+            let handle = thread.spawn_scoped(scope, || {
+                setns(&named.file, CloneFlags::CLONE_NEWNET)?;
+                Ok(work())
+            })?;
+            handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_current_namespace_needs_no_privilege() {
+        assert_eq!(NetNs::current().run(|| 7).unwrap(), 7);
+    }
+
+    #[test]
+    fn a_missing_path_is_an_error() {
+        assert!(NetNs::open(Path::new("/nonexistent/netns")).is_err());
+    }
+}

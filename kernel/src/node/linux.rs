@@ -1,0 +1,210 @@
+//! The node's network in the kernel.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use mesh_abi::maps;
+use mesh_model::wellknown::{NODE_LOCAL_ADDRESS, NODE_LOCAL_ADDRESS_V6};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+
+use super::plan::sysctls;
+use super::{
+    Applied, Masquerade, NodeNetwork, ObserveError, Observed, ObservedOverlay, Plan, Step,
+    StepError, nft, routes,
+};
+use crate::netlink::message::{self, RouteRequest};
+use crate::netlink::{NetlinkError, RouteSocket};
+use crate::pods::check::addresses;
+use crate::{IfName, NetNs, Programs, convert, sysctl};
+
+const LOOPBACK: u32 = 1;
+
+/// A [`NodeNetwork`] in the kernel.
+#[derive(Debug)]
+pub struct LinuxNodeNetwork {
+    node: NetNs,
+    programs: Arc<Programs>,
+    overlay: IfName,
+}
+
+impl LinuxNodeNetwork {
+    /// The node whose network namespace is `node` and whose overlay device has the given name.
+    pub fn new(node: NetNs, programs: Arc<Programs>, overlay: IfName) -> Self {
+        Self { node, programs, overlay }
+    }
+
+    /// Everything that needs the calling thread to be in the node's namespace.
+    fn observe_inside(&self, overlay: &IfName) -> Result<Observed, ObserveError> {
+        let mut socket =
+            RouteSocket::open_in(&NetNs::current()).map_err(ObserveError::Namespace)?;
+        let device = self.observe_overlay(&mut socket, overlay)?;
+        let local = addresses(&mut socket, LOOPBACK)?.into_iter().filter(is_node_local);
+        let (table_exists, masquerade) = nft::observe()?;
+        let names = sysctls(device.as_ref().map(|_| overlay.as_str())).into_keys();
+        Ok(Observed {
+            local_addresses: local.collect(),
+            overlay: device,
+            routes: routes::observe(&mut socket)?,
+            sysctls: names
+                .filter_map(|name| sysctl::read(&name).map(|value| (name, value)))
+                .collect(),
+            masquerade,
+            table_exists,
+            ..Observed::default()
+        })
+    }
+
+    fn observe_overlay(
+        &self,
+        socket: &mut RouteSocket,
+        name: &IfName,
+    ) -> Result<Option<ObservedOverlay>, NetlinkError> {
+        let request = message::link_by_name(name.as_str());
+        let answer = match socket.request(request.message, request.flags) {
+            Err(error) if error.is_missing() => return Ok(None),
+            other => other?,
+        };
+        let Some(link) = answer.into_iter().find_map(|message| match message {
+            RouteNetlinkMessage::NewLink(link) => Some(link),
+            _ => None,
+        }) else {
+            return Ok(None);
+        };
+        let ifindex = link.header.index;
+        let addresses = addresses(socket, ifindex)?.into_iter().filter(|a| !is_link_local(a));
+        Ok(Some(ObservedOverlay {
+            ifindex,
+            mtu: mtu(&link),
+            up: link.header.flags.contains(LinkFlags::Up),
+            addresses: addresses.collect(),
+            program: self.programs.is_overlay_attached(name.as_str(), ifindex),
+        }))
+    }
+
+    fn carry_out(&self, socket: &mut RouteSocket, step: &Step) -> Result<(), StepError> {
+        let programs = &self.programs;
+        let failed = |map| move |source| StepError::Map { map, source };
+        match step {
+            Step::SetSysctl { name, value } => set_sysctl(name, value)?,
+            Step::AttachOverlay { ifindex, name } => {
+                programs.attach_overlay(name.as_str(), *ifindex)?;
+            }
+            Step::SetOverlayIfindex(overlay_ifindex) => {
+                let config = mesh_abi::NodeConfig { overlay_ifindex: *overlay_ifindex, flags: 0 };
+                programs.node.put(&0, &config).map_err(failed(maps::NODE))?;
+            }
+            Step::PutRemoteBlock(block) => {
+                let value = mesh_abi::RemoteBlock::default();
+                let key = convert::remote_block(block);
+                programs.remote_blocks.put(&key, &value).map_err(failed(maps::REMOTE_BLOCKS))?;
+            }
+            Step::DeleteRemoteBlock(block) => {
+                let key = convert::remote_block(block);
+                programs.remote_blocks.delete(&key).map_err(failed(maps::REMOTE_BLOCKS))?;
+            }
+            Step::SetMasquerade(masquerade) => self.masquerade(masquerade)?,
+            Step::DeleteMasquerade => nft::delete()?,
+            _ => {
+                if let Some((request, deletes)) = netlink_request(step) {
+                    match socket.request(request.message, request.flags) {
+                        Err(error) if deletes && error.is_missing() => {}
+                        other => drop(other?),
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn masquerade(&self, masquerade: &Masquerade) -> Result<(), nft::NftError> {
+        nft::replace(masquerade, &self.overlay)
+    }
+}
+
+impl NodeNetwork for LinuxNodeNetwork {
+    fn observe(&self, overlay: &IfName) -> Result<Observed, ObserveError> {
+        let inside = self.node.run(|| self.observe_inside(overlay));
+        let mut observed = inside.map_err(ObserveError::Namespace)??;
+        let failed = |map| move |source| ObserveError::Map { map, source };
+        let programs = &self.programs;
+        let blocks = programs.remote_blocks.entries().map_err(failed(maps::REMOTE_BLOCKS))?;
+        observed.remote_blocks =
+            blocks.iter().filter_map(|(key, _)| convert::block(key)).collect::<BTreeSet<_>>();
+        let config = programs.node.lookup(&0).map_err(failed(maps::NODE))?;
+        observed.overlay_ifindex = config.unwrap_or_default().overlay_ifindex;
+        Ok(observed)
+    }
+
+    fn apply(&self, plan: &Plan) -> Applied {
+        let mut applied = Applied::default();
+        let inside = || {
+            let mut socket = RouteSocket::open_in(&NetNs::current())?;
+            for step in &plan.steps {
+                match self.carry_out(&mut socket, step) {
+                    Ok(()) => applied.done += 1,
+                    Err(error) => applied.failed.push((step.clone(), error)),
+                }
+            }
+            Ok(())
+        };
+        if let Err(error) = self.node.run(inside).and_then(|result| result)
+            && let Some(step) = plan.steps.first()
+        {
+            applied.failed.push((step.clone(), StepError::Namespace(error)));
+        }
+        applied
+    }
+}
+
+/// The netlink request of a step, and whether it deletes something.
+fn netlink_request(step: &Step) -> Option<(RouteRequest, bool)> {
+    Some(match step {
+        Step::AddLocalAddress(address) => (message::put_address(LOOPBACK, *address), false),
+        Step::DeleteLocalAddress(address) => (message::delete_address(LOOPBACK, *address), true),
+        Step::SetOverlay { ifindex, mtu } => (message::set_up(*ifindex, Some(*mtu)), false),
+        Step::AddOverlayAddress { ifindex, address } => {
+            (message::put_address(*ifindex, *address), false)
+        }
+        Step::DeleteOverlayAddress { ifindex, address } => {
+            (message::delete_address(*ifindex, *address), true)
+        }
+        Step::PutRoute(route) => (routes::spec(route).put(), false),
+        Step::DeleteRoute(route) => (routes::spec(route).delete(), true),
+        _ => return None,
+    })
+}
+
+/// Writes a sysctl. Before IPv6 forwarding is turned on, uplinks that take their routes from advertisements are told to go on
+/// with that: a router ignores them otherwise, and the node would lose its default route.
+fn set_sysctl(name: &str, value: &str) -> Result<(), sysctl::SysctlError> {
+    if name == "net/ipv6/conf/all/forwarding" && value == "1" {
+        let devices = std::fs::read_dir("/proc/sys/net/ipv6/conf").into_iter().flatten().flatten();
+        for device in devices {
+            let accept =
+                format!("net/ipv6/conf/{}/accept_ra", device.file_name().to_string_lossy());
+            if sysctl::read(&accept).as_deref() == Some("1") {
+                sysctl::write_if_present(&accept, "2")?;
+            }
+        }
+    }
+    sysctl::write(name, value)
+}
+
+fn mtu(link: &LinkMessage) -> u32 {
+    let mtus = link.attributes.iter().filter_map(|attribute| match attribute {
+        LinkAttribute::Mtu(mtu) => Some(*mtu),
+        _ => None,
+    });
+    mtus.last().unwrap_or(0)
+}
+
+fn is_link_local(address: &IpAddr) -> bool {
+    matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
+}
+
+/// The only addresses that we ever put on the loopback device.
+fn is_node_local(address: &IpAddr) -> bool {
+    *address == IpAddr::V4(NODE_LOCAL_ADDRESS) || *address == IpAddr::V6(NODE_LOCAL_ADDRESS_V6)
+}

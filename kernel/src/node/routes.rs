@@ -1,0 +1,71 @@
+//! Reading our routes back.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+
+use super::{NODE_ROUTE_PROTOCOL, REFUSE_METRIC, Route, RouteKind};
+use crate::netlink::message::{self, RouteSpec, Via};
+use crate::netlink::{NetlinkError, RouteSocket};
+
+/// All routes with our protocol number.
+pub(super) fn observe(socket: &mut RouteSocket) -> Result<BTreeSet<Route>, NetlinkError> {
+    let mut routes = BTreeSet::new();
+    let families: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+    for family in families {
+        let mut query = RouteMessage::default();
+        query.header.address_family = message::family(family);
+        for answer in socket.dump(RouteNetlinkMessage::GetRoute(query))? {
+            if let RouteNetlinkMessage::NewRoute(route) = answer {
+                routes.extend(parse(&route, family));
+            }
+        }
+    }
+    Ok(routes)
+}
+
+fn parse(route: &RouteMessage, family: IpAddr) -> Option<Route> {
+    if u8::from(route.header.protocol) != NODE_ROUTE_PROTOCOL {
+        return None;
+    }
+    let (mut to, mut ifindex, mut source) = (family, None, None);
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => to = ip(address)?,
+            RouteAttribute::Oif(index) => ifindex = Some(*index),
+            RouteAttribute::PrefSource(address) => source = ip(address),
+            _ => {}
+        }
+    }
+    let destination = IpNet::new(to, route.header.destination_prefix_length).ok()?;
+    let kind = match route.header.kind {
+        RouteType::Unreachable => RouteKind::Refuse,
+        _ => RouteKind::Device { ifindex: ifindex?, source },
+    };
+    Some(Route { destination, kind })
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(v4) => Some((*v4).into()),
+        RouteAddress::Inet6(v6) => Some((*v6).into()),
+        _ => None,
+    }
+}
+
+/// The route as netlink wants it.
+pub(super) fn spec(route: &Route) -> RouteSpec {
+    match route.kind {
+        RouteKind::Device { ifindex, source } => {
+            let via = Via::Device(ifindex);
+            RouteSpec { source, ..RouteSpec::new(route.destination, NODE_ROUTE_PROTOCOL, via) }
+        }
+        RouteKind::Refuse => RouteSpec {
+            metric: Some(REFUSE_METRIC),
+            ..RouteSpec::new(route.destination, NODE_ROUTE_PROTOCOL, Via::Refuse)
+        },
+    }
+}

@@ -1,0 +1,92 @@
+//! Pods' interfaces in memory, for tests of those who use them.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::{
+    AttachError, Attached, DetachError, ListError, Missing, ObservedPort, PodNetwork, PodPort,
+};
+use crate::IfName;
+
+/// A [`PodNetwork`] without a kernel.
+#[derive(Debug, Default)]
+pub struct FakePodNetwork {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    ports: BTreeMap<IfName, (u32, PodPort)>,
+    last_ifindex: u32,
+    refuse: bool,
+}
+
+impl FakePodNetwork {
+    /// Without pods.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Lets every later attachment fail, or work again.
+    pub fn refuse(&self, refuse: bool) {
+        self.lock().refuse = refuse;
+    }
+
+    /// What is attached, by host-side name.
+    pub fn ports(&self) -> Vec<PodPort> {
+        self.lock().ports.values().map(|(_, port)| port.clone()).collect()
+    }
+
+    /// Takes an interface away, as a vanished namespace does.
+    pub fn vanish(&self, host_interface: &IfName) {
+        self.lock().ports.remove(host_interface);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl PodNetwork for FakePodNetwork {
+    fn attach(&self, port: &PodPort) -> Result<Attached, AttachError> {
+        let mut state = self.lock();
+        let taken = state.ports.get(&port.host_interface).is_some_and(|(_, old)| old != port);
+        if state.refuse || taken {
+            return Err(AttachError::Exists(port.host_interface.clone()));
+        }
+        state.last_ifindex += 1;
+        let fresh = (state.last_ifindex, port.clone());
+        let (host_ifindex, _) = *state.ports.entry(port.host_interface.clone()).or_insert(fresh);
+        Ok(Attached { host_ifindex, host_mac: port.host_mac(), pod_mac: port.pod_mac() })
+    }
+
+    fn detach(&self, host_interface: &IfName, _: &[IpAddr]) -> Result<(), DetachError> {
+        self.lock().ports.remove(host_interface);
+        Ok(())
+    }
+
+    fn check(&self, port: &PodPort) -> Result<Vec<Missing>, ListError> {
+        match self.lock().ports.get(&port.host_interface) {
+            None => Ok(vec![Missing::HostInterface(port.host_interface.clone())]),
+            Some((_, seen)) => {
+                let missing = port.addresses().filter(|a| seen.addresses().all(|b| b != *a));
+                Ok(missing.map(Missing::PodAddress).collect())
+            }
+        }
+    }
+
+    fn list(&self) -> Result<Vec<ObservedPort>, ListError> {
+        let state = self.lock();
+        let ports = state.ports.values().map(|(ifindex, port)| ObservedPort {
+            host_interface: port.host_interface.clone(),
+            ifindex: *ifindex,
+            owner: port.owner.clone(),
+        });
+        Ok(ports.collect())
+    }
+
+    fn collect_garbage(&self) -> Result<usize, ListError> {
+        Ok(0)
+    }
+}

@@ -1,0 +1,388 @@
+//! Pods' interfaces in the kernel.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use ipnet::IpNet;
+use mesh_abi::maps;
+use mesh_model::wellknown::POD_GATEWAY;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+
+use super::{
+    ALIAS_PREFIX, AttachError, Attached, DetachError, ListError, Missing, ObservedPort,
+    POD_GATEWAY_V6, POD_ROUTE_PROTOCOL, PodNetwork, PodPort, check,
+};
+use crate::ifname::MacAddress;
+use crate::netlink::message::{self, RouteRequest, RouteSpec, VethEnd, Via};
+use crate::netlink::{Answer, NetlinkError, RouteSocket};
+use crate::{IfName, NetNs, Programs, convert, sysctl};
+
+/// Index of the loopback device in every namespace.
+const LOOPBACK: u32 = 1;
+
+/// A [`PodNetwork`] in the kernel.
+#[derive(Debug)]
+pub struct LinuxPodNetwork {
+    pub(super) node: NetNs,
+    pub(super) programs: Arc<Programs>,
+    /// Held for writing by garbage collection only, so that it never takes what an attachment is just making.
+    collecting: RwLock<()>,
+}
+
+/// A device as far as it matters here.
+#[derive(Debug, Clone)]
+pub(super) struct Device {
+    pub(super) ifindex: u32,
+    /// Index of the other end of a veth pair, in its own namespace.
+    peer_ifindex: Option<u32>,
+    pub(super) name: String,
+    alias: String,
+    mac: Vec<u8>,
+    pub(super) up: bool,
+}
+
+impl Device {
+    pub(super) fn from_message(message: &LinkMessage) -> Self {
+        let mut device = Self {
+            ifindex: message.header.index,
+            peer_ifindex: None,
+            name: String::new(),
+            alias: String::new(),
+            mac: Vec::new(),
+            up: message.header.flags.contains(netlink_packet_route::link::LinkFlags::Up),
+        };
+        for attribute in &message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => device.name.clone_from(name),
+                LinkAttribute::IfAlias(alias) => device.alias.clone_from(alias),
+                LinkAttribute::Address(mac) => device.mac.clone_from(mac),
+                LinkAttribute::Link(index) => device.peer_ifindex = Some(*index),
+                _ => {}
+            }
+        }
+        device
+    }
+
+    /// Ours by its alias, or, when its maker died before it could set that, by the address that only we would give it.
+    pub(super) fn is_ours(&self) -> bool {
+        self.alias.starts_with(ALIAS_PREFIX)
+            || MacAddress::derived(&["host", &self.name]).0.as_slice() == self.mac
+    }
+
+    fn owner(&self) -> &str {
+        self.alias.strip_prefix(ALIAS_PREFIX).unwrap_or_default()
+    }
+}
+
+/// The device in an answer to [`message::link_by_name`].
+pub(super) fn device(answer: &[RouteNetlinkMessage]) -> Option<Device> {
+    answer.iter().find_map(|message| match message {
+        RouteNetlinkMessage::NewLink(link) => Some(Device::from_message(link)),
+        _ => None,
+    })
+}
+
+impl LinuxPodNetwork {
+    /// Pods of the node whose network namespace is `node`.
+    pub fn new(node: NetNs, programs: Arc<Programs>) -> Self {
+        Self { node, programs, collecting: RwLock::new(()) }
+    }
+
+    pub(super) fn socket(&self) -> io::Result<RouteSocket> {
+        RouteSocket::open_in(&self.node)
+    }
+
+    /// The pair of devices, made now or found. Also tells whether it was made.
+    fn create(
+        &self,
+        socket: &mut RouteSocket,
+        port: &PodPort,
+        pod: &NetNs,
+    ) -> Result<(Device, bool), AttachError> {
+        let name = port.host_interface.as_str();
+        let Some(fd) = pod.fd() else {
+            let source = io::Error::from(io::ErrorKind::InvalidInput);
+            return Err(AttachError::Namespace { path: port.netns.clone(), source });
+        };
+        let host = VethEnd { name, mac: port.host_mac(), mtu: port.mtu };
+        let peer = VethEnd { name: port.interface.as_str(), mac: port.pod_mac(), mtu: port.mtu };
+        let requests = vec![message::create_veth(host, peer, fd), message::link_by_name(name)];
+        let failed = |source| netlink_error("create the veth pair", port, source);
+        let mut answers = socket.batch(requests).map_err(failed)?;
+        let found = answers.pop().and_then(Result::ok).as_deref().and_then(device);
+        let created = answers.pop().unwrap_or(Err(NetlinkError::Incomplete("an acknowledgement")));
+        match (created, found) {
+            (Ok(_), Some(device)) => Ok((device, true)),
+            (Ok(_), None) => Err(failed(NetlinkError::Incomplete("the new device"))),
+            (Err(error), Some(device)) if error.is_exists() && device.is_ours() => {
+                Ok((device, false))
+            }
+            // The name is taken: on the node by somebody else, or in the pod.
+            (Err(error), Some(_)) if error.is_exists() => {
+                Err(AttachError::Exists(port.host_interface.clone()))
+            }
+            (Err(error), None) if error.is_exists() => {
+                Err(AttachError::Exists(port.interface.clone()))
+            }
+            (Err(error), _) => Err(failed(error)),
+        }
+    }
+
+    /// The guard first, then everything through which packets could pass it.
+    fn configure(
+        &self,
+        socket: &mut RouteSocket,
+        port: &PodPort,
+        host: &Device,
+        pod: &NetNs,
+    ) -> Result<(), AttachError> {
+        let ifindex = host.ifindex;
+        self.programs
+            .pod_ports
+            .put(&ifindex, &convert::pod_port(port))
+            .map_err(|source| map_error(maps::POD_PORTS, port, source))?;
+        self.guard(port, ifindex)?;
+        all_done(socket.batch(host_requests(port, ifindex)))
+            .map_err(|source| netlink_error("configure the node's side", port, source))?;
+        configure_pod(port, host, pod)?;
+        for address in port.addresses() {
+            self.programs
+                .local_pods
+                .put(&convert::address(address), &convert::local_pod(port, ifindex))
+                .map_err(|source| map_error(maps::LOCAL_PODS, port, source))?;
+        }
+        Ok(())
+    }
+
+    /// What has to be done inside the node's namespace: TC program and sysctls.
+    fn guard(&self, port: &PodPort, ifindex: u32) -> Result<(), AttachError> {
+        let name = port.host_interface.as_str();
+        let inside = || {
+            self.programs.attach_pod(name, ifindex).map_err(|source| AttachError::Program {
+                interface: port.host_interface.clone(),
+                source,
+            })?;
+            sysctl::write_if_present(&format!("net/ipv6/conf/{name}/accept_ra"), "0").map_err(
+                |source| AttachError::Sysctl { interface: port.host_interface.clone(), source },
+            )
+        };
+        self.node.run(inside).map_err(AttachError::NodeNamespace)?
+    }
+
+    /// Removes map entries of the port. They are recognised by the MAC addresses, which only this port has.
+    fn forget(
+        &self,
+        host_interface: &IfName,
+        addresses: &BTreeSet<IpAddr>,
+    ) -> Result<(), DetachError> {
+        let failed = |what| {
+            move |source| DetachError::Bpf { what, interface: host_interface.clone(), source }
+        };
+        let host_mac = MacAddress::derived(&["host", host_interface.as_str()]).0;
+        for address in addresses {
+            let key = convert::address(*address);
+            let pods = &self.programs.local_pods;
+            let entry = pods.lookup(&key).map_err(failed(maps::LOCAL_PODS))?;
+            if let Some(entry) = entry.filter(|entry| entry.host_mac == host_mac) {
+                pods.delete(&key).map_err(failed(maps::LOCAL_PODS))?;
+                self.forget_port(host_interface, entry.ifindex)?;
+            }
+        }
+        self.programs.forget_pod(host_interface.as_str()).map_err(failed("the pinned link"))
+    }
+
+    fn forget_port(&self, host_interface: &IfName, ifindex: u32) -> Result<(), DetachError> {
+        self.programs.pod_ports.delete(&ifindex).map(drop).map_err(|source| DetachError::Bpf {
+            what: maps::POD_PORTS,
+            interface: host_interface.clone(),
+            source,
+        })
+    }
+
+    /// Addresses that the map knows for a device.
+    fn known_addresses(&self, ifindex: u32) -> Vec<IpAddr> {
+        let port = self.programs.pod_ports.lookup(&ifindex).ok().flatten();
+        let all = port.iter().flat_map(|port| [port.v4, port.v6]);
+        all.filter(|a| *a != mesh_abi::Address::UNSPECIFIED).map(convert::ip).collect()
+    }
+
+    pub(super) fn devices(&self) -> Result<Vec<Device>, ListError> {
+        let mut socket = self.socket().map_err(ListError::NodeNamespace)?;
+        let links = socket.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+        let devices = links.iter().filter_map(|message| device(std::slice::from_ref(message)));
+        Ok(devices.filter(Device::is_ours).collect())
+    }
+}
+
+impl PodNetwork for LinuxPodNetwork {
+    fn attach(&self, port: &PodPort) -> Result<Attached, AttachError> {
+        let _running = self.collecting.read().unwrap_or_else(PoisonError::into_inner);
+        let namespace = |source| AttachError::Namespace { path: port.netns.clone(), source };
+        let pod = NetNs::open(&port.netns).map_err(namespace)?;
+        let mut socket = self.socket().map_err(AttachError::NodeNamespace)?;
+        let (host, created) = self.create(&mut socket, port, &pod)?;
+        if let Err(error) = self.configure(&mut socket, port, &host, &pod) {
+            if created {
+                self.undo(&mut socket, port, host.ifindex);
+            }
+            return Err(error);
+        }
+        Ok(Attached {
+            host_ifindex: host.ifindex,
+            host_mac: port.host_mac(),
+            pod_mac: port.pod_mac(),
+        })
+    }
+
+    fn detach(&self, host_interface: &IfName, addresses: &[IpAddr]) -> Result<(), DetachError> {
+        let mut socket = self.socket().map_err(DetachError::NodeNamespace)?;
+        let netlink = |source| DetachError::Netlink { interface: host_interface.clone(), source };
+        let request = message::link_by_name(host_interface.as_str());
+        let found = match socket.request(request.message, request.flags) {
+            Ok(answer) => device(&answer),
+            Err(error) if error.is_missing() => None,
+            Err(error) => return Err(netlink(error)),
+        };
+        let mut addresses: BTreeSet<IpAddr> = addresses.iter().copied().collect();
+        let Some(host) = found else { return self.forget(host_interface, &addresses) };
+        if !host.is_ours() {
+            return Err(DetachError::Foreign(host_interface.clone()));
+        }
+        addresses.extend(self.known_addresses(host.ifindex));
+        // The device goes even when a map entry could not be removed.
+        let forgotten = self.forget(host_interface, &addresses);
+        match all_done(socket.batch(vec![message::delete_link(host.ifindex)])) {
+            Err(error) if !error.is_missing() => return Err(netlink(error)),
+            _ => {}
+        }
+        forgotten.and(self.forget_port(host_interface, host.ifindex))
+    }
+
+    fn check(&self, port: &PodPort) -> Result<Vec<Missing>, ListError> {
+        check::check(self, port)
+    }
+
+    fn list(&self) -> Result<Vec<ObservedPort>, ListError> {
+        let ports = self.devices()?.into_iter().filter_map(|device| {
+            Some(ObservedPort {
+                host_interface: device.name.parse().ok()?,
+                ifindex: device.ifindex,
+                owner: device.owner().to_owned(),
+            })
+        });
+        Ok(ports.collect())
+    }
+
+    fn collect_garbage(&self) -> Result<usize, ListError> {
+        let _alone = self.collecting.write().unwrap_or_else(PoisonError::into_inner);
+        let failed = |map| move |source| ListError::Map { map, source };
+        let programs = &self.programs;
+        let devices = self.devices()?;
+        let live: BTreeMap<u32, &str> =
+            devices.iter().map(|device| (device.ifindex, device.name.as_str())).collect();
+        let mut removed = 0;
+        for (address, pod) in programs.local_pods.entries().map_err(failed(maps::LOCAL_PODS))? {
+            if !live.contains_key(&pod.ifindex) {
+                programs.local_pods.delete(&address).map_err(failed(maps::LOCAL_PODS))?;
+                removed += 1;
+            }
+        }
+        for (ifindex, _) in programs.pod_ports.entries().map_err(failed(maps::POD_PORTS))? {
+            if !live.contains_key(&ifindex) {
+                programs.pod_ports.delete(&ifindex).map_err(failed(maps::POD_PORTS))?;
+                removed += 1;
+            }
+        }
+        for name in programs.pinned_pods().map_err(failed("links"))? {
+            if !live.values().any(|device| *device == name) {
+                programs.forget_pod(&name).map_err(failed("links"))?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+}
+
+impl LinuxPodNetwork {
+    /// Takes back a failed attachment. Errors are not reported: the first one is, and garbage collection gets the rest.
+    fn undo(&self, socket: &mut RouteSocket, port: &PodPort, ifindex: u32) {
+        let _ = self.forget(&port.host_interface, &port.addresses().collect());
+        let _ = socket.batch(vec![message::delete_link(ifindex)]);
+        let _ = self.programs.pod_ports.delete(&ifindex);
+    }
+}
+
+/// The node's side: mark, up, routes and neighbours.
+fn host_requests(port: &PodPort, ifindex: u32) -> Vec<RouteRequest> {
+    let alias = format!("{ALIAS_PREFIX}{}", port.owner);
+    let mut requests = vec![
+        message::mark_link(port.host_interface.as_str(), &alias),
+        message::set_up(ifindex, None),
+    ];
+    for address in port.addresses() {
+        let route = RouteSpec::new(IpNet::from(address), POD_ROUTE_PROTOCOL, Via::Device(ifindex));
+        requests.push(message::put_neighbour(ifindex, address, port.pod_mac()));
+        requests.push(route.put());
+    }
+    requests
+}
+
+/// The pod's side, from inside its namespace.
+fn configure_pod(port: &PodPort, host: &Device, pod: &NetNs) -> Result<(), AttachError> {
+    let incomplete = NetlinkError::Incomplete("the index of the pod's device");
+    let ifindex =
+        host.peer_ifindex.ok_or(netlink_error("find the pod's side", port, incomplete))?;
+    let inside = || {
+        pod_sysctls(port)
+            .map_err(|source| AttachError::Sysctl { interface: port.interface.clone(), source })?;
+        let mut socket = RouteSocket::open_in(&NetNs::current())
+            .map_err(|source| AttachError::Namespace { path: port.netns.clone(), source })?;
+        all_done(socket.batch(pod_requests(port, ifindex)))
+            .map_err(|source| netlink_error("configure the pod's side", port, source))
+    };
+    pod.run(inside).map_err(|source| AttachError::Namespace { path: port.netns.clone(), source })?
+}
+
+/// No router advertisements, no duplicate address detection: addresses are ours to give.
+fn pod_sysctls(port: &PodPort) -> Result<(), sysctl::SysctlError> {
+    let name = &port.interface;
+    sysctl::write_if_present(&format!("net/ipv6/conf/{name}/accept_ra"), "0")?;
+    sysctl::write_if_present(&format!("net/ipv6/conf/{name}/accept_dad"), "0")?;
+    if port.v6.is_some() {
+        sysctl::write_if_present(&format!("net/ipv6/conf/{name}/disable_ipv6"), "0")?;
+    }
+    Ok(())
+}
+
+fn pod_requests(port: &PodPort, ifindex: u32) -> Vec<RouteRequest> {
+    let mut requests = vec![message::set_up(LOOPBACK, None), message::set_up(ifindex, None)];
+    for address in port.addresses() {
+        let gateway: IpAddr = match address {
+            IpAddr::V4(_) => POD_GATEWAY.into(),
+            IpAddr::V6(_) => POD_GATEWAY_V6.into(),
+        };
+        let via = Via::OnLink { ifindex, gateway };
+        requests.push(message::put_address(ifindex, address));
+        requests.push(message::put_neighbour(ifindex, gateway, port.host_mac()));
+        requests.push(RouteSpec::new(check::default_route(gateway), POD_ROUTE_PROTOCOL, via).put());
+    }
+    requests
+}
+
+/// The first failure of a batch.
+fn all_done(
+    answers: Result<Vec<Answer<RouteNetlinkMessage>>, NetlinkError>,
+) -> Result<(), NetlinkError> {
+    answers?.into_iter().try_for_each(|answer| answer.map(drop))
+}
+
+fn netlink_error(what: &'static str, port: &PodPort, source: NetlinkError) -> AttachError {
+    AttachError::Netlink { what, interface: port.host_interface.clone(), source }
+}
+
+fn map_error(map: &'static str, port: &PodPort, source: io::Error) -> AttachError {
+    AttachError::Map { map, interface: port.host_interface.clone(), source }
+}

@@ -1,0 +1,234 @@
+//! Service frontends and their backends, as the socket hooks see them.
+//!
+//! [`Observed`] is what the maps hold, [`plan`] turns it into what a list of
+//! [`Frontend`](mesh_model::snapshot::Frontend)s asks for, [`ServiceTable`] reads and writes.
+//! [`ServiceReconciler`] keeps a mirror, so that one change costs a few map operations and not a dump.
+
+mod fake;
+mod plan;
+mod reconcile;
+mod table;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use mesh_model::snapshot::Protocol;
+
+pub use fake::FakeServiceTable;
+pub use plan::plan;
+pub use reconcile::{Outcome, ServiceReconciler};
+pub use table::BpfServiceTable;
+
+/// What identifies a frontend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FrontendKey {
+    /// The address that clients use.
+    pub vip: IpAddr,
+    /// Its transport protocol.
+    pub protocol: Protocol,
+    /// The port that clients use.
+    pub port: u16,
+}
+
+/// A frontend's entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// Number under which its backends are filed.
+    pub id: u32,
+    /// Number of backends.
+    pub count: u32,
+    /// Session affinity in seconds; 0 is none.
+    pub affinity_secs: u32,
+}
+
+/// What the maps hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Frontends.
+    pub entries: BTreeMap<FrontendKey, Entry>,
+    /// Backends by service number and place.
+    pub slots: BTreeMap<(u32, u32), SocketAddr>,
+    /// Backends by service number.
+    pub members: BTreeSet<(u32, SocketAddr)>,
+}
+
+impl Observed {
+    /// Backends of a frontend, ordered; nothing when there is no such frontend.
+    pub fn backends(&self, key: &FrontendKey) -> Option<BTreeSet<SocketAddr>> {
+        let entry = self.entries.get(key)?;
+        Some((0..entry.count).filter_map(|i| self.slots.get(&(entry.id, i)).copied()).collect())
+    }
+
+    /// Carries out one step.
+    pub fn apply(&mut self, step: &Step) {
+        match *step {
+            Step::PutMember { service, backend } => {
+                self.members.insert((service, backend));
+            }
+            Step::PutSlot { service, slot, backend } => {
+                self.slots.insert((service, slot), backend);
+            }
+            Step::PutEntry { key, entry } => {
+                self.entries.insert(key, entry);
+            }
+            Step::DeleteEntry { key, .. } => {
+                self.entries.remove(&key);
+            }
+            Step::DeleteSlot { service, slot } => {
+                self.slots.remove(&(service, slot));
+            }
+            Step::DeleteMember { service, backend } => {
+                self.members.remove(&(service, backend));
+            }
+        }
+    }
+}
+
+/// One map operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Make a backend known.
+    PutMember {
+        /// Service number.
+        service: u32,
+        /// The backend.
+        backend: SocketAddr,
+    },
+    /// Put a backend in a place, over another one or at the end.
+    PutSlot {
+        /// Service number.
+        service: u32,
+        /// The place.
+        slot: u32,
+        /// The backend.
+        backend: SocketAddr,
+    },
+    /// Create or switch a frontend.
+    PutEntry {
+        /// The frontend.
+        key: FrontendKey,
+        /// Its entry.
+        entry: Entry,
+    },
+    /// Remove a frontend.
+    DeleteEntry {
+        /// The frontend.
+        key: FrontendKey,
+        /// Its service number.
+        service: u32,
+    },
+    /// Remove a place behind the end.
+    DeleteSlot {
+        /// Service number.
+        service: u32,
+        /// The place.
+        slot: u32,
+    },
+    /// Forget a backend: sockets that stick to it choose again.
+    DeleteMember {
+        /// Service number.
+        service: u32,
+        /// The backend.
+        backend: SocketAddr,
+    },
+}
+
+impl Step {
+    /// The service that the step belongs to.
+    pub fn service(&self) -> u32 {
+        match self {
+            Self::PutMember { service, .. }
+            | Self::PutSlot { service, .. }
+            | Self::DeleteEntry { service, .. }
+            | Self::DeleteSlot { service, .. }
+            | Self::DeleteMember { service, .. } => *service,
+            Self::PutEntry { entry, .. } => entry.id,
+        }
+    }
+}
+
+/// What has to be done, in order: additions, then switches, then deletions.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// The steps.
+    pub steps: Vec<Step>,
+}
+
+/// What came of a plan.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// Steps that were carried out, in order.
+    pub done: Vec<Step>,
+    /// Steps that failed, or were left out because an earlier step of the same service had failed.
+    pub failed: Vec<(Step, StepError)>,
+}
+
+/// Why a step was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// The map is full: raise its capacity.
+    #[error("map {map} is full")]
+    Full {
+        /// The map.
+        map: &'static str,
+    },
+    /// An earlier step of the same service failed.
+    #[error("left out after a failed step of the same service")]
+    Skipped,
+    /// The kernel refused.
+    #[error("update map {map}")]
+    Map {
+        /// The map.
+        map: &'static str,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// The maps could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error("read map {map}")]
+pub struct ObserveError {
+    /// The map.
+    pub map: &'static str,
+    /// The cause.
+    #[source]
+    pub source: std::io::Error,
+}
+
+/// The kernel's table of frontends and backends.
+pub trait ServiceTable: Send + Sync {
+    /// Reads everything back. Costs time in proportion to the table.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    fn observe(&self) -> Result<Observed, ObserveError>;
+
+    /// Carries out the steps in order. A failed step holds back the later ones of the same service only, so that
+    /// a reader never sees a list with a hole.
+    fn apply(&self, plan: &Plan) -> Applied;
+}
+
+/// Carries out a plan step by step; after a failed step the service's later ones are left out.
+fn apply_each(plan: &Plan, mut carry_out: impl FnMut(&Step) -> Result<(), StepError>) -> Applied {
+    let mut applied = Applied::default();
+    let mut broken = BTreeSet::new();
+    for step in &plan.steps {
+        if broken.contains(&step.service()) {
+            applied.failed.push((*step, StepError::Skipped));
+            continue;
+        }
+        match carry_out(step) {
+            Ok(()) => applied.done.push(*step),
+            Err(error) => {
+                broken.insert(step.service());
+                applied.failed.push((*step, error));
+            }
+        }
+    }
+    applied
+}
+
+#[cfg(test)]
+mod tests;

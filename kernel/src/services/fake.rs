@@ -1,0 +1,65 @@
+//! A service table in memory, for tests of those who use it.
+
+use std::sync::{Mutex, PoisonError};
+
+use super::{Applied, ObserveError, Observed, Plan, ServiceTable, Step, StepError};
+
+/// A [`ServiceTable`] without a kernel.
+#[derive(Debug, Default)]
+pub struct FakeServiceTable {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    observed: Observed,
+    capacity: Option<usize>,
+    steps: usize,
+}
+
+impl FakeServiceTable {
+    /// An empty table.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Lets new slots fail from this many on, as a full map does.
+    pub fn limit_slots(&self, capacity: usize) {
+        self.lock().capacity = Some(capacity);
+    }
+
+    /// Changes the table behind the user's back.
+    pub fn tamper(&self, change: impl FnOnce(&mut Observed)) {
+        change(&mut self.lock().observed);
+    }
+
+    /// Number of steps carried out so far.
+    pub fn steps(&self) -> usize {
+        self.lock().steps
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ServiceTable for FakeServiceTable {
+    fn observe(&self) -> Result<Observed, ObserveError> {
+        Ok(self.lock().observed.clone())
+    }
+
+    fn apply(&self, plan: &Plan) -> Applied {
+        let mut state = self.lock();
+        super::apply_each(plan, |step| {
+            let full = matches!(step, Step::PutSlot { service, slot, .. }
+                if !state.observed.slots.contains_key(&(*service, *slot))
+                    && state.capacity.is_some_and(|c| state.observed.slots.len() >= c));
+            if full {
+                return Err(StepError::Full { map: mesh_abi::maps::SLOTS });
+            }
+            state.observed.apply(step);
+            state.steps += 1;
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,93 @@
+//! The service table in the eBPF maps.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use mesh_abi as abi;
+
+use super::{Applied, ObserveError, Observed, Plan, ServiceTable, Step, StepError, apply_each};
+use crate::bpf::Map;
+use crate::convert;
+
+/// A [`ServiceTable`] in the kernel. Comes from [`Programs::services`](crate::Programs::services).
+#[derive(Debug, Clone)]
+pub struct BpfServiceTable {
+    services: Map<abi::ServiceKey, abi::Service>,
+    slots: Map<abi::SlotKey, abi::Slot>,
+    members: Map<abi::MemberKey, abi::Member>,
+}
+
+impl BpfServiceTable {
+    pub(crate) fn new(
+        services: Map<abi::ServiceKey, abi::Service>,
+        slots: Map<abi::SlotKey, abi::Slot>,
+        members: Map<abi::MemberKey, abi::Member>,
+    ) -> Self {
+        Self { services, slots, members }
+    }
+
+    /// Number of entries and capacity by map.
+    pub(crate) fn pressure(&self) -> io::Result<BTreeMap<&'static str, (usize, u32)>> {
+        Ok(BTreeMap::from([
+            (self.services.name(), self.services.pressure()?),
+            (self.slots.name(), self.slots.pressure()?),
+            (self.members.name(), self.members.pressure()?),
+        ]))
+    }
+
+    fn carry_out(&self, step: &Step) -> Result<(), StepError> {
+        let (map, result) = match step {
+            Step::PutMember { service, backend } => {
+                let key = abi::MemberKey::new(*service, convert::slot(*backend));
+                (self.members.name(), self.members.put(&key, &abi::Member::default()))
+            }
+            Step::PutSlot { service, slot, backend } => {
+                let key = abi::SlotKey { service: *service, slot: *slot };
+                (self.slots.name(), self.slots.put(&key, &convert::slot(*backend)))
+            }
+            Step::PutEntry { key, entry } => {
+                let (key, entry) = (convert::service_key(key), convert::service(entry));
+                (self.services.name(), self.services.put(&key, &entry))
+            }
+            Step::DeleteEntry { key, .. } => {
+                let key = convert::service_key(key);
+                (self.services.name(), self.services.delete(&key).map(drop))
+            }
+            Step::DeleteSlot { service, slot } => {
+                let key = abi::SlotKey { service: *service, slot: *slot };
+                (self.slots.name(), self.slots.delete(&key).map(drop))
+            }
+            Step::DeleteMember { service, backend } => {
+                let key = abi::MemberKey::new(*service, convert::slot(*backend));
+                (self.members.name(), self.members.delete(&key).map(drop))
+            }
+        };
+        result.map_err(|source| match source.raw_os_error() {
+            Some(libc::E2BIG | libc::ENOSPC) => StepError::Full { map },
+            _ => StepError::Map { map, source },
+        })
+    }
+}
+
+impl ServiceTable for BpfServiceTable {
+    fn observe(&self) -> Result<Observed, ObserveError> {
+        let mut observed = Observed::default();
+        let failed = |map| move |source| ObserveError { map, source };
+        for (key, value) in self.services.entries().map_err(failed(self.services.name()))? {
+            if let Some(key) = convert::frontend_key(&key) {
+                observed.entries.insert(key, convert::entry(&value));
+            }
+        }
+        for (key, value) in self.slots.entries().map_err(failed(self.slots.name()))? {
+            observed.slots.insert((key.service, key.slot), convert::backend(&value));
+        }
+        for (key, _) in self.members.entries().map_err(failed(self.members.name()))? {
+            observed.members.insert((key.service, convert::backend(&key.backend)));
+        }
+        Ok(observed)
+    }
+
+    fn apply(&self, plan: &Plan) -> Applied {
+        apply_each(plan, |step| self.carry_out(step))
+    }
+}
