@@ -111,7 +111,8 @@ impl Engine {
     pub(crate) fn configure(&self, config: &OverlayConfig) -> Result<(), ApplyError> {
         config.validate(self.public_key())?;
         let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
-        if applied.listen_port != config.listen_port {
+        let moved = applied.listen_port != config.listen_port;
+        if moved {
             self.listen(config.listen_port, &mut applied)?;
         }
         if applied.mtu != config.mtu {
@@ -121,7 +122,12 @@ impl Engine {
         }
         let mut outbox = Outbox::default();
         let mut fresh = rand::random::<u32>;
-        self.shared.core.configure(Instant::now(), config, &mut fresh, &mut outbox)?;
+        let now = Instant::now();
+        self.shared.core.configure(now, config, &mut fresh, &mut outbox)?;
+        if moved {
+            // The peers would go on sending to the old port until they hear from the new one.
+            self.shared.core.announce(now, &mut outbox);
+        }
         self.shared.send_now(&mut outbox);
         Ok(())
     }

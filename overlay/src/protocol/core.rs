@@ -128,6 +128,13 @@ impl Core {
         }
     }
 
+    /// Tells all peers with a session where this node is now, with a keepalive to each.
+    pub fn announce(&self, now: Instant, outbox: &mut Outbox) {
+        for entry in self.table.load().entries() {
+            entry.lock().announce(now, outbox);
+        }
+    }
+
     /// To be called every second.
     pub fn second_passed(&self) {
         self.gate.second_passed();

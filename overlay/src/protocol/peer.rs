@@ -220,9 +220,8 @@ impl Peer {
         } else if self
             .keepalive
             .is_some_and(|every| now.saturating_duration_since(self.last_sent) >= every)
-            && let Ok(mut sender) = self.sender(now, outbox)
         {
-            let _ = sender.send(&[], outbox);
+            self.announce(now, outbox);
         }
         let before = self.staged.len();
         self.staged.retain(|(since, _)| now.saturating_duration_since(*since) < STAGED_FOR);
@@ -236,6 +235,15 @@ impl Peer {
             && let Some(len) = self.current.tunnel.initiate(&mut message)
         {
             self.post_timed(now, &message[..len], outbox);
+        }
+    }
+
+    /// Sends a keepalive, if there is a session: the peer learns from it where this node is.
+    pub fn announce(&mut self, now: Instant, outbox: &mut Outbox) {
+        if self.has_session()
+            && let Ok(mut sender) = self.sender(now, outbox)
+        {
+            let _ = sender.send(&[], outbox);
         }
     }
 

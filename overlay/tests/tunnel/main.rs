@@ -1,0 +1,165 @@
+//! Real worker processes between network namespaces: traffic, capture, kill -9. Needs root.
+
+mod interop;
+mod traffic;
+mod world;
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use mesh_overlay::DropReason;
+use traffic::{Capture, LIMIT, Stream, echo};
+use world::{Side, World, engine, privileged};
+
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn pods_talk_in_both_families_and_strangers_see_nothing() {
+    if !privileged() {
+        return;
+    }
+    let mut world = World::new();
+    let capture = Capture::start(&world, Side::A);
+    world.connect(false);
+    for v6 in [false, true] {
+        let streams =
+            [Stream::start(&world, Side::A, v6, 7001), Stream::start(&world, Side::B, v6, 7002)];
+        streams.iter().for_each(|stream| stream.wait_for(64 * MIB));
+        for stream in streams {
+            stream.finish();
+        }
+        echo(&world, Side::A, v6, 7003);
+        echo(&world, Side::B, v6, 7004);
+    }
+    let seen = capture.finish();
+    seen.assert_sealed();
+    let status = world.status(Side::A);
+    let peer = &status.peers[0];
+    assert!(peer.sent_bytes > 128 * MIB && peer.received_bytes > 128 * MIB, "{status:?}");
+    let expected = [DropReason::NoPeer]; // the device's own neighbour discovery goes nowhere
+    assert!(status.drops.keys().all(|reason| expected.contains(reason)), "{:?}", status.drops);
+    let traffic = status.traffic;
+    assert!(traffic.send_calls * 4 < traffic.datagrams_sent, "sends are batched: {traffic:?}");
+}
+
+#[test]
+fn the_underlay_may_be_ipv6() {
+    if !privileged() {
+        return;
+    }
+    let mut world = World::new();
+    let capture = Capture::start(&world, Side::B);
+    world.connect(true);
+    let stream = Stream::start(&world, Side::A, false, 7001);
+    stream.wait_for(32 * MIB);
+    stream.finish();
+    echo(&world, Side::B, true, 7002);
+    capture.finish().assert_sealed();
+    assert_eq!(world.status(Side::A).peers[0].endpoint.unwrap().ip(), Side::B.underlay(true));
+}
+
+#[test]
+fn a_stream_survives_kill_9_and_nothing_leaks_meanwhile() {
+    if !privileged() {
+        return;
+    }
+    let mut world = World::new();
+    let capture = Capture::start(&world, Side::A);
+    world.connect(false);
+    let forth = Stream::start(&world, Side::A, false, 7001);
+    let back = Stream::start(&world, Side::B, true, 7002);
+    for (round, side) in [Side::B, Side::A, Side::B].into_iter().enumerate() {
+        forth.wait_for(16 * MIB);
+        back.wait_for(16 * MIB);
+        world.kill(side);
+        let routes = world.ip("node", side, "route show dev mesh-wg");
+        assert!(routes.contains("10.7"), "the device and its routes outlive the worker: {routes}");
+        let killed = Instant::now();
+        world.start(side);
+        // No configuration is sent: the worker has kept it, and calls its peers.
+        forth.wait_for(MIB);
+        println!("round {round}: back after {:?}", killed.elapsed());
+    }
+    let (bytes, pause) = forth.finish();
+    println!("{bytes} bytes, longest pause {pause:?}");
+    back.finish();
+    capture.finish().assert_sealed();
+}
+
+#[test]
+fn a_second_worker_on_the_same_state_refuses_to_run() {
+    if !privileged() {
+        return;
+    }
+    let mut world = World::new();
+    world.connect(false);
+    let file = |kind: &str| world.files.path().join(format!("a.{kind}"));
+    let output = Command::new("ip")
+        .args(["netns", "exec", &world.name("node", Side::A)])
+        .arg(engine())
+        .args([file("sock"), file("json"), "mesh-wg".into(), file("key")])
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("another overlay worker holds"), "{said}");
+    echo(&world, Side::A, false, 7001);
+}
+
+#[test]
+fn port_and_mtu_change_while_a_stream_runs() {
+    if !privileged() {
+        return;
+    }
+    let mut world = World::new();
+    world.connect(false);
+    let stream = Stream::start(&world, Side::A, false, 7001);
+    stream.wait_for(8 * MIB);
+    let mut config = world.config(Side::B, false);
+    config.listen_port = 51901;
+    config.mtu = 1380;
+    world.configure(Side::B, &config);
+    stream.wait_for(16 * MIB);
+    stream.finish();
+    let (a, b) = (world.status(Side::A), world.status(Side::B));
+    assert_eq!((b.listen_port, b.mtu), (51901, 1380));
+    assert_eq!(a.peers[0].endpoint.unwrap().port(), 51901, "followed");
+    assert!(b.peers[0].handshake_age_ms.is_some());
+
+    // A configuration that contradicts itself is refused, and the one before stays.
+    let mut broken = config.clone();
+    broken.peers.push(broken.peers[0].clone());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let overlay = mesh_overlay::Overlay::user(world.files.path().join("b.sock"));
+    let refusal = runtime.block_on(overlay.configure(&broken)).unwrap_err();
+    let cause = std::error::Error::source(&refusal).unwrap().to_string();
+    assert!(cause.contains("listed twice"), "{cause}");
+    assert_eq!(world.status(Side::B).listen_port, 51901);
+}
+
+#[test]
+fn a_joining_peer_is_reached_while_packets_wait_for_it() {
+    if !privileged() {
+        return;
+    }
+    let mut world = World::new();
+    let capture = Capture::start(&world, Side::A);
+    world.start(Side::A);
+    world.configure(Side::A, &world.config(Side::A, false));
+    world.ip("node", Side::A, "route add 10.72.0.0/24 dev mesh-wg");
+    // The pod calls before the other node exists.
+    let stream = Stream::start(&world, Side::A, false, 7001);
+    std::thread::sleep(Duration::from_millis(300));
+    let joined = Instant::now();
+    world.start(Side::B);
+    world.configure(Side::B, &world.config(Side::B, false));
+    world.ip("node", Side::B, "route add 10.71.0.0/24 dev mesh-wg");
+    while world.status(Side::B).peers[0].handshake_age_ms.is_none() {
+        assert!(joined.elapsed() < LIMIT, "{:?}", world.status(Side::B));
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    println!("session {:?} after the other side started", joined.elapsed());
+    stream.wait_for(MIB);
+    stream.finish();
+    capture.finish().assert_sealed();
+}
