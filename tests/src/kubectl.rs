@@ -27,7 +27,6 @@ impl Kubectl {
         let mut command = Command::new(&self.program);
         let cache = self.kubeconfig.with_file_name("kubectl-cache");
         command.arg("--kubeconfig").arg(&self.kubeconfig).arg("--cache-dir").arg(cache);
-        command.arg("--request-timeout=30s");
         command
     }
 
@@ -43,7 +42,8 @@ impl Kubectl {
 
     /// `get ARGS -o json`.
     pub fn json(&self, args: &[&str]) -> Result<Value> {
-        let text = output(self.command().arg("get").args(args).args(["-o", "json"]))?;
+        let mut get = self.command();
+        let text = output(get.args(["get", "--request-timeout=20s", "-o", "json"]).args(args))?;
         serde_json::from_str(&text).context("understand kubectl's JSON")
     }
 

@@ -39,7 +39,8 @@ fn unit(filter: Option<&str>) -> Result<()> {
 fn end_to_end(filter: Option<&str>) -> Result<()> {
     say::step("end-to-end tests, on a cluster of their own");
     let mut command = programs::cargo();
-    command.args(["test", "--package", "mesh-tests", "--test", "e2e"]).args(filter);
+    // The whole workspace is named, so that features are those of the build of the other tests.
+    command.args(["test", "--workspace", "--test", "e2e"]).args(filter);
     programs::call(command)
 }
 

@@ -21,6 +21,7 @@ const HELP: &str = "\
 mesh-hello: a small workload for trying a cluster network
 
   mesh-hello serve                        HTTP on 8080, TCP echo on 9000, UDP echo on 9001
+      --http PORT, --tcp PORT, --udp PORT   other ports; 0 for any
   mesh-hello pause                        wait for SIGTERM and reap zombies
   mesh-hello get URL                      one request; prints the answer
       URL: http://HOST:PORT/PATH  tcp://HOST:PORT/TEXT  udp://HOST:PORT/TEXT
@@ -36,7 +37,7 @@ mesh-hello: a small workload for trying a cluster network
 fn main() -> ExitCode {
     let mut args = Args::from_env();
     let done = match args.positional().as_deref() {
-        Some("serve") => serve::run(),
+        Some("serve") => serve::run(&mut args),
         Some("pause") => pause::run(),
         Some("get") => client::print_one(&mut args),
         Some("load") => load::run(&mut args),

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::args::Args;
 use crate::signals::EndSignals;
 
 const HTTP_PORT: u16 = 8080;
@@ -38,8 +39,12 @@ pub(crate) struct Server {
     open: AtomicUsize,
 }
 
-/// Serves until SIGTERM.
-pub(crate) fn run() -> Result<(), String> {
+/// `serve`: until SIGTERM.
+pub(crate) fn run(args: &mut Args) -> Result<(), String> {
+    let http_port = args.setting("--http", HTTP_PORT)?;
+    let tcp_port = args.setting("--tcp", TCP_ECHO_PORT)?;
+    let udp_port = args.setting("--udp", UDP_ECHO_PORT)?;
+    args.finish()?;
     let signals = EndSignals::hold()?;
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
         .map_err(|e| format!("read the host name: {e}"))?;
@@ -50,11 +55,9 @@ pub(crate) fn run() -> Result<(), String> {
         draining: AtomicBool::new(false),
         open: AtomicUsize::new(0),
     });
-    let acceptors = [
-        listen(&server, HTTP_PORT, http::connection)?,
-        listen(&server, TCP_ECHO_PORT, echo_stream)?,
-    ];
-    echo_datagrams(&server, UDP_ECHO_PORT)?;
+    let acceptors =
+        [listen(&server, http_port, http::connection)?, listen(&server, tcp_port, echo_stream)?];
+    echo_datagrams(&server, udp_port)?;
     println!("{} serves version {}", server.host, server.version);
     signals.ended_within(None);
     println!("{} drains", server.host);
