@@ -1,0 +1,3 @@
+//! EndpointSlices: which pods a Service means, for those who send traffic to it.
+
+pub(super) mod plan;

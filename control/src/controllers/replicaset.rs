@@ -1,0 +1,3 @@
+//! ReplicaSets: keep a number of pods of one template alive.
+
+pub(super) mod plan;
