@@ -1,0 +1,111 @@
+//! What each kind does when it is written: defaults, rules, which fields belong to its status.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::{Metadata, Resource};
+use mesh_model::kinds::{self, Kind};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::Cause;
+
+mod cluster;
+mod data;
+pub mod names;
+mod network;
+pub mod pod;
+mod workload;
+
+/// Collects what is wrong with an object, with the path of each field.
+#[derive(Debug, Default)]
+pub struct Causes(Vec<Cause>);
+
+impl Causes {
+    /// Adds a cause; `message` starts with the Kubernetes error type.
+    pub fn add(&mut self, field: impl Into<String>, message: impl Into<String>) {
+        self.0.push(Cause { field: field.into(), message: message.into() });
+    }
+
+    /// All causes, in the order in which they were found.
+    pub fn into_vec(self) -> Vec<Cause> {
+        self.0
+    }
+}
+
+/// A kind that the API serves.
+pub trait Object:
+    Resource
+    + Metadata<Ty = ObjectMeta>
+    + Serialize
+    + DeserializeOwned
+    + Clone
+    + PartialEq
+    + std::fmt::Debug
+    + Send
+    + Sync
+    + 'static
+{
+    /// Whether `metadata.generation` counts the changes of the spec.
+    const GENERATION: bool = false;
+    /// Whether an update of the status may change labels and annotations too.
+    const STATUS_CARRIES_LABELS: bool = false;
+
+    /// Fills in what the user left out. Idempotent.
+    fn set_defaults(&mut self) {}
+
+    /// What a new object starts with instead of what the user sent: mostly the status.
+    fn prepare_create(&mut self) {}
+
+    /// Takes over the status of `from`.
+    fn copy_status(&mut self, from: &Self) {
+        let _ = from;
+    }
+
+    /// Whether the parts that the user owns differ, so that the generation goes up.
+    fn spec_differs(&self, old: &Self) -> bool {
+        let _ = old;
+        false
+    }
+
+    /// Finds what is wrong with the object itself. `metadata` is checked elsewhere.
+    fn validate(&self, causes: &mut Causes) {
+        let _ = causes;
+    }
+
+    /// Finds what may not change.
+    fn validate_update(&self, old: &Self, causes: &mut Causes) {
+        let _ = (old, causes);
+    }
+
+    /// Keeps what only a subresource may change.
+    fn keep_reserved(&mut self, old: &Self) {
+        let _ = old;
+    }
+
+    /// Why nobody may delete the object.
+    fn undeletable(&self) -> Option<String> {
+        None
+    }
+
+    /// How long the object may take to go, for kinds that take time.
+    fn grace_period_secs(&self, requested: Option<i64>) -> Option<i64> {
+        let _ = requested;
+        None
+    }
+
+    /// Says in the status that the object is being deleted.
+    fn mark_terminating(&mut self) {}
+
+    /// Whether the deletion that was asked for has nothing to wait for.
+    fn is_finished(&self) -> bool {
+        let meta = self.metadata();
+        meta.deletion_timestamp.is_some()
+            && meta.finalizers.as_ref().is_none_or(|f| f.is_empty())
+            && meta.deletion_grace_period_seconds.unwrap_or(0) == 0
+    }
+
+    /// The entry in the table of kinds.
+    fn kind() -> &'static Kind {
+        kinds::by_kind(Self::GROUP, Self::VERSION, Self::KIND)
+            .expect("every type with an Object impl has a row in the table of kinds")
+    }
+}
