@@ -2,6 +2,7 @@
 //!
 //! A thread owns its buffers and never waits for another, but for the lock of a peer, which is held for one batch.
 
+mod failure;
 mod inward;
 mod outward;
 
@@ -23,6 +24,9 @@ use crate::os::udp::Sockets;
 use crate::protocol::{Core, Outbox};
 use crate::status::Status;
 
+pub use self::failure::EngineFailure;
+use self::failure::Failure;
+
 /// Most threads per direction: more would only wait for the same peers and the same bus.
 const MAX_THREADS: usize = 4;
 
@@ -42,6 +46,7 @@ struct Shared {
     sockets: ArcSwapOption<Sockets>,
     mtu: ArcSwap<u16>,
     device: String,
+    failure: Failure,
 }
 
 #[derive(Default)]
@@ -97,12 +102,13 @@ impl Engine {
             sockets: ArcSwapOption::empty(),
             mtu: ArcSwap::from_pointee(crate::mtu::FLOOR),
             device: device.to_owned(),
+            failure: Failure::default(),
         });
         let stop = Stop::new().map_err(StartError::Thread)?;
         for queue in 0..shared.queues.len() {
-            let (shared, stop) = (Arc::clone(&shared), stop.clone());
-            spawn(format!("overlay-out{queue}"), move || outward::run(&shared, queue, &stop))
-                .map_err(StartError::Thread)?;
+            let (body, stop) = (Arc::clone(&shared), stop.clone());
+            let run = move || outward::run(&body, queue, &stop);
+            spawn(&shared, format!("overlay-out{queue}"), run).map_err(StartError::Thread)?;
         }
         Ok(Self { shared, applied: Mutex::default(), stop })
     }
@@ -143,6 +149,11 @@ impl Engine {
         self.shared.core.second_passed();
     }
 
+    /// Waits until a thread had to give up: then the process has to start anew. Cancel safe.
+    pub(crate) async fn failed(&self) -> EngineFailure {
+        self.shared.failure.happened().await
+    }
+
     /// The engine as it is now.
     pub(crate) fn status(&self) -> Status {
         let applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
@@ -173,10 +184,8 @@ impl Engine {
             let queue = place % self.shared.queues.len();
             let (shared, sockets) = (Arc::clone(&self.shared), Arc::clone(&sockets));
             let stop = stop.clone();
-            spawn(format!("overlay-in{place}"), move || {
-                inward::run(&shared, &sockets, place, queue, &stop);
-            })
-            .map_err(ApplyError::Thread)?;
+            let run = move || inward::run(&shared, &sockets, place, queue, &stop);
+            spawn(&self.shared, format!("overlay-in{place}"), run).map_err(ApplyError::Thread)?;
         }
         self.shared.sockets.store(Some(sockets));
         if let Some(old) = applied.receivers.replace(stop) {
@@ -215,7 +224,22 @@ fn threads() -> usize {
     thread::available_parallelism().map_or(1, |n| n.get().min(MAX_THREADS))
 }
 
-fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+/// Starts a thread that ends when told to; when it ends for another reason, the engine has failed.
+fn spawn(
+    shared: &Arc<Shared>,
+    name: String,
+    body: impl FnOnce() -> Result<(), EngineFailure> + Send + 'static,
+) -> io::Result<()> {
+    let shared = Arc::clone(shared);
+    let thread = name.clone();
+    let run = move || {
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+        match result {
+            Ok(Ok(())) => {}
+            Ok(Err(failure)) => shared.failure.report(failure),
+            Err(_) => shared.failure.report(EngineFailure::Panicked { thread }),
+        }
+    };
     // The stacks hold no buffers; the default of 2 MiB would only be address space.
-    thread::Builder::new().name(name).stack_size(256 << 10).spawn(body).map(drop)
+    thread::Builder::new().name(name).stack_size(256 << 10).spawn(run).map(drop)
 }

@@ -17,7 +17,7 @@ use crate::keys::{KeyError, NodeKey};
 use crate::protocol::Outbox;
 use crate::status::Status;
 
-pub use crate::engine::StartError;
+pub use crate::engine::{EngineFailure, StartError};
 pub use crate::os::tun::TunError;
 
 /// How often timers are looked at. The protocol needs 250 ms or less.
@@ -72,9 +72,12 @@ pub enum RunError {
     /// The control socket.
     #[error(transparent)]
     Serve(#[from] ServeError),
+    /// The engine gave up: start the worker again.
+    #[error(transparent)]
+    Failed(#[from] EngineFailure),
 }
 
-/// Runs the worker until it is killed. Blocks; call it first thing in `main`, before any thread is started.
+/// Runs the worker until it is killed, or cannot go on. Blocks; call it first thing in `main`, before any thread is started.
 ///
 /// Keeps the capability to configure network devices, which the MTU and opening the device need, and gives up
 /// all others for good. When a saved configuration exists, it calls all peers before it listens for the agent.
@@ -89,14 +92,14 @@ pub fn run(options: &WorkerOptions) -> Result<(), RunError> {
         .map_err(RunError::Runtime)?;
     tracing::info!(device = options.device, key = %key.public(), "overlay engine runs");
     runtime.block_on(async {
-        let ticking = tokio::spawn(tick(Arc::clone(&engine)));
-        let handler = Arc::new(Control { engine });
+        let handler = Arc::new(Control { engine: Arc::clone(&engine) });
         mesh_worker::restore(&options.state, &*handler).await;
-        let result = mesh_worker::serve(&options.socket, &options.state, handler).await;
-        ticking.abort();
-        result
-    })?;
-    Ok(())
+        tokio::select! {
+            result = mesh_worker::serve(&options.socket, &options.state, handler) => Ok(result?),
+            failure = engine.failed() => Err(failure.into()),
+            () = tick(Arc::clone(&engine)) => Ok(()),
+        }
+    })
 }
 
 fn lock(path: &Path) -> Result<File, RunError> {
@@ -115,9 +118,11 @@ async fn tick(engine: Arc<Engine>) {
     let mut interval = tokio::time::interval(TICK);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut outbox = Outbox::default();
-    for count in 0u32.. {
+    let mut count = 0u32;
+    loop {
         interval.tick().await;
         engine.tick(&mut outbox);
+        count = count.wrapping_add(1);
         if count.is_multiple_of(TICKS_PER_SECOND) {
             engine.second_passed();
         }

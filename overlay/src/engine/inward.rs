@@ -3,7 +3,7 @@
 use std::io::{self, IoSlice};
 use std::time::Instant;
 
-use super::Shared;
+use super::{EngineFailure, Shared};
 use crate::counters::Counters;
 use crate::offload::coalesce::{Coalescer, Device};
 use crate::os::poll::Stop;
@@ -13,8 +13,14 @@ use crate::protocol::Outbox;
 use crate::status::DropReason;
 
 /// Carries datagrams from one socket until told to stop.
-pub(super) fn run(shared: &Shared, sockets: &Sockets, place: usize, queue: usize, stop: &Stop) {
-    let Some(socket) = sockets.socket(place) else { return };
+pub(super) fn run(
+    shared: &Shared,
+    sockets: &Sockets,
+    place: usize,
+    queue: usize,
+    stop: &Stop,
+) -> Result<(), EngineFailure> {
+    let Some(socket) = sockets.socket(place) else { return Ok(()) };
     let writer = Writer { queue: &shared.queues[queue], counters: &shared.counters };
     let mut joined = Coalescer::new(writer);
     let mut inbox = Inbox::new();
@@ -29,14 +35,11 @@ pub(super) fn run(shared: &Shared, sockets: &Sockets, place: usize, queue: usize
                     sockets.send(&train, None);
                 }
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => match socket.wait(stop) {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(error) => {
-                    tracing::error!(%error, "waiting for the overlay's socket failed");
-                    return;
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if !socket.wait(stop).map_err(EngineFailure::SocketLost)? {
+                    return Ok(());
                 }
-            },
+            }
             // Errors of earlier sends (ICMP) are reported here; they mean nothing to a receiver.
             Err(error) => tracing::debug!(%error, "receiving failed"),
         }

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Instant;
 
-use super::Shared;
+use super::{EngineFailure, Shared};
 use crate::offload::vnet::{VNET_HEADER_BYTES, VnetHeader};
 use crate::os::poll::{self, Stop};
 use crate::os::tun::Queue;
@@ -11,49 +11,47 @@ use crate::protocol::Outbox;
 use crate::status::DropReason;
 
 /// A train of the largest size, its header, and room to pad it.
-const FRAME_BYTES: usize = VNET_HEADER_BYTES + 65_535 + 16;
+const FRAME_BYTES: usize = VNET_HEADER_BYTES + 65_535 + PADDING_ROOM;
+const PADDING_ROOM: usize = 16;
 
 /// Sealed bytes after which all are sent, so that the buffer stays in the cache.
 const BATCH_BYTES: usize = 192 << 10;
 
 /// Carries packets from one queue until told to stop.
-pub(super) fn run(shared: &Shared, queue: usize, stop: &Stop) {
+pub(super) fn run(shared: &Shared, queue: usize, stop: &Stop) -> Result<(), EngineFailure> {
     let queue = &shared.queues[queue];
     let mut frame = vec![0; FRAME_BYTES];
     let mut outbox = Outbox::default();
+    let lost = |source| EngineFailure::DeviceLost { device: shared.device.clone(), source };
     loop {
-        drain(shared, queue, &mut frame, &mut outbox, stop);
-        match poll::readable(queue, stop) {
-            Ok(true) => {}
-            Ok(false) => return,
-            Err(error) => {
-                tracing::error!(%error, "waiting for the overlay device failed");
-                return;
-            }
+        drain(shared, queue, &mut frame, &mut outbox, stop).map_err(lost)?;
+        if !poll::readable(queue, stop).map_err(lost)? {
+            return Ok(());
         }
     }
 }
 
 /// Reads until nothing is there. Full trains leave while more is read; the rest leaves at the end.
-fn drain(shared: &Shared, queue: &Queue, frame: &mut [u8], outbox: &mut Outbox, stop: &Stop) {
+fn drain(
+    shared: &Shared,
+    queue: &Queue,
+    frame: &mut [u8],
+    outbox: &mut Outbox,
+    stop: &Stop,
+) -> io::Result<()> {
     let mut reads = 0;
     loop {
-        let room = FRAME_BYTES - 16;
-        match queue.read(&mut frame[..room]) {
+        match queue.read(&mut frame[..FRAME_BYTES - PADDING_ROOM]) {
             Ok(n) => {
                 reads += 1;
                 seal(shared, frame, n, outbox);
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
                 send(shared, outbox, true, stop);
                 shared.counters.read(reads);
-                if error.kind() != io::ErrorKind::WouldBlock {
-                    // EIO while the device is down: it comes back, and the poll waits for it.
-                    tracing::debug!(%error, "reading from the overlay device failed");
-                    std::thread::sleep(std::time::Duration::from_millis(10));
-                }
-                return;
+                let empty = error.kind() == io::ErrorKind::WouldBlock;
+                return if empty { Ok(()) } else { Err(error) };
             }
         }
         send(shared, outbox, outbox.used_bytes() >= BATCH_BYTES, stop);

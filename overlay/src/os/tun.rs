@@ -34,7 +34,13 @@ pub enum TunError {
         /// The name.
         name: String,
     },
-    /// A step failed. `EINVAL` on attaching means that a device of another kind has the name.
+    /// The name belongs to a device of another kind.
+    #[error("{name} exists and is no multi-queue TUN device (delete it with: ip link del {name})")]
+    OtherKind {
+        /// The name.
+        name: String,
+    },
+    /// A step failed.
     #[error("{step} the TUN device {name}")]
     Step {
         /// What was tried.
@@ -80,8 +86,12 @@ impl Queue {
         let fd = file.as_raw_fd();
         let header = VNET_HEADER_BYTES as libc::c_int;
         // SAFETY: TUNSETIFF reads and writes an ifreq that lives here.
-        check(unsafe { libc::ioctl(fd, libc::TUNSETIFF, &raw mut request) })
-            .map_err(step("attach to"))?;
+        check(unsafe { libc::ioctl(fd, libc::TUNSETIFF, &raw mut request) }).map_err(|source| {
+            match source.raw_os_error() {
+                Some(libc::EINVAL) => TunError::OtherKind { name: name.to_owned() },
+                _ => step("attach to")(source),
+            }
+        })?;
         // SAFETY: TUNSETVNETHDRSZ reads an int that lives here.
         check(unsafe { libc::ioctl(fd, libc::TUNSETVNETHDRSZ, &raw const header) })
             .map_err(step("set the header size of"))?;

@@ -1,5 +1,7 @@
 //! The protocol core with a clock and a wire of the test's own: what takes minutes in life takes milliseconds here.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
+
 mod clock;
 mod net;
 

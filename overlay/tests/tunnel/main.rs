@@ -1,5 +1,7 @@
 //! Real worker processes between network namespaces: traffic, capture, kill -9. Needs root.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
+
 mod interop;
 mod traffic;
 mod world;
@@ -135,6 +137,28 @@ fn port_and_mtu_change_while_a_stream_runs() {
     let cause = std::error::Error::source(&refusal).unwrap().to_string();
     assert!(cause.contains("listed twice"), "{cause}");
     assert_eq!(world.status(Side::B).listen_port, 51901);
+}
+
+#[test]
+fn a_worker_without_its_device_ends_and_the_next_one_makes_it_anew() {
+    if !privileged() {
+        return;
+    }
+    let mut world = World::new();
+    world.connect(false);
+    echo(&world, Side::A, false, 7001);
+    world.ip("node", Side::A, "link del mesh-wg");
+    let said = world.wait_for_end(Side::A);
+    assert!(said.contains("the overlay device mesh-wg is gone"), "{said}");
+    world.start(Side::A);
+    world.ip("node", Side::A, "route add 10.72.0.0/24 dev mesh-wg");
+    echo(&world, Side::A, false, 7002);
+
+    world.kill(Side::A);
+    world.ip("node", Side::A, "link del mesh-wg");
+    world.ip("node", Side::A, "link add mesh-wg type veth peer name other");
+    let said = world.start_and_wait_for_end(Side::A);
+    assert!(said.contains("ip link del mesh-wg"), "the cure is named: {said}");
 }
 
 #[test]

@@ -155,6 +155,42 @@ impl World {
 
     /// Starts the worker of a node and waits until it answers.
     pub(crate) fn start(&mut self, side: Side) {
+        self.launch(side);
+        for _ in 0..500 {
+            if self.try_status(side).is_some() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        panic!("the worker never answered: {}", self.log(side));
+    }
+
+    /// Starts a worker that cannot run; returns its log.
+    pub(crate) fn start_and_wait_for_end(&mut self, side: Side) -> String {
+        self.launch(side);
+        self.wait_for_end(side)
+    }
+
+    /// Waits until a worker has ended by itself, with a failure; returns its log.
+    pub(crate) fn wait_for_end(&mut self, side: Side) -> String {
+        let child = self.workers[side as usize].as_mut().expect("a running worker");
+        for _ in 0..500 {
+            if let Some(status) = child.try_wait().unwrap() {
+                assert!(!status.success());
+                self.workers[side as usize] = None;
+                return self.log(side);
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        panic!("the worker goes on: {}", self.log(side));
+    }
+
+    fn log(&self, side: Side) -> String {
+        let path = self.files.path().join(format!("{}.log", side.letter()));
+        std::fs::read_to_string(path).unwrap()
+    }
+
+    fn launch(&mut self, side: Side) {
         let file = |kind: &str| self.files.path().join(format!("{}.{kind}", side.letter()));
         let log = File::options().create(true).append(true).open(file("log")).unwrap();
         let name = self.name("node", side);
@@ -167,13 +203,6 @@ impl World {
             .spawn()
             .unwrap();
         self.workers[side as usize] = Some(child);
-        for _ in 0..500 {
-            if self.try_status(side).is_some() {
-                return;
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
-        panic!("the worker never answered: {}", std::fs::read_to_string(file("log")).unwrap());
     }
 
     /// kill -9, and gone when this returns.
