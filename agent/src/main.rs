@@ -1,11 +1,8 @@
-//! `mesh-agent`: makes one node do what the cluster's objects say.
+//! The program; see the library.
 #![forbid(unsafe_code)]
 
-mod api;
-mod check;
-mod cli;
-mod join;
-mod observe;
-mod register;
+use std::process::ExitCode;
 
-fn main() {}
+fn main() -> ExitCode {
+    mesh_agent::main()
+}

@@ -129,7 +129,9 @@ impl NetworkConfig {
             .map(|ip| {
                 let address = ip.get("address").and_then(Value::as_str).unwrap_or_default();
                 let address = address.split('/').next().unwrap_or_default();
-                address.parse().map_err(|_| invalid(format!("prevResult has a bad address in {ip}")))
+                address
+                    .parse()
+                    .map_err(|_| invalid(format!("prevResult has a bad address in {ip}")))
             })
             .collect()
     }

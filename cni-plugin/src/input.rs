@@ -126,7 +126,10 @@ mod tests {
         for name in ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"] {
             assert!(failure.details.contains(name));
         }
-        assert!(with(&[("CNI_CONTAINERID", "a"), ("CNI_IFNAME", "b")], |e| attachment(e, false)).is_ok());
+        assert!(
+            with(&[("CNI_CONTAINERID", "a"), ("CNI_IFNAME", "b")], |e| attachment(e, false))
+                .is_ok()
+        );
     }
 
     #[test]

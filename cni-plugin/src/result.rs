@@ -76,10 +76,8 @@ mod tests {
     use crate::wire::Address;
 
     fn attachment() -> Attachment {
-        let address = |a: &str, g: &str| Address {
-            address: a.parse().unwrap(),
-            gateway: g.parse().unwrap(),
-        };
+        let address =
+            |a: &str, g: &str| Address { address: a.parse().unwrap(), gateway: g.parse().unwrap() };
         Attachment {
             host_interface: "mv1".into(),
             host_mac: "02:00:00:00:00:01".into(),

@@ -1,0 +1,194 @@
+//! Pool and journal together: what is answered is on disk.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc as std_mpsc;
+
+use ipnet::IpNet;
+use mesh_cni::wire::Owner;
+use tokio::sync::oneshot;
+
+use super::journal::{Journal, Record, Storage};
+use super::pool::{Lease, Pool, ReserveError};
+
+/// A change was not made, or is not durable. The pool is as before.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// There is no address to give.
+    #[error(transparent)]
+    Reserve(#[from] ReserveError),
+    /// There is nothing to commit.
+    #[error("no reservation for {0}")]
+    NoLease(Owner),
+    /// An address of an adopted interface belongs to somebody else.
+    #[error("an address of {owner} belongs to {other}")]
+    Conflict {
+        /// The interface's owner.
+        owner: Owner,
+        /// The lease's owner.
+        other: Owner,
+    },
+    /// The journal could not be written.
+    #[error("write the address journal")]
+    Journal(#[source] Arc<io::Error>),
+    /// The ledger has ended.
+    #[error("the address ledger has ended")]
+    Ended,
+}
+
+/// A change to make.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// Set addresses aside.
+    Reserve(Owner, Arc<[IpNet]>),
+    /// The interface exists.
+    Commit(Owner),
+    /// The interface is gone.
+    Release(Owner),
+    /// An interface exists that the journal does not know.
+    Adopt(Owner, Lease),
+}
+
+/// What came of it: the lease, where there is one.
+pub type Outcome = Result<Option<Lease>, LedgerError>;
+
+/// Leases and their journal.
+pub struct Ledger {
+    pool: Pool,
+    journal: Journal,
+}
+
+impl Ledger {
+    /// Reads the journal; also the number of lines in it that made no sense.
+    pub fn open(storage: Box<dyn Storage>, boot: &str) -> io::Result<(Self, usize)> {
+        let (journal, pool, damaged) = Journal::open(storage, boot)?;
+        Ok((Self { pool, journal }, damaged))
+    }
+
+    /// The leases.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Makes all changes with one write. Either the write succeeds, or no change has happened.
+    pub fn change(&mut self, changes: &[Change], now_secs: u64) -> Vec<Outcome> {
+        let before = self.pool.clone();
+        let mut records = vec![];
+        let outcomes: Vec<Outcome> =
+            changes.iter().map(|change| self.one(change, now_secs, &mut records)).collect();
+        match self.journal.append(&records, &self.pool) {
+            Ok(()) => outcomes,
+            Err(error) => {
+                self.pool = before;
+                let error = Arc::new(error);
+                outcomes
+                    .into_iter()
+                    .map(|outcome| outcome.and(Err(LedgerError::Journal(Arc::clone(&error)))))
+                    .collect()
+            }
+        }
+    }
+
+    fn one(&mut self, change: &Change, now_secs: u64, records: &mut Vec<Record>) -> Outcome {
+        match change {
+            Change::Reserve(owner, blocks) => {
+                let lease = self.pool.reserve(owner, blocks, now_secs)?;
+                records.push(self.journal.reserve(owner, &lease));
+                Ok(Some(lease))
+            }
+            Change::Commit(owner) => {
+                if !self.pool.commit(owner) {
+                    return Err(LedgerError::NoLease(owner.clone()));
+                }
+                records.push(Record::Commit { owner: owner.clone() });
+                Ok(self.pool.lease(owner).cloned())
+            }
+            Change::Release(owner) => {
+                let lease = self.pool.release(owner, now_secs);
+                if lease.is_some() {
+                    records.push(Record::Release { owner: owner.clone(), at: now_secs });
+                }
+                Ok(lease)
+            }
+            Change::Adopt(owner, lease) => {
+                let conflict = |other| LedgerError::Conflict { owner: owner.clone(), other };
+                self.pool.adopt(owner.clone(), lease.clone()).map_err(conflict)?;
+                records.push(self.journal.reserve(owner, lease));
+                records.push(Record::Commit { owner: owner.clone() });
+                Ok(Some(lease.clone()))
+            }
+        }
+    }
+}
+
+type Question = Box<dyn FnOnce(&Pool) + Send>;
+
+enum Message {
+    Change(Change, oneshot::Sender<Outcome>),
+    Ask(Question),
+}
+
+/// Many callers share one ledger; changes that arrive together share one write.
+#[derive(Clone)]
+pub struct LedgerHandle(std_mpsc::Sender<Message>);
+
+/// Most changes in one write.
+const BATCH: usize = 256;
+
+impl LedgerHandle {
+    /// Gives the ledger a thread of its own, which ends with the last handle.
+    pub fn start(mut ledger: Ledger) -> io::Result<Self> {
+        let (sender, receiver) = std_mpsc::channel::<Message>();
+        std::thread::Builder::new().name("ledger".to_owned()).spawn(move || {
+            while let Ok(first) = receiver.recv() {
+                let messages = std::iter::once(first).chain(receiver.try_iter().take(BATCH - 1));
+                let (mut changes, mut callers, mut questions) = (vec![], vec![], vec![]);
+                for message in messages {
+                    match message {
+                        Message::Change(change, caller) => {
+                            changes.push(change);
+                            callers.push(caller);
+                        }
+                        Message::Ask(question) => questions.push(question),
+                    }
+                }
+                for (caller, outcome) in callers.into_iter().zip(ledger.change(&changes, now())) {
+                    // A caller that went away will be answered for by the next DEL.
+                    let _ = caller.send(outcome);
+                }
+                for question in questions {
+                    question(ledger.pool());
+                }
+            }
+        })?;
+        Ok(Self(sender))
+    }
+
+    /// Makes a change; it is durable when this returns. A caller that gives up leaves it made.
+    pub async fn change(&self, change: Change) -> Outcome {
+        let (caller, outcome) = oneshot::channel();
+        self.0.send(Message::Change(change, caller)).map_err(|_| LedgerError::Ended)?;
+        outcome.await.unwrap_or(Err(LedgerError::Ended))
+    }
+
+    /// Looks at the leases.
+    pub async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Pool) -> T + Send + 'static,
+    ) -> Result<T, LedgerError> {
+        let (caller, answer) = oneshot::channel();
+        let question: Question = Box::new(move |pool| drop(caller.send(question(pool))));
+        self.0.send(Message::Ask(question)).map_err(|_| LedgerError::Ended)?;
+        answer.await.map_err(|_| LedgerError::Ended)
+    }
+}
+
+/// Seconds since 1970, which mean the same after the agent has been restarted.
+pub fn now() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,261 @@
+//! Which address goes to whom: pure, the clock is an argument.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use mesh_cni::wire::Owner;
+use serde::{Deserialize, Serialize};
+
+/// An address that was released rests for so long while others are free: somebody may still be talking to it.
+pub const REST_SECS: u64 = 60;
+/// Host numbers 0 (network) and 1 (the node itself) are never handed out.
+const FIRST_HOST: u128 = 2;
+
+/// What an owner has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// Its addresses, at most one for each family, IPv4 first.
+    pub addresses: Vec<IpAddr>,
+    /// Whether the interface was made. An agent that starts takes back what was not.
+    pub committed: bool,
+}
+
+/// No lease was made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReserveError {
+    /// The owner has an interface already.
+    #[error("the interface exists already")]
+    Exists,
+    /// Every address of a family is in use.
+    #[error("no IP addresses available in {blocks}")]
+    Exhausted {
+        /// The blocks that are full.
+        blocks: String,
+    },
+    /// The node has no block.
+    #[error("the node has no addresses yet")]
+    NoBlock,
+}
+
+/// The leases of a node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pool {
+    leases: BTreeMap<Owner, Lease>,
+    /// Owners by address: the guard against giving one out twice.
+    used: HashMap<IpAddr, Owner>,
+    /// When addresses were released, in seconds.
+    resting: HashMap<IpAddr, u64>,
+    /// The host number to try next, by block.
+    next: HashMap<IpNet, u128>,
+}
+
+impl Pool {
+    /// Leases an address of each family that `blocks` has. An owner with an uncommitted lease gets the same again.
+    pub fn reserve(
+        &mut self,
+        owner: &Owner,
+        blocks: &[IpNet],
+        now_secs: u64,
+    ) -> Result<Lease, ReserveError> {
+        match self.leases.get(owner) {
+            Some(lease) if lease.committed => return Err(ReserveError::Exists),
+            Some(lease) => return Ok(lease.clone()),
+            None => {}
+        }
+        self.resting.retain(|_, released| released.saturating_add(REST_SECS) > now_secs);
+        let (v4, v6): (Vec<&IpNet>, Vec<&IpNet>) =
+            blocks.iter().partition(|block| matches!(block, IpNet::V4(_)));
+        let mut picked = vec![];
+        for family in [v4, v6].iter().filter(|family| !family.is_empty()) {
+            let found = family.iter().find_map(|block| self.fresh(block));
+            let address = found.or_else(|| self.rested_longest(family)).ok_or_else(|| {
+                let blocks: Vec<String> = family.iter().map(ToString::to_string).collect();
+                ReserveError::Exhausted { blocks: blocks.join(", ") }
+            })?;
+            picked.push(address);
+        }
+        if picked.is_empty() {
+            return Err(ReserveError::NoBlock);
+        }
+        let lease = Lease { addresses: picked.iter().map(|(_, a)| *a).collect(), committed: false };
+        for (block, address) in picked {
+            self.next.insert(block, host_number(&block, address) + 1);
+        }
+        self.insert(owner.clone(), lease.clone());
+        Ok(lease)
+    }
+
+    /// Marks a lease as in use. False when there is none.
+    pub fn commit(&mut self, owner: &Owner) -> bool {
+        match self.leases.get_mut(owner) {
+            Some(lease) => {
+                lease.committed = true;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Ends a lease; nothing when there was none.
+    pub fn release(&mut self, owner: &Owner, now_secs: u64) -> Option<Lease> {
+        let lease = self.leases.remove(owner)?;
+        for address in &lease.addresses {
+            self.used.remove(address);
+            self.resting.insert(*address, now_secs);
+        }
+        Some(lease)
+    }
+
+    /// Puts back a lease that an interface proves. Refused, with the other's name, when an address is somebody else's.
+    pub fn adopt(&mut self, owner: Owner, lease: Lease) -> Result<(), Owner> {
+        let taken = lease.addresses.iter().find_map(|a| self.used.get(a).filter(|o| **o != owner));
+        if let Some(other) = taken {
+            return Err(other.clone());
+        }
+        self.release(&owner, 0);
+        self.insert(owner, lease);
+        Ok(())
+    }
+
+    /// The owner's lease.
+    pub fn lease(&self, owner: &Owner) -> Option<&Lease> {
+        self.leases.get(owner)
+    }
+
+    /// All leases, by owner.
+    pub fn leases(&self) -> &BTreeMap<Owner, Lease> {
+        &self.leases
+    }
+
+    /// Whether a new owner would get addresses.
+    pub fn has_room(&self, blocks: &[IpNet], now_secs: u64) -> Result<(), ReserveError> {
+        let nobody = Owner { container: String::new(), interface: String::new() };
+        self.clone().reserve(&nobody, blocks, now_secs).map(drop)
+    }
+
+    fn insert(&mut self, owner: Owner, lease: Lease) {
+        for address in &lease.addresses {
+            self.used.insert(*address, owner.clone());
+            self.resting.remove(address);
+        }
+        self.leases.insert(owner, lease);
+    }
+
+    /// The next address of the block that is neither in use nor resting.
+    fn fresh(&self, block: &IpNet) -> Option<(IpNet, IpAddr)> {
+        let last = last_host(block);
+        let span = last.checked_sub(FIRST_HOST)?.saturating_add(1);
+        let start = self.next.get(block).copied().unwrap_or(FIRST_HOST);
+        let start = if start > last { FIRST_HOST } else { start };
+        // Among one candidate more than there are addresses that cannot be taken, one can.
+        let tries = span.min((self.used.len() + self.resting.len()) as u128 + 1);
+        (0..tries)
+            .map(|i| address_at(block, FIRST_HOST + (start - FIRST_HOST + i) % span))
+            .find(|a| !self.used.contains_key(a) && !self.resting.contains_key(a))
+            .map(|address| (*block, address))
+    }
+
+    fn rested_longest(&self, blocks: &[&IpNet]) -> Option<(IpNet, IpAddr)> {
+        let candidates = self.resting.iter().filter_map(|(address, released)| {
+            let block = blocks.iter().find(|block| block.contains(address))?;
+            let host = host_number(block, *address);
+            (FIRST_HOST..=last_host(block))
+                .contains(&host)
+                .then_some((*released, *address, **block))
+        });
+        candidates.min().map(|(_, address, block)| (block, address))
+    }
+}
+
+/// The highest host number that may be handed out: in IPv4 the last address is for broadcasts.
+fn last_host(block: &IpNet) -> u128 {
+    let bits = u32::from(block.max_prefix_len() - block.prefix_len());
+    let all = if bits >= 128 { u128::MAX } else { (1u128 << bits) - 1 };
+    if matches!(block, IpNet::V4(_)) { all.saturating_sub(1) } else { all }
+}
+
+fn address_at(block: &IpNet, host: u128) -> IpAddr {
+    match block.network() {
+        IpAddr::V4(a) => {
+            let host = u32::try_from(host).expect("a host number of an IPv4 block");
+            Ipv4Addr::from(u32::from(a) + host).into()
+        }
+        IpAddr::V6(a) => Ipv6Addr::from(u128::from(a) + host).into(),
+    }
+}
+
+fn host_number(block: &IpNet, address: IpAddr) -> u128 {
+    match (block.network(), address) {
+        (IpAddr::V4(n), IpAddr::V4(a)) => u128::from(u32::from(a).wrapping_sub(u32::from(n))),
+        (IpAddr::V6(n), IpAddr::V6(a)) => u128::from(a).wrapping_sub(u128::from(n)),
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owner(n: usize) -> Owner {
+        Owner { container: format!("c{n}"), interface: "eth0".into() }
+    }
+
+    fn blocks(list: &[&str]) -> Vec<IpNet> {
+        list.iter().map(|b| b.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn reserved_addresses_are_never_handed_out() {
+        let (mut pool, blocks) = (Pool::default(), blocks(&["10.0.0.0/29", "fd00::/64"]));
+        let mut seen = vec![];
+        for n in 0..5 {
+            seen.push(pool.reserve(&owner(n), &blocks, 0).unwrap().addresses[0].to_string());
+        }
+        assert_eq!(seen, ["10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6"]);
+        let full = pool.reserve(&owner(5), &blocks, 0).unwrap_err();
+        assert!(full.to_string().contains("no IP addresses available"), "{full}");
+        assert_eq!(pool.leases().len(), 5);
+        assert_eq!(pool.has_room(&blocks, 0), Err(full));
+    }
+
+    #[test]
+    fn released_addresses_rest_while_others_are_free() {
+        let (mut pool, blocks) = (Pool::default(), blocks(&["10.0.0.0/29"]));
+        let first = pool.reserve(&owner(0), &blocks, 100).unwrap();
+        pool.release(&owner(0), 100);
+        for n in 1..5 {
+            assert_ne!(pool.reserve(&owner(n), &blocks, 110).unwrap(), first);
+        }
+        assert_eq!(
+            pool.reserve(&owner(5), &blocks, 110).unwrap(),
+            first,
+            "the last one, tired or not"
+        );
+    }
+
+    #[test]
+    fn a_second_block_serves_when_the_first_is_full() {
+        let (mut pool, blocks) = (Pool::default(), blocks(&["10.0.0.0/30", "10.1.0.0/30"]));
+        let pick = |pool: &mut Pool, n| pool.reserve(&owner(n), &blocks, 0).unwrap().addresses;
+        assert_eq!(pick(&mut pool, 0)[0].to_string(), "10.0.0.2");
+        assert_eq!(pick(&mut pool, 1)[0].to_string(), "10.1.0.2");
+        assert!(pool.reserve(&owner(2), &blocks, 0).is_err());
+        for tiny in ["10.0.0.0/31", "10.0.0.0/32", "fd00::/128", "fd00::/127"] {
+            let block = [tiny.parse().unwrap()];
+            assert!(Pool::default().reserve(&owner(0), &block, 0).is_err(), "{tiny}");
+        }
+        assert!(Pool::default().reserve(&owner(0), &["::/0".parse().unwrap()], 0).is_ok());
+    }
+
+    #[test]
+    fn an_owner_has_one_lease() {
+        let (mut pool, blocks) = (Pool::default(), blocks(&["10.0.0.0/24"]));
+        let lease = pool.reserve(&owner(0), &blocks, 0).unwrap();
+        assert_eq!(pool.reserve(&owner(0), &blocks, 0).unwrap(), lease, "tried again");
+        assert!(pool.commit(&owner(0)));
+        assert_eq!(pool.reserve(&owner(0), &blocks, 0), Err(ReserveError::Exists));
+        assert_eq!(pool.adopt(owner(1), lease), Err(owner(0)));
+        assert!(!pool.commit(&owner(1)));
+    }
+}

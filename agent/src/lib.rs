@@ -1,0 +1,33 @@
+//! `mesh-agent`: makes one node do what the cluster's objects say.
+//!
+//! Owns: joining and registration ([`join`](self), `register`), observation (`observe`), one reconciler per concern
+//! (`reconcile`), the CNI server ([`cni`]), the pods of the node (`pods`), the worker processes (`workers`), and what
+//! the node tells about itself (`server`, `check`).
+//!
+//! Never does: touch a packet. It may be killed at any moment; traffic, names and ingress go on, and the next agent
+//! finds everything where this one left it: links and maps on the bpffs, interfaces by their mark, workers by their
+//! identity files, addresses in the journal, the last snapshot on disk.
+//!
+//! Entry: [`main`].
+#![forbid(unsafe_code)]
+
+mod api;
+mod board;
+mod check;
+mod cli;
+pub mod cni;
+mod errors;
+mod files;
+mod join;
+mod link;
+mod observe;
+mod readiness;
+mod reconcile;
+mod register;
+mod reset;
+mod run;
+mod server;
+mod start;
+mod workers;
+
+pub use start::main;

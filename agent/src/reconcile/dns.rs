@@ -1,0 +1,29 @@
+//! The DNS worker's configuration.
+
+use std::net::SocketAddr;
+
+use mesh_dns::DnsConfig;
+use mesh_worker::Client;
+
+use super::{Concern, Failures};
+use crate::errors::chain;
+use crate::observe::Desired;
+
+/// Keeps the DNS worker's configuration as the snapshot says.
+pub(crate) struct Dns {
+    pub(crate) worker: Client,
+    pub(crate) upstreams: Vec<SocketAddr>,
+}
+
+impl Concern for Dns {
+    const NAME: &'static str = "dns";
+    type Slice = DnsConfig;
+
+    fn slice(&self, desired: &Desired) -> Option<DnsConfig> {
+        Some(DnsConfig { zone: desired.snapshot.dns.clone(), upstreams: self.upstreams.clone() })
+    }
+
+    async fn apply(&mut self, slice: &DnsConfig, _heal: bool) -> Result<(), Failures> {
+        self.worker.set(slice).await.map_err(|error| vec![chain(&error)])
+    }
+}

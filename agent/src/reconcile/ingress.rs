@@ -1,0 +1,26 @@
+//! The L7 proxy's configuration.
+
+use mesh_model::snapshot::L7Config;
+use mesh_worker::Client;
+
+use super::{Concern, Failures};
+use crate::errors::chain;
+use crate::observe::Desired;
+
+/// Keeps the proxy's configuration as the snapshot says.
+pub(crate) struct Ingress {
+    pub(crate) worker: Client,
+}
+
+impl Concern for Ingress {
+    const NAME: &'static str = "ingress";
+    type Slice = L7Config;
+
+    fn slice(&self, desired: &Desired) -> Option<L7Config> {
+        Some(desired.snapshot.l7.clone())
+    }
+
+    async fn apply(&mut self, slice: &L7Config, _heal: bool) -> Result<(), Failures> {
+        self.worker.set(slice).await.map_err(|error| vec![chain(&error)])
+    }
+}

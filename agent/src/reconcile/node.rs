@@ -1,0 +1,49 @@
+//! Addresses, routes, sysctls and masquerading of the node.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_kernel::NodeNetwork;
+use mesh_kernel::node::{Desired as Network, plan};
+
+use super::{Concern, Failures};
+use crate::errors::chain;
+use crate::observe::Desired;
+
+/// Keeps the node's own network configuration as the snapshot says.
+pub(crate) struct Node {
+    pub(crate) network: Arc<dyn NodeNetwork>,
+    pub(crate) mtu: u16,
+}
+
+impl Concern for Node {
+    const NAME: &'static str = "node";
+    // Others change sysctls and flush routes: systemd-networkd, DHCP clients, people.
+    const HEAL: Duration = Duration::from_secs(15);
+    type Slice = Network;
+
+    fn slice(&self, desired: &Desired) -> Option<Network> {
+        Some(Network::from_snapshot(&desired.snapshot, u32::from(self.mtu)))
+    }
+
+    async fn apply(&mut self, slice: &Network, heal: bool) -> Result<(), Failures> {
+        let (network, wanted) = (Arc::clone(&self.network), slice.clone());
+        let round = tokio::task::spawn_blocking(move || round(&*network, &wanted, heal));
+        round.await.unwrap_or_else(|panic| Err(vec![panic.to_string()]))
+    }
+}
+
+fn round(network: &dyn NodeNetwork, wanted: &Network, heal: bool) -> Result<(), Failures> {
+    let observed = network.observe(&wanted.overlay).map_err(|error| vec![chain(&error)])?;
+    let plan = plan(wanted, &observed);
+    if heal && !plan.steps.is_empty() {
+        tracing::warn!(steps = ?plan.steps, "somebody else changed the node's network, repairing");
+    }
+    let applied = network.apply(&plan);
+    let mut failures: Failures =
+        applied.failed.iter().map(|(step, error)| format!("{step:?}: {}", chain(error))).collect();
+    if observed.overlay.is_none() {
+        failures.push(format!("device {} does not exist yet", wanted.overlay));
+    }
+    if failures.is_empty() { Ok(()) } else { Err(failures) }
+}

@@ -1,0 +1,84 @@
+//! `mesh-agent reset`: the node as it was before the agent came.
+//!
+//! Keys, certificate and journal stay in the state directory, so that the node can come back; delete it to forget them.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::bail;
+use mesh_kernel::node::{LinuxNodeNetwork, NodeNetwork as _};
+use mesh_kernel::pods::{LinuxPodNetwork, PodNetwork as _};
+use mesh_kernel::{IfName, LoadOptions, NetNs, Programs};
+use mesh_model::wellknown::OVERLAY_DEVICE;
+use mesh_worker::supervise;
+
+use crate::cli::Options;
+use crate::errors::chain;
+use crate::reconcile::conflist;
+use crate::workers::{self, Paths};
+
+/// Stops the workers and removes what the agent made. Goes on after a failure and names all of them at the end.
+pub(crate) async fn reset(options: &Options) -> anyhow::Result<()> {
+    let paths = Paths::new(options);
+    let mut failures = vec![];
+    let mut note = |what: &str, result: Result<(), &dyn std::error::Error>| match result {
+        Ok(()) => tracing::info!(what, "removed"),
+        Err(error) => failures.push(format!("{what}: {}", chain(error))),
+    };
+    let list = conflist::remove(&options.cni_conf_dir);
+    note("CNI configuration", list.as_ref().map(drop).map_err(|e| e as _));
+    for name in workers::ALL {
+        let stopped = supervise::stop(&workers::any(name, &paths)).await;
+        note(name, stopped.as_ref().map(drop).map_err(|e| e as _));
+    }
+    kernel(options, &mut note);
+    let detached = mesh_kernel::bpf::detach_all(&options.bpf_dir);
+    note("eBPF programs and maps", detached.as_ref().map(drop).map_err(|e| e as _));
+    let sockets = remove_sockets(paths.run());
+    note("sockets", sockets.as_ref().map(drop).map_err(|e| e as _));
+    if failures.is_empty() {
+        return Ok(());
+    }
+    bail!("not everything could be removed: {}", failures.join("; "))
+}
+
+type Note<'a> = dyn FnMut(&str, Result<(), &dyn std::error::Error>) + 'a;
+
+/// Interfaces, routes and addresses. The programs are needed to know what is ours; without them, the marks suffice.
+fn kernel(options: &Options, note: &mut Note<'_>) {
+    let load = Programs::open_or_load(&LoadOptions::new(&options.bpf_dir, &options.cgroup));
+    let programs = match load {
+        Ok(programs) => Arc::new(programs),
+        Err(error) => return note("kernel state", Err(&error)),
+    };
+    let pods = LinuxPodNetwork::new(NetNs::current(), Arc::clone(&programs));
+    match pods.list() {
+        Ok(ports) => {
+            for port in ports {
+                let detached = pods.detach(&port.host_interface, &[]);
+                note(port.host_interface.as_str(), detached.as_ref().map(drop).map_err(|e| e as _));
+            }
+        }
+        Err(error) => note("pods' interfaces", Err(&error)),
+    }
+    let overlay: IfName = OVERLAY_DEVICE.parse().expect("a constant and valid interface name");
+    let network = LinuxNodeNetwork::new(NetNs::current(), programs, overlay.clone());
+    match network.remove_all(&overlay) {
+        Ok((_, applied)) => {
+            for (step, error) in &applied.failed {
+                note(&format!("{step:?}"), Err(error));
+            }
+        }
+        Err(error) => note("routes and addresses", Err(&error)),
+    }
+}
+
+fn remove_sockets(run_dir: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(run_dir)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "sock") {
+            std::fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}

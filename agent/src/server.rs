@@ -1,0 +1,134 @@
+//! What the node tells about itself: one router, on the admin socket for root and over TLS for the control service.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use mesh_model::report::{CheckStep, NodeReport, PeerReport, RoutesReport};
+use mesh_model::snapshot::Frontend;
+use mesh_model::{NodeName, Snapshot};
+use mesh_overlay::Overlay;
+use mesh_worker::Client;
+use tokio::sync::watch;
+
+use crate::board::Board;
+use crate::check;
+use crate::observe::Desired;
+
+mod metrics;
+mod peers;
+pub(crate) mod tls;
+
+/// What the router reads; nothing here changes anything.
+#[derive(Clone)]
+pub(crate) struct Reports(Arc<Sources>);
+
+/// Where the reports come from.
+pub(crate) struct Sources {
+    pub(crate) node: NodeName,
+    pub(crate) desired: watch::Receiver<Option<Desired>>,
+    pub(crate) overlay: Arc<Overlay>,
+    pub(crate) board: Board,
+    pub(crate) dns: Client,
+    pub(crate) ingress: Client,
+    /// The proxy's own listeners, by addresses that can be connected to.
+    pub(crate) ingress_listeners: Vec<SocketAddr>,
+}
+
+/// The routes of the agent.
+pub(crate) fn router(sources: Sources) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/metrics", get(metrics::text))
+        .route("/mesh/v1/status", get(status))
+        .route("/mesh/v1/peers", get(all_peers))
+        .route("/mesh/v1/services", get(services))
+        .route("/mesh/v1/routes", get(routes))
+        .route("/mesh/v1/check", get(check_all).post(check_all))
+        .with_state(Reports(Arc::new(sources)))
+}
+
+/// Nothing is known yet: neither from the API nor from an earlier run.
+struct NothingKnown;
+
+impl IntoResponse for NothingKnown {
+    fn into_response(self) -> Response {
+        let message = "the agent has not reached the API yet and has no saved snapshot\n";
+        (StatusCode::SERVICE_UNAVAILABLE, message).into_response()
+    }
+}
+
+impl Reports {
+    fn snapshot(&self) -> Result<Arc<Snapshot>, NothingKnown> {
+        let desired = self.0.desired.borrow();
+        desired.as_ref().map(|desired| Arc::clone(&desired.snapshot)).ok_or(NothingKnown)
+    }
+}
+
+async fn status(State(reports): State<Reports>) -> Json<NodeReport> {
+    let sources = &reports.0;
+    let (synced, pods) = {
+        let desired = sources.desired.borrow();
+        desired.as_ref().map_or((false, 0), |d| (d.synced, d.snapshot.pods.len()))
+    };
+    Json(NodeReport {
+        node: sources.node.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        synced,
+        overlay: sources.overlay.kind().to_string(),
+        failures: sources.board.failures(),
+        pods,
+    })
+}
+
+async fn all_peers(State(reports): State<Reports>) -> Result<Json<Vec<PeerReport>>, NothingKnown> {
+    let snapshot = reports.snapshot()?;
+    Ok(Json(peers::report(&reports.0.overlay, &snapshot).await))
+}
+
+async fn services(State(reports): State<Reports>) -> Result<Json<Vec<Frontend>>, NothingKnown> {
+    Ok(Json(reports.snapshot()?.frontends.clone()))
+}
+
+async fn routes(State(reports): State<Reports>) -> Result<Json<RoutesReport>, NothingKnown> {
+    let snapshot = reports.snapshot()?;
+    Ok(Json(RoutesReport {
+        ingress: snapshot.l7.routes.clone(),
+        services: snapshot.frontends.clone(),
+        overlay: peers::report(&reports.0.overlay, &snapshot).await,
+    }))
+}
+
+async fn check_all(State(reports): State<Reports>) -> Result<Json<Vec<CheckStep>>, NothingKnown> {
+    let snapshot = reports.snapshot()?;
+    let mut steps = concerns(&reports.0);
+    steps.extend(check::run(&snapshot, &reports.0.ingress_listeners).await);
+    Ok(Json(steps))
+}
+
+/// What the agent itself could not do is the first place to look.
+fn concerns(sources: &Sources) -> Vec<CheckStep> {
+    let node = sources.node.to_string();
+    let failures = sources.board.failures();
+    if failures.is_empty() {
+        return vec![CheckStep {
+            hop: "agent".to_owned(),
+            target: node,
+            ok: true,
+            detail: "all is as desired".to_owned(),
+            cure: String::new(),
+        }];
+    }
+    let step = |failure: String| CheckStep {
+        hop: "agent".to_owned(),
+        target: node.clone(),
+        ok: false,
+        detail: failure,
+        cure: "see the agent's log; it tries again on its own".to_owned(),
+    };
+    failures.into_iter().map(step).collect()
+}

@@ -1,0 +1,176 @@
+//! The agent's HTTPS server: only for the control service and administrators.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::StatusCode;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use mesh_model::wellknown::{CONTROL_USER, GROUP_ADMINS};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+
+use crate::join::Identity;
+
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
+/// Clients are the control service and a few people.
+const CONNECTIONS: usize = 256;
+
+/// The server could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TlsServerError {
+    #[error("read {path}")]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: rustls_pki_types::pem::Error,
+    },
+    #[error("use the node's certificate for the HTTPS server")]
+    Certificate(#[source] rustls::Error),
+    #[error("verify clients by the cluster's CA")]
+    Clients(#[source] rustls::server::VerifierBuilderError),
+    #[error("listen on port {port}")]
+    Listen {
+        port: u16,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Serves the router for ever to clients whose certificate says that they may.
+pub(crate) async fn serve(
+    identity: &Identity,
+    port: u16,
+    router: Router,
+) -> Result<(), TlsServerError> {
+    let acceptor = TlsAcceptor::from(Arc::new(config(identity)?));
+    let listener = listen(port).map_err(|source| TlsServerError::Listen { port, source })?;
+    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let permit = Arc::clone(&room).acquire_owned().await.expect("never closed");
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let (acceptor, router) = (acceptor.clone(), router.clone());
+                tokio::spawn(async move {
+                    if let Err(error) = converse(stream, acceptor, router).await {
+                        tracing::debug!(%error, "HTTPS connection ended");
+                    }
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "accepting an HTTPS connection failed");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// Both families with one socket, or IPv4 alone where there is no IPv6.
+fn listen(port: u16) -> io::Result<TcpListener> {
+    let bind = |address: SocketAddr| {
+        let socket = if address.is_ipv6() {
+            tokio::net::TcpSocket::new_v6()
+        } else {
+            tokio::net::TcpSocket::new_v4()
+        }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(128)
+    };
+    bind((Ipv6Addr::UNSPECIFIED, port).into()).or_else(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => Err(error),
+        _ => bind((Ipv4Addr::UNSPECIFIED, port).into()),
+    })
+}
+
+fn config(identity: &Identity) -> Result<ServerConfig, TlsServerError> {
+    let read = |path: &PathBuf| {
+        let certificates = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
+        certificates.map_err(|source| TlsServerError::Read { path: path.clone(), source })
+    };
+    let chain: Vec<CertificateDer<'static>> = read(&identity.certificate)?;
+    let key = PrivateKeyDer::from_pem_file(&identity.key)
+        .map_err(|source| TlsServerError::Read { path: identity.key.clone(), source })?;
+    let mut roots = RootCertStore::empty();
+    let cas: Vec<CertificateDer<'static>> = read(&identity.ca)?;
+    for ca in cas {
+        roots.add(ca).map_err(TlsServerError::Certificate)?;
+    }
+    let clients =
+        WebPkiClientVerifier::builder(Arc::new(roots)).build().map_err(TlsServerError::Clients)?;
+    let mut config = ServerConfig::builder()
+        .with_client_cert_verifier(clients)
+        .with_single_cert(chain, key)
+        .map_err(TlsServerError::Certificate)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+async fn converse(
+    stream: TcpStream,
+    acceptor: TlsAcceptor,
+    router: Router,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let _ = stream.set_nodelay(true);
+    let stream = tokio::time::timeout(HANDSHAKE_LIMIT, acceptor.accept(stream)).await??;
+    let client = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let router = if client.is_some_and(|certificate| may_read(certificate)) {
+        router
+    } else {
+        let message = "only the control service and administrators may ask a node\n";
+        Router::new().fallback(async move || (StatusCode::FORBIDDEN, message))
+    };
+    let mut server = auto::Builder::new(TokioExecutor::new());
+    server.http1().timer(TokioTimer::new()).header_read_timeout(HANDSHAKE_LIMIT);
+    server.http2().timer(TokioTimer::new()).keep_alive_interval(Duration::from_secs(30));
+    let service = TowerToHyperService::new(router);
+    server.serve_connection_with_upgrades(TokioIo::new(stream), service).await
+}
+
+/// By the name in a certificate that the cluster's CA signed.
+fn may_read(certificate: &CertificateDer<'_>) -> bool {
+    let Ok((_, certificate)) = x509_parser::parse_x509_certificate(certificate) else {
+        return false;
+    };
+    let subject = certificate.subject();
+    let named = |mut values: Vec<&str>, wanted: &str| {
+        values.retain(|value| *value == wanted);
+        !values.is_empty()
+    };
+    let names = subject.iter_common_name().filter_map(|name| name.as_str().ok()).collect();
+    let groups = subject.iter_organization().filter_map(|name| name.as_str().ok()).collect();
+    named(names, CONTROL_USER) || named(groups, GROUP_ADMINS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{CertificateParams, DnType, KeyPair};
+
+    fn certificate(kind: DnType, value: &str) -> CertificateDer<'static> {
+        let mut params = CertificateParams::new(vec![]).unwrap();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(kind, value);
+        params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().clone()
+    }
+
+    #[test]
+    fn only_control_and_administrators_may_read() {
+        assert!(may_read(&certificate(DnType::CommonName, "mesh-control")));
+        assert!(may_read(&certificate(DnType::OrganizationName, "system:masters")));
+        assert!(!may_read(&certificate(DnType::OrganizationName, "system:nodes")));
+        assert!(!may_read(&certificate(DnType::CommonName, "system:masters")));
+        assert!(!may_read(&CertificateDer::from(vec![1, 2, 3])));
+    }
+}
