@@ -192,7 +192,7 @@ impl Programs {
         name: &str,
         input: &test_run::Input<'_>,
     ) -> io::Result<test_run::Output> {
-        test_run::run(self.program(name)?, input)
+        test_run::run(self.program(name)?.as_fd(), input)
     }
 
     /// Attaches `from_pod` to the ingress of a host-side veth of the calling thread's namespace.

@@ -97,6 +97,9 @@ pub struct Peer {
 plain!(Peer, 36);
 
 /// A socket and one of the backends it sent datagrams to.
+///
+/// Known gap: of a socket that sends to a frontend and also to that frontend's backend by its own address, all answers of that
+/// backend seem to come from the frontend; of two frontends with the same backend, from the one used last.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ReverseKey {

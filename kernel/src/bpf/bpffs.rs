@@ -1,6 +1,7 @@
 //! The directory of pins on the BPF file system.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
@@ -143,7 +144,7 @@ fn remove_version(version: &Path) -> Result<(), BpffsError> {
                 && let Ok(link) = sys::open_pinned(&path)
             {
                 // Another process may hold the link. One whose device is gone cannot be detached, and need not be.
-                let _ = sys::link_detach(&link);
+                let _ = sys::link_detach(link.as_fd());
             }
             remove_file(&path).map_err(|source| BpffsError::new("remove", &path, source))?;
         }

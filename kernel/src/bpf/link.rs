@@ -79,9 +79,9 @@ pub(super) fn put_link(
     spec: &LinkSpec<'_>,
 ) -> Result<(), AttachError> {
     if let Ok(link) = sys::open_pinned(pin) {
-        let same = sys::info(&link).is_ok_and(|info| spec.matches(&info));
+        let same = sys::info(link.as_fd()).is_ok_and(|info| spec.matches(&info));
         if same {
-            match sys::link_update(&link, program) {
+            match sys::link_update(link.as_fd(), program) {
                 Ok(()) => return Ok(()),
                 // The device or cgroup went away, and another one took its number.
                 Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {}
@@ -93,13 +93,13 @@ pub(super) fn put_link(
         .map_err(AttachError::Create)?;
     // The new link works already; only now the old file may go.
     remove_file(pin).map_err(AttachError::Pin)?;
-    sys::pin(&link, pin).map_err(AttachError::Pin)
+    sys::pin(link.as_fd(), pin).map_err(AttachError::Pin)
 }
 
 /// Switches a pinned link to `program`; removes the pin of a link whose device is gone.
 pub(super) fn switch(pin: &Path, program: BorrowedFd<'_>) -> Result<(), AttachError> {
     let link = sys::open_pinned(pin).map_err(AttachError::Update)?;
-    match sys::link_update(&link, program) {
+    match sys::link_update(link.as_fd(), program) {
         Ok(()) => Ok(()),
         Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
             remove_file(pin).map_err(AttachError::Pin)
@@ -111,6 +111,6 @@ pub(super) fn switch(pin: &Path, program: BorrowedFd<'_>) -> Result<(), AttachEr
 /// Whether the pinned link is attached to the ingress of this interface.
 pub(super) fn is_attached(pin: &Path, ifindex: u32) -> bool {
     let spec = LinkSpec::tcx_ingress(ifindex);
-    let info = sys::open_pinned(pin).and_then(sys::info::<sys::LinkInfo>);
+    let info = sys::open_pinned(pin).and_then(|link| sys::info(link.as_fd()));
     info.is_ok_and(|info| spec.matches(&info))
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use mesh_abi::Plain;
@@ -57,7 +57,7 @@ impl<K: Plain, V: Plain> Map<K, V> {
         let path = pins.map(name);
         let fd = sys::open_pinned(&path).map_err(|source| LoadError::OpenMap { name, source })?;
         let info: sys::MapInfo =
-            sys::info(&fd).map_err(|source| LoadError::OpenMap { name, source })?;
+            sys::info(fd.as_fd()).map_err(|source| LoadError::OpenMap { name, source })?;
         if (info.key_size as usize, info.value_size as usize) != (size_of::<K>(), size_of::<V>()) {
             return Err(LoadError::ForeignMap { name, path });
         }
@@ -69,7 +69,7 @@ impl<K: Plain, V: Plain> Map<K, V> {
     }
 
     fn element(&self, key: *const K, value: u64) -> ElementAttr {
-        ElementAttr { map: sys::raw(&*self.fd), pad: 0, key: key as u64, value, flags: 0 }
+        ElementAttr { map: sys::raw(self.fd.as_fd()), pad: 0, key: key as u64, value, flags: 0 }
     }
 
     /// Adds or replaces an entry.
@@ -144,7 +144,7 @@ impl<K: Plain, V: Plain> Map<K, V> {
                 keys: keys.as_mut_ptr() as u64,
                 values: values.as_mut_ptr() as u64,
                 count: u32::try_from(BATCH).expect("a small constant"),
-                map: sys::raw(&*self.fd),
+                map: sys::raw(self.fd.as_fd()),
                 element_flags: 0,
                 flags: 0,
             };

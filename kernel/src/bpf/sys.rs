@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -72,7 +72,7 @@ pub(super) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Pins an object.
-pub(super) fn pin(object: impl AsFd, path: &Path) -> io::Result<()> {
+pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = c_path(path)?;
     let fd = raw(object);
     let mut attr = ObjectAttr { path: path.as_ptr() as u64, fd, flags: 0 };
@@ -80,9 +80,9 @@ pub(super) fn pin(object: impl AsFd, path: &Path) -> io::Result<()> {
     unsafe { bpf(BPF_OBJ_PIN, &mut attr) }.map(drop)
 }
 
-/// A descriptor as the kernel's structures want it.
-pub(super) fn raw(object: impl AsFd) -> u32 {
-    object.as_fd().as_raw_fd().cast_unsigned()
+/// A descriptor as the kernel's structures want it. Borrowed, so that it is still open when the kernel reads it.
+pub(super) fn raw(object: BorrowedFd<'_>) -> u32 {
+    object.as_raw_fd().cast_unsigned()
 }
 
 #[repr(C)]
@@ -93,7 +93,7 @@ struct InfoAttr {
 }
 
 /// Reads the first bytes of an object's information.
-pub(super) fn info<T: mesh_abi::Plain + Default>(object: impl AsFd) -> io::Result<T> {
+pub(super) fn info<T: mesh_abi::Plain + Default>(object: BorrowedFd<'_>) -> io::Result<T> {
     let mut info = T::default();
     let mut attr = InfoAttr {
         fd: raw(object),
@@ -151,7 +151,7 @@ struct LinkCreateAttr {
 
 /// Attaches a program to a cgroup descriptor or to an interface index.
 pub(super) fn link_create(
-    program: impl AsFd,
+    program: BorrowedFd<'_>,
     target: u32,
     attach_type: u32,
 ) -> io::Result<OwnedFd> {
@@ -177,7 +177,7 @@ struct LinkUpdateAttr {
 }
 
 /// Switches a link to another program, in one step.
-pub(super) fn link_update(link: impl AsFd, program: impl AsFd) -> io::Result<()> {
+pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr =
         LinkUpdateAttr { link: raw(link), program: raw(program), flags: 0, old_program: 0 };
     // SAFETY: integers only.
@@ -185,7 +185,7 @@ pub(super) fn link_update(link: impl AsFd, program: impl AsFd) -> io::Result<()>
 }
 
 /// Detaches a link, whoever else holds it.
-pub(super) fn link_detach(link: impl AsFd) -> io::Result<()> {
+pub(super) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = raw(link);
     // SAFETY: an integer.
     unsafe { bpf(BPF_LINK_DETACH, &mut attr) }.map(drop)

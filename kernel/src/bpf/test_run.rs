@@ -1,7 +1,7 @@
 //! `BPF_PROG_TEST_RUN`: a program on a packet that is never sent.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
 
 use super::sys;
 
@@ -52,7 +52,7 @@ const SKB_WORDS: usize = 48;
 const SKB_IFINDEX: usize = 10;
 
 /// Runs a program.
-pub(super) fn run(program: impl AsFd, input: &Input<'_>) -> io::Result<Output> {
+pub(super) fn run(program: BorrowedFd<'_>, input: &Input<'_>) -> io::Result<Output> {
     let mut context = [0_u32; SKB_WORDS];
     context[SKB_IFINDEX] = input.ifindex;
     let mut packet = vec![0_u8; input.packet.len() + 256];

@@ -1,0 +1,122 @@
+//! A process inside a cgroup and a network namespace, which makes connections on request. It is this test binary again.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use nix::sched::{CloneFlags, setns};
+
+use crate::lab::{Net, PATIENCE};
+
+const ROLE: &str = "MESH_TEST_CLIENT";
+/// Marks answers among what the test harness prints.
+const ANSWER: &str = "answer: ";
+
+/// The process.
+pub(crate) struct Client {
+    child: Child,
+    output: BufReader<ChildStdout>,
+}
+
+impl Client {
+    pub(crate) fn start(cgroup: &Path, net: &Net) -> Self {
+        let procs = std::fs::OpenOptions::new().write(true).open(cgroup.join("cgroup.procs"));
+        let procs = procs.unwrap();
+        let namespace = std::fs::File::open(net.path()).unwrap();
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "client::role", "--nocapture", "--ignored"]);
+        command.env(ROLE, "1").stdin(Stdio::piped()).stdout(Stdio::piped());
+        let enter = move || {
+            nix::unistd::write(&procs, b"0")?;
+            setns(&namespace, CloneFlags::CLONE_NEWNET)?;
+            Ok(())
+        };
+        // SAFETY: the closure makes two system calls on descriptors that it owns; it does not allocate or lock.
+        unsafe { command.pre_exec(enter) };
+        let mut child = command.spawn().unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        Self { child, output }
+    }
+
+    /// Lets the process do something and returns what came of it.
+    pub(crate) fn ask(&mut self, request: &str) -> String {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{request}").unwrap();
+        loop {
+            let mut line = String::new();
+            assert_ne!(self.output.read_line(&mut line).unwrap(), 0, "the client is gone");
+            if let Some((_, answer)) = line.split_once(ANSWER) {
+                return answer.trim().to_owned();
+            }
+        }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Not a test: the other side of [`Client`].
+#[test]
+#[ignore = "runs as a client of other tests only"]
+fn role() {
+    if std::env::var_os(ROLE).is_none() {
+        return;
+    }
+    let v4 = UdpSocket::bind("0.0.0.0:0").unwrap();
+    let v6 = UdpSocket::bind("[::]:0").unwrap();
+    for socket in [&v4, &v6] {
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    }
+    for line in std::io::stdin().lines().map_while(Result::ok) {
+        let (what, address) = line.split_once(' ').unwrap();
+        let address: SocketAddr = address.parse().unwrap();
+        let answer = match what {
+            "tcp" => tcp(address),
+            "udp" => datagram(if address.is_ipv4() { &v4 } else { &v6 }, address),
+            "udp-connected" => connected(address),
+            other => panic!("what is {other}?"),
+        };
+        let text = answer.unwrap_or_else(|error| format!("error {}", code(&error)));
+        println!("{ANSWER}{text}");
+    }
+}
+
+fn code(error: &std::io::Error) -> String {
+    let errno = error.raw_os_error().map(nix::errno::Errno::from_raw);
+    errno.map_or_else(|| error.to_string(), |errno| format!("{errno:?}"))
+}
+
+fn tcp(address: SocketAddr) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut text = String::new();
+    let peer = stream.peer_addr()?;
+    assert!(stream.as_raw_fd() >= 0);
+    stream.read_to_string(&mut text)?;
+    Ok(format!("{text} from {peer}"))
+}
+
+fn datagram(socket: &UdpSocket, address: SocketAddr) -> std::io::Result<String> {
+    socket.send_to(b"?", address)?;
+    let mut buffer = [0; 64];
+    let (length, from) = socket.recv_from(&mut buffer)?;
+    Ok(format!("{} from {from}", String::from_utf8_lossy(&buffer[..length])))
+}
+
+fn connected(address: SocketAddr) -> std::io::Result<String> {
+    let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = UdpSocket::bind(any)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.connect(address)?;
+    socket.send(b"?")?;
+    let mut buffer = [0; 64];
+    let (length, from) = socket.recv_from(&mut buffer)?;
+    let (text, peer) = (String::from_utf8_lossy(&buffer[..length]), socket.peer_addr()?);
+    Ok(format!("{text} from {from} peer {peer}"))
+}

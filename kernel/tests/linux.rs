@@ -1,0 +1,10 @@
+//! The crate against a real kernel: programs, maps, namespaces, devices. Needs root; makes everything it uses, and
+//! cleans up by `Drop`.
+
+mod client;
+mod lab;
+mod node_network;
+mod pod_network;
+mod programs;
+mod socket_hooks;
+mod wireguard_device;

@@ -1,0 +1,253 @@
+//! The node's own network, and the way between a pod and the overlay device.
+//!
+//! ```text
+//!   pod 10.244.1.5 -- mvA (TC) -- node -- (TC) mesh-wg, a TUN device whose other end is this test
+//! ```
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use mesh_abi::Reason;
+use mesh_kernel::node::{Desired, LinuxNodeNetwork, Masquerade, NodeNetwork};
+use mesh_kernel::pods::{LinuxPodNetwork, PodNetwork, PodPort};
+use mesh_kernel::{IfName, Programs};
+
+use crate::lab::{Lab, Net, PATIENCE, privileged};
+
+struct Node {
+    network: LinuxNodeNetwork,
+    programs: Arc<Programs>,
+    net: Net,
+    lab: Lab,
+}
+
+impl Node {
+    fn new() -> Self {
+        let (lab, net) = (Lab::new(), Net::new());
+        let programs = Arc::new(lab.load());
+        let network = LinuxNodeNetwork::new(net.handle(), programs.clone(), overlay());
+        Self { network, programs, net, lab }
+    }
+
+    /// Reconciles until nothing is left to do, and checks that it is one round.
+    fn settle(&self, desired: &Desired) {
+        let (_, applied) = self.network.reconcile(desired).unwrap();
+        assert!(applied.failed.is_empty(), "{:#?}", applied.failed);
+        let (plan, _) = self.network.reconcile(desired).unwrap();
+        assert!(plan.steps.is_empty(), "{:#?}", plan.steps);
+    }
+}
+
+fn overlay() -> IfName {
+    "mesh-wg".parse().unwrap()
+}
+
+fn desired() -> Desired {
+    let nets = |all: &[&str]| all.iter().map(|text| text.parse().unwrap()).collect();
+    Desired {
+        local_addresses: ["169.254.20.10".parse().unwrap(), "fd7a:6d65:7368::10".parse().unwrap()]
+            .into(),
+        overlay: overlay(),
+        overlay_mtu: 1420,
+        overlay_addresses: ["10.244.1.1".parse().unwrap(), "fd10:244:0:1::1".parse().unwrap()]
+            .into(),
+        remote_blocks: nets(&["10.244.2.0/24", "fd10:244:0:2::/64"]),
+        refused: nets(&["10.244.0.0/16", "fd10:244::/56", "10.96.0.0/16"]),
+        masquerade: Some(Masquerade {
+            sources: nets(&["10.244.1.0/24", "fd10:244:0:1::/64"]),
+            inside: nets(&["10.244.0.0/16", "fd10:244::/56"]),
+        }),
+    }
+}
+
+/// A TUN device in the namespace; it lives as long as the file.
+fn tun(net: &Net) -> File {
+    net.run(|| {
+        let file = File::options().read(true).write(true).open("/dev/net/tun").unwrap();
+        let mut request = [0_u8; 40];
+        request[..7].copy_from_slice(b"mesh-wg");
+        let flags = u16::try_from(libc::IFF_TUN | libc::IFF_NO_PI).unwrap();
+        request[16..18].copy_from_slice(&flags.to_ne_bytes());
+        const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
+        // SAFETY: the request is a `struct ifreq` with a name that ends in zeroes, and outlives the call.
+        let result = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, request.as_mut_ptr()) };
+        assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+        file
+    })
+}
+
+/// The next packet that is not the kernel's own chatter.
+fn next_packet(tun: &mut File, wanted: impl Fn(&[u8]) -> bool) -> Vec<u8> {
+    let mut buffer = [0; 2048];
+    loop {
+        let mut fds =
+            [nix::poll::PollFd::new(std::os::fd::AsFd::as_fd(tun), nix::poll::PollFlags::POLLIN)];
+        let patience = nix::poll::PollTimeout::try_from(PATIENCE).unwrap();
+        assert_eq!(nix::poll::poll(&mut fds, patience), Ok(1), "no packet came");
+        let length = tun.read(&mut buffer).unwrap();
+        if wanted(&buffer[..length]) {
+            return buffer[..length].to_vec();
+        }
+    }
+}
+
+#[test]
+fn one_round_makes_the_node_right_and_removal_takes_it_back() {
+    if !privileged() {
+        return;
+    }
+    let node = Node::new();
+    let before = (node.net.ip("route"), node.net.ip("-6 route"), node.net.ip("addr show lo"));
+    // Without the device nothing may leave.
+    node.settle(&desired());
+    assert!(node.net.ip("route").contains("unreachable 10.244.0.0/16 proto 77 metric 4000000"));
+    assert!(!node.net.ip("route").contains("10.244.2.0/24"));
+    let device = tun(&node.net);
+    node.settle(&desired());
+    let routes = node.net.ip("route");
+    assert!(
+        routes.contains("10.244.2.0/24 dev mesh-wg proto 77 scope link src 10.244.1.1"),
+        "{routes}"
+    );
+    assert!(
+        node.net
+            .ip("-6 route")
+            .contains("fd10:244:0:2::/64 dev mesh-wg proto 77 src fd10:244:0:1::1")
+    );
+    assert!(node.net.command("nft", "list table inet mesh").contains("masquerade fully-random"));
+    assert_eq!(node.net.run(|| mesh_kernel::sysctl::read("net/ipv4/ip_forward")).unwrap(), "1");
+    assert_eq!(node.programs.pressure().unwrap()["REMOTE_BLOCKS"].0, 2);
+    // Another node came, one went.
+    let mut changed = desired();
+    changed.remote_blocks = ["10.244.3.0/24".parse().unwrap()].into();
+    node.settle(&changed);
+    assert!(!node.net.ip("route").contains("10.244.2.0/24"));
+    drop(device);
+    let (_, applied) = node.network.remove_all(&overlay()).unwrap();
+    assert!(applied.failed.is_empty(), "{:#?}", applied.failed);
+    let after = (node.net.ip("route"), node.net.ip("-6 route"), node.net.ip("addr show lo"));
+    assert_eq!(after, before);
+    assert_eq!(node.net.command("nft", "list ruleset"), "");
+}
+
+#[test]
+fn what_others_made_or_broke_is_told_apart() {
+    if !privileged() {
+        return;
+    }
+    let node = Node::new();
+    let _device = tun(&node.net);
+    node.net.ip("route add 192.0.2.0/24 dev lo");
+    node.net.ip("addr add 192.0.2.9/32 dev lo");
+    node.settle(&desired());
+    node.net.ip("route del 10.244.2.0/24");
+    node.net.command("nft", "flush chain inet mesh postrouting");
+    node.net.run(|| mesh_kernel::sysctl::write("net/ipv4/ip_forward", "0")).unwrap();
+    let observed = node.network.observe(&overlay()).unwrap();
+    assert_eq!(mesh_kernel::node::plan(&desired(), &observed).steps.len(), 3);
+    node.settle(&desired());
+    node.network.remove_all(&overlay()).unwrap();
+    assert!(node.net.ip("route").contains("192.0.2.0/24"));
+    assert!(node.net.ip("addr show lo").contains("192.0.2.9"));
+}
+
+#[test]
+fn pods_and_the_overlay_device_exchange_packets_past_the_stack() {
+    if !privileged() {
+        return;
+    }
+    let node = Node::new();
+    let mut device = tun(&node.net);
+    node.settle(&desired());
+    let pods = LinuxPodNetwork::new(node.net.handle(), node.programs.clone());
+    let pod = Net::new();
+    let port = PodPort {
+        netns: pod.path(),
+        interface: "eth0".parse().unwrap(),
+        host_interface: IfName::for_pod("one", "eth0"),
+        owner: "default/one".to_owned(),
+        v4: Some([10, 244, 1, 5].into()),
+        v6: Some([0xfd10, 0x244, 0, 1, 0, 0, 0, 5].into()),
+        mtu: 1420,
+    };
+    pods.attach(&port).unwrap();
+    // The stack could forward too: make sure that it is not the one who does.
+    node.net.run(|| mesh_kernel::sysctl::write("net/ipv4/ip_forward", "0")).unwrap();
+    node.net.run(|| mesh_kernel::sysctl::write("net/ipv6/conf/all/forwarding", "0")).unwrap();
+    for (target, family) in [("10.244.2.9:7", 4), ("[fd10:244:0:2::9]:7", 6)] {
+        let local = if family == 4 { "10.244.1.5:0" } else { "[fd10:244:0:1::5]:0" };
+        let socket = pod.udp(local);
+        socket.send_to(b"to another node", target).unwrap();
+        let packet = next_packet(&mut device, |p| p[0] >> 4 == family && p.ends_with(b"node"));
+        device.write_all(&echoed(&packet)).unwrap();
+        let mut buffer = [0; 64];
+        let (length, from) = socket.recv_from(&mut buffer).unwrap();
+        assert_eq!((&buffer[..length], from), (&b"to another node"[..], target.parse().unwrap()));
+    }
+    let counters = node.programs.counters().unwrap();
+    assert_eq!(counters[&Reason::PodToOverlay].packets, 2);
+    assert_eq!(counters[&Reason::OverlayToPod].packets, 2);
+    assert!(node.lab.bpf_dir().join("v1/links/overlay-mesh-wg").exists());
+}
+
+/// The same UDP datagram on its way back: addresses and ports swapped. The sums stay right.
+fn echoed(packet: &[u8]) -> Vec<u8> {
+    let mut packet = packet.to_vec();
+    let (source, length, header) = if packet[0] >> 4 == 4 { (12, 4, 20) } else { (8, 16, 40) };
+    let (from, to) = (source, source + length);
+    for i in 0..length {
+        packet.swap(from + i, to + i);
+    }
+    packet.swap(header, header + 2);
+    packet.swap(header + 1, header + 3);
+    packet
+}
+
+#[test]
+fn traffic_that_leaves_the_cluster_is_masqueraded_and_the_rest_is_not() {
+    if !privileged() {
+        return;
+    }
+    // pod -- node -- uplink -- outside (192.0.2.2)
+    let node = Node::new();
+    let outside = Net::new();
+    node.net.ip("link add up0 type veth peer name down0");
+    node.net.run(|| move_link("down0", &outside));
+    node.net.ip("addr add 192.0.2.1/24 dev up0");
+    node.net.ip("link set up0 up");
+    outside.ip("addr add 192.0.2.2/24 dev down0");
+    outside.ip("link set down0 up");
+    let _device = tun(&node.net);
+    node.settle(&desired());
+    let pods = LinuxPodNetwork::new(node.net.handle(), node.programs.clone());
+    let pod = Net::new();
+    let port = PodPort {
+        netns: pod.path(),
+        interface: "eth0".parse().unwrap(),
+        host_interface: IfName::for_pod("one", "eth0"),
+        owner: "default/one".to_owned(),
+        v4: Some([10, 244, 1, 5].into()),
+        v6: None,
+        mtu: 1420,
+    };
+    pods.attach(&port).unwrap();
+    let server = outside.udp("192.0.2.2:0");
+    let client = pod.udp("0.0.0.0:0");
+    client.send_to(b"hello", server.local_addr().unwrap()).unwrap();
+    let mut buffer = [0; 16];
+    let (_, from) = server.recv_from(&mut buffer).unwrap();
+    assert_eq!(from.ip().to_string(), "192.0.2.1");
+    server.send_to(b"reply", from).unwrap();
+    let (length, from) = client.recv_from(&mut buffer).unwrap();
+    assert_eq!((&buffer[..length], from), (&b"reply"[..], server.local_addr().unwrap()));
+    // Nobody has that pod address: refused, not sent out in the clear.
+    let error = pod.tcp("10.244.9.9:9".parse().unwrap()).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EHOSTUNREACH), "{error}");
+}
+
+fn move_link(name: &str, to: &Net) {
+    let arguments = ["link", "set", name, "netns", &to.path().to_string_lossy()].map(str::to_owned);
+    assert!(std::process::Command::new("ip").args(arguments).status().unwrap().success());
+}
