@@ -1,0 +1,218 @@
+//! What the API serves, as clients ask for it before anything else (Kubernetes API concepts, "Discovery API").
+
+use mesh_model::kinds::{KINDS, Kind};
+use serde_json::{Value, json};
+
+const VERBS: &[&str] =
+    &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+
+/// `/version`.
+pub fn version() -> Value {
+    json!({
+        "major": "1",
+        "minor": "36",
+        "gitVersion": concat!("v1.36.0+mesh-", env!("CARGO_PKG_VERSION")),
+        "gitCommit": "",
+        "gitTreeState": "clean",
+        "buildDate": "1970-01-01T00:00:00Z",
+        "goVersion": "",
+        "compiler": "rustc",
+        "platform": concat!("linux/", "amd64"),
+    })
+}
+
+/// `/api`: the versions of the core group.
+pub fn versions() -> Value {
+    json!({
+        "kind": "APIVersions",
+        "versions": ["v1"],
+        "serverAddressByClientCIDRs": [],
+    })
+}
+
+/// `/apis`: the named groups.
+pub fn groups() -> Value {
+    let groups: Vec<Value> = named_groups().into_iter().map(|(g, v)| group_entry(g, v)).collect();
+    json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
+}
+
+/// `/apis/GROUP`; none when the group is not served.
+pub fn group(name: &str) -> Option<Value> {
+    let (name, version) = named_groups().into_iter().find(|(g, _)| *g == name)?;
+    let mut entry = group_entry(name, version);
+    entry["kind"] = json!("APIGroup");
+    entry["apiVersion"] = json!("v1");
+    Some(entry)
+}
+
+fn group_entry(name: &str, version: &str) -> Value {
+    let version = json!({"groupVersion": format!("{name}/{version}"), "version": version});
+    json!({"name": name, "versions": [version], "preferredVersion": version})
+}
+
+/// Groups with a name, each with its version, in the order of the kinds.
+fn named_groups() -> Vec<(&'static str, &'static str)> {
+    let mut groups = Vec::new();
+    for kind in KINDS.iter().filter(|k| !k.group.is_empty()) {
+        if !groups.contains(&(kind.group, kind.version)) {
+            groups.push((kind.group, kind.version));
+        }
+    }
+    groups
+}
+
+/// `/api/v1` and `/apis/GROUP/VERSION`: the resources of a group; none when it is not served.
+pub fn resources(group: &str, version: &str) -> Option<Value> {
+    let kinds: Vec<&Kind> = of(group, version).collect();
+    let first = kinds.first()?;
+    let resources: Vec<Value> = kinds.iter().flat_map(|kind| legacy_resources(kind)).collect();
+    Some(json!({
+        "kind": "APIResourceList",
+        "apiVersion": "v1",
+        "groupVersion": first.api_version(),
+        "resources": resources,
+    }))
+}
+
+fn of<'a>(group: &'a str, version: &'a str) -> impl Iterator<Item = &'static Kind> + 'a {
+    KINDS.iter().filter(move |k| k.group == group && k.version == version)
+}
+
+fn legacy_resources(kind: &Kind) -> Vec<Value> {
+    let mut main = json!({
+        "name": kind.plural,
+        "singularName": kind.singular,
+        "namespaced": kind.namespaced,
+        "kind": kind.kind,
+        "verbs": VERBS,
+    });
+    if !kind.short_names.is_empty() {
+        main["shortNames"] = json!(kind.short_names);
+    }
+    if !kind.categories.is_empty() {
+        main["categories"] = json!(kind.categories);
+    }
+    let mut all = vec![main];
+    all.extend(subresources(kind).into_iter().map(|sub| {
+        let mut entry = json!({
+            "name": format!("{}/{}", kind.plural, sub.name),
+            "singularName": "",
+            "namespaced": kind.namespaced,
+            "kind": sub.kind,
+            "verbs": sub.verbs,
+        });
+        if let Some((group, version)) = sub.group_version {
+            entry["group"] = json!(group);
+            entry["version"] = json!(version);
+        }
+        entry
+    }));
+    all
+}
+
+struct Subresource {
+    name: &'static str,
+    kind: &'static str,
+    /// Group and version of the kind, where they are not those of the resource.
+    group_version: Option<(&'static str, &'static str)>,
+    verbs: &'static [&'static str],
+}
+
+fn subresources(kind: &Kind) -> Vec<Subresource> {
+    let own = |name, kind, verbs| Subresource { name, kind, group_version: None, verbs };
+    let mut all = Vec::new();
+    if kind.status {
+        all.push(own("status", kind.kind, &["get", "patch", "update"]));
+    }
+    if kind.scale {
+        all.push(Subresource {
+            group_version: Some(("autoscaling", "v1")),
+            ..own("scale", "Scale", &["get", "patch", "update"])
+        });
+    }
+    match kind.kind {
+        "Pod" => {
+            all.push(own("log", "Pod", &["get"]));
+            all.push(own("binding", "Binding", &["create"]));
+        }
+        "Node" => {
+            all.push(own("proxy", "NodeProxyOptions", &["create", "get"]));
+        }
+        "Namespace" => all.push(own("finalize", "Namespace", &["update"])),
+        _ => {}
+    }
+    all
+}
+
+/// The same in one document (`apidiscovery.k8s.io/v2`), for `/api` with `core`, for `/apis` without.
+pub fn aggregated(core: bool) -> Value {
+    let groups: Vec<(&str, &str)> = if core { vec![("", "v1")] } else { named_groups() };
+    let items: Vec<Value> = groups
+        .into_iter()
+        .map(|(group, version)| {
+            let resources: Vec<Value> = of(group, version).map(aggregated_resource).collect();
+            json!({
+                "metadata": {"name": group, "creationTimestamp": null},
+                "versions": [{"version": version, "resources": resources, "freshness": "Current"}],
+            })
+        })
+        .collect();
+    json!({
+        "kind": "APIGroupDiscoveryList",
+        "apiVersion": "apidiscovery.k8s.io/v2",
+        "metadata": {},
+        "items": items,
+    })
+}
+
+fn aggregated_resource(kind: &Kind) -> Value {
+    let response = |group: &str, version: &str, kind: &str| json!({"group": group, "version": version, "kind": kind});
+    let mut entry = json!({
+        "resource": kind.plural,
+        "responseKind": response(kind.group, kind.version, kind.kind),
+        "scope": if kind.namespaced { "Namespaced" } else { "Cluster" },
+        "singularResource": kind.singular,
+        "verbs": VERBS,
+    });
+    if !kind.short_names.is_empty() {
+        entry["shortNames"] = json!(kind.short_names);
+    }
+    if !kind.categories.is_empty() {
+        entry["categories"] = json!(kind.categories);
+    }
+    let subresources: Vec<Value> = subresources(kind)
+        .into_iter()
+        .map(|sub| {
+            let (group, version) = sub.group_version.unwrap_or((kind.group, kind.version));
+            json!({
+                "subresource": sub.name,
+                "responseKind": response(group, version, sub.kind),
+                "verbs": sub.verbs,
+            })
+        })
+        .collect();
+    if !subresources.is_empty() {
+        entry["subresources"] = json!(subresources);
+    }
+    entry
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_is_found_in_both_forms() {
+        for kind in KINDS {
+            let list = resources(kind.group, kind.version).unwrap();
+            let found = list["resources"].as_array().unwrap();
+            assert!(found.iter().any(|r| r["name"] == kind.plural && r["kind"] == kind.kind));
+            let all = aggregated(kind.group.is_empty());
+            let text = all.to_string();
+            assert!(text.contains(&format!("\"resource\":\"{}\"", kind.plural)), "{}", kind.plural);
+        }
+        assert_eq!(resources("batch", "v1"), None);
+        assert_eq!(group("apps").unwrap()["preferredVersion"]["groupVersion"], "apps/v1");
+        assert_eq!(group("batch"), None);
+    }
+}

@@ -1,0 +1,147 @@
+//! Objects as rows, for people: what `kubectl get` prints (Kubernetes API concepts, "Receiving resources as Tables").
+
+use jiff::Timestamp;
+use mesh_model::kinds::Kind;
+use serde_json::{Value, json};
+
+mod cells;
+mod pods;
+
+use cells::{Column, columns};
+
+/// How much of each object comes with its row (`includeObject`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Include {
+    /// Only the metadata, as `PartialObjectMetadata`.
+    Metadata,
+    /// The whole object.
+    Object,
+    /// Nothing.
+    None,
+}
+
+impl Include {
+    /// The value of the `includeObject` query parameter; metadata when absent or unknown.
+    pub fn parse(text: Option<&str>) -> Self {
+        match text {
+            Some("Object") => Self::Object,
+            Some("None") => Self::None,
+            _ => Self::Metadata,
+        }
+    }
+}
+
+/// A `meta.k8s.io/v1` Table. `metadata` is that of the list, or holds the object's resource version.
+pub fn table(
+    kind: &Kind,
+    items: &[&Value],
+    metadata: Value,
+    include: Include,
+    now: Timestamp,
+) -> Value {
+    let columns = columns(kind);
+    let rows: Vec<Value> = items
+        .iter()
+        .map(|item| {
+            let cells: Vec<Value> = columns.iter().map(|c| (c.cell)(item, now)).collect();
+            json!({"cells": cells, "object": carried(item, include)})
+        })
+        .collect();
+    json!({
+        "kind": "Table",
+        "apiVersion": "meta.k8s.io/v1",
+        "metadata": metadata,
+        "columnDefinitions": columns.iter().map(definition).collect::<Vec<_>>(),
+        "rows": rows,
+    })
+}
+
+fn definition(column: &Column) -> Value {
+    json!({
+        "name": column.name,
+        "type": column.kind,
+        "format": if column.name == "Name" { "name" } else { "" },
+        "description": "",
+        "priority": column.priority,
+    })
+}
+
+fn carried(item: &Value, include: Include) -> Value {
+    match include {
+        Include::Object => item.clone(),
+        Include::None => Value::Null,
+        Include::Metadata => json!({
+            "kind": "PartialObjectMetadata",
+            "apiVersion": "meta.k8s.io/v1",
+            "metadata": item["metadata"],
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_model::kinds::{KINDS, by_any_name};
+
+    use super::*;
+
+    fn now() -> Timestamp {
+        "2026-01-02T00:00:00Z".parse().unwrap()
+    }
+
+    fn row(kind: &str, item: &Value) -> Vec<(String, String)> {
+        let kind = by_any_name(kind).unwrap();
+        let table = table(kind, &[item], json!({}), Include::Metadata, now());
+        let names = table["columnDefinitions"].as_array().unwrap();
+        let cells = table["rows"][0]["cells"].as_array().unwrap();
+        let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
+        names.iter().zip(cells).map(|(n, c)| (text(&n["name"]), text(c))).collect()
+    }
+
+    fn cell(kind: &str, item: &Value, column: &str) -> String {
+        row(kind, item).into_iter().find(|(name, _)| name == column).unwrap().1
+    }
+
+    #[test]
+    fn every_kind_has_rows_even_of_an_empty_object() {
+        for kind in KINDS {
+            let table = table(kind, &[&json!({})], json!({}), Include::Object, now());
+            let cells = table["rows"][0]["cells"].as_array().unwrap();
+            assert_eq!(cells.len(), table["columnDefinitions"].as_array().unwrap().len());
+            assert!(cells.len() >= 2, "{}", kind.kind);
+        }
+    }
+
+    #[test]
+    fn pods_show_their_state_as_kubectl_users_know_it() {
+        let mut pod = json!({
+            "metadata": {"name": "p", "creationTimestamp": "2026-01-01T23:00:00Z"},
+            "spec": {"containers": [{"name": "a"}, {"name": "b"}], "nodeName": "n1"},
+            "status": {"phase": "Running", "podIP": "10.244.0.2", "containerStatuses": [
+                {"name": "a", "ready": true, "restartCount": 2, "state": {"running": {}}},
+                {"name": "b", "ready": false, "restartCount": 1,
+                 "state": {"waiting": {"reason": "CrashLoopBackOff"}}}]}
+        });
+        assert_eq!(cell("pods", &pod, "Ready"), "1/2");
+        assert_eq!(cell("pods", &pod, "Status"), "CrashLoopBackOff");
+        assert_eq!(cell("pods", &pod, "Restarts"), "3");
+        assert_eq!(cell("pods", &pod, "Age"), "60m");
+        assert_eq!(cell("pods", &pod, "Node"), "n1");
+        pod["metadata"]["deletionTimestamp"] = json!("2026-01-02T00:00:00Z");
+        assert_eq!(cell("pods", &pod, "Status"), "Terminating");
+    }
+
+    #[test]
+    fn services_and_deployments() {
+        let service = json!({
+            "metadata": {"name": "s"},
+            "spec": {"type": "NodePort", "clusterIP": "10.96.0.1",
+                     "ports": [{"port": 80, "nodePort": 30080, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}]}
+        });
+        assert_eq!(cell("svc", &service, "Port(s)"), "80:30080/TCP,53/UDP");
+        assert_eq!(cell("svc", &service, "External-IP"), "<none>");
+        let deployment = json!({"metadata": {"name": "d"}, "spec": {"replicas": 3},
+            "status": {"readyReplicas": 1, "updatedReplicas": 2, "availableReplicas": 1}});
+        assert_eq!(cell("deploy", &deployment, "Ready"), "1/3");
+        assert_eq!(cell("deploy", &deployment, "Up-to-date"), "2");
+    }
+}
