@@ -1,12 +1,16 @@
 //! The overlay as the agent uses it, whichever engine runs.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use mesh_kernel::{IfName, NetNs, wireguard};
 use mesh_worker::Client;
 use mesh_worker::client::CallError;
 use serde::{Deserialize, Serialize};
 
 use crate::config::OverlayConfig;
+use crate::kernel_device::{KernelDevice, KernelDeviceError};
+use crate::keys::NodeKey;
 use crate::status::Status;
 
 /// Which engine carries the packets.
@@ -20,12 +24,19 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The kernel's, where it has one that this build can configure; else ours.
+    /// The kernel's, where it has one; else ours.
     ///
-    /// Cheap; asks the kernel once. Never fails: when in doubt, our engine runs everywhere.
+    /// Asks by making a device for a moment, which also loads the module. Never fails: when in doubt, ours runs
+    /// everywhere.
     pub fn detect() -> Self {
-        // The kernel's device is configured by mesh-kernel, which does not do it yet.
-        Self::User
+        match wireguard::supported(&NetNs::current()) {
+            Ok(true) => Self::Kernel,
+            Ok(false) => Self::User,
+            Err(error) => {
+                tracing::warn!(%error, "cannot tell whether the kernel has WireGuard");
+                Self::User
+            }
+        }
     }
 }
 
@@ -39,11 +50,12 @@ impl std::fmt::Display for Kind {
 }
 
 /// The overlay of a node.
-#[derive(Debug)]
-#[non_exhaustive]
+#[derive(Debug, Clone)]
 pub enum Overlay {
     /// A worker process that runs our engine.
     User(Client),
+    /// The kernel's device.
+    Kernel(Arc<KernelDevice>),
 }
 
 /// The overlay could not be configured or asked.
@@ -52,6 +64,12 @@ pub enum OverlayError {
     /// The worker could not be reached, or refused. After a refusal its configuration is as before.
     #[error("call the overlay worker")]
     Worker(#[from] CallError),
+    /// The kernel's device.
+    #[error("use the kernel's overlay device")]
+    Kernel(#[from] KernelDeviceError),
+    /// The call ended early because the program ends.
+    #[error("use the kernel's overlay device: interrupted")]
+    Interrupted,
 }
 
 impl Overlay {
@@ -60,19 +78,29 @@ impl Overlay {
         Self::User(Client::new(socket))
     }
 
+    /// The kernel's device `name`, with the node's key. Does nothing yet.
+    pub fn kernel(name: IfName, key: NodeKey) -> Self {
+        Self::Kernel(Arc::new(KernelDevice::new(name, key)))
+    }
+
     /// Which engine it is.
     pub fn kind(&self) -> Kind {
         match self {
             Self::User(_) => Kind::User,
+            Self::Kernel(_) => Kind::Kernel,
         }
     }
 
     /// Puts a whole configuration in force, by difference: sessions of peers that stay survive.
     ///
-    /// Idempotent. It is in force when this returns; handshakes with new peers have been started.
+    /// Idempotent. It is in force when this returns; our engine has then called all new peers.
     pub async fn configure(&self, config: &OverlayConfig) -> Result<(), OverlayError> {
         match self {
             Self::User(worker) => Ok(worker.set(config).await?),
+            Self::Kernel(device) => {
+                let config = config.clone();
+                blocking(device, move |device| device.configure(&config)).await
+            }
         }
     }
 
@@ -80,6 +108,18 @@ impl Overlay {
     pub async fn status(&self) -> Result<Status, OverlayError> {
         match self {
             Self::User(worker) => Ok(worker.get().await?),
+            Self::Kernel(device) => blocking(device, KernelDevice::status).await,
         }
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    device: &Arc<KernelDevice>,
+    call: impl FnOnce(&KernelDevice) -> Result<T, KernelDeviceError> + Send + 'static,
+) -> Result<T, OverlayError> {
+    let device = Arc::clone(device);
+    match tokio::task::spawn_blocking(move || call(&device)).await {
+        Ok(result) => Ok(result?),
+        Err(_) => Err(OverlayError::Interrupted),
     }
 }

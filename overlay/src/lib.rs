@@ -2,7 +2,8 @@
 //!
 //! Owns: the engine's configuration and status ([`config`], [`status`]), the node's key ([`keys`]), the MTU
 //! ([`mtu`]), the pure protocol core ([`protocol`]), packet segmentation and joining ([`offload`]), the worker
-//! process ([`worker`]), and the one type through which the agent uses either kind of device ([`Overlay`]).
+//! process ([`worker`]), the kernel's device in the same terms ([`kernel_device`]), and the one type through which
+//! the agent uses either ([`Overlay`]).
 //!
 //! Three layers: [`protocol`] and [`offload`] take bytes and a time and return bytes, `os` is TUN devices and
 //! UDP sockets, `engine` is the threads that tie them together. boringtun is named in one module only
@@ -20,6 +21,7 @@ pub mod config;
 pub mod counters;
 mod engine;
 pub mod facade;
+pub mod kernel_device;
 pub mod keys;
 pub mod mtu;
 pub mod offload;
@@ -30,6 +32,7 @@ pub mod worker;
 
 pub use config::{OverlayConfig, PeerConfig, PresharedKey};
 pub use facade::{Kind, Overlay};
+pub use kernel_device::KernelDevice;
 pub use keys::NodeKey;
 pub use status::{DropReason, PeerStatus, Status};
 pub use worker::{RunError, WorkerOptions, run};

@@ -1,0 +1,179 @@
+//! The kernel's WireGuard device, in the terms of [`OverlayConfig`] and [`Status`].
+//!
+//! What the device cannot do is missing: it takes the first endpoint of a peer only, calls a peer when there is
+//! something to send and not before, and counts no drops by reason.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
+use std::time::{Duration, SystemTime};
+
+use mesh_kernel::wireguard::{
+    self, Config, DeviceError, KernelWireGuard, Observed, SecretKey, WireGuardDevice,
+};
+use mesh_kernel::{IfName, NetNs};
+
+use crate::config::{InvalidConfig, OverlayConfig, PeerConfig};
+use crate::facade::Kind;
+use crate::keys::NodeKey;
+use crate::os::tun::{self, TunError};
+use crate::status::{PeerStatus, Status, Traffic};
+
+/// A session is not used any longer after this (WG section 6.1, Reject-After-Time).
+const REJECT_AFTER: Duration = Duration::from_secs(180);
+
+/// The node's device in the kernel. Blocks for some milliseconds per call.
+pub struct KernelDevice {
+    device: Arc<dyn WireGuardDevice>,
+    name: String,
+    key: NodeKey,
+    /// Sets the MTU and brings the device up.
+    bring_up: fn(&str, u16) -> Result<(), TunError>,
+    mtu: AtomicU16,
+}
+
+/// The kernel's device could not be configured or read.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelDeviceError {
+    /// The configuration contradicts itself; nothing has changed.
+    #[error(transparent)]
+    Invalid(#[from] InvalidConfig),
+    /// The kernel refused.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The device could not be brought up.
+    #[error("bring the overlay device up")]
+    BringUp(#[from] TunError),
+}
+
+impl KernelDevice {
+    /// The device `name` in the network namespace of the caller; made at the first configuration.
+    pub fn new(name: IfName, key: NodeKey) -> Self {
+        let device = Arc::new(KernelWireGuard::new(NetNs::current(), name.clone()));
+        let (name, mtu) = (name.to_string(), AtomicU16::new(0));
+        Self { device, name, key, bring_up: tun::bring_up, mtu }
+    }
+
+    /// Puts a whole configuration in force, by difference.
+    pub fn configure(&self, config: &OverlayConfig) -> Result<(), KernelDeviceError> {
+        config.validate(self.key.public())?;
+        self.device.ensure()?;
+        let wanted = self.wanted(config);
+        let plan = wireguard::plan(&wanted, &self.device.observe()?);
+        self.device.apply(&plan)?;
+        if self.mtu.load(Relaxed) != config.mtu {
+            (self.bring_up)(&self.name, config.mtu)?;
+            self.mtu.store(config.mtu, Relaxed);
+        }
+        Ok(())
+    }
+
+    /// The device as it is now.
+    pub fn status(&self) -> Result<Status, KernelDeviceError> {
+        let observed = self.device.observe()?;
+        Ok(Status {
+            kind: Kind::Kernel,
+            device: self.name.clone(),
+            public_key: self.key.public(),
+            listen_port: observed.listen_port,
+            mtu: self.mtu.load(Relaxed),
+            peers: peers(&observed),
+            traffic: Traffic::default(),
+            drops: [].into(),
+        })
+    }
+
+    fn wanted(&self, config: &OverlayConfig) -> Config {
+        let peer = |peer: &PeerConfig| wireguard::PeerConfig {
+            endpoint: peer.endpoints.first().copied(),
+            allowed_ips: peer.allowed_ips.iter().map(ipnet::IpNet::trunc).collect(),
+            keepalive: peer.persistent_keepalive_secs.map(|s| Duration::from_secs(s.into())),
+            preshared_key: peer.preshared_key.map(|key| SecretKey(key.0.0)),
+        };
+        Config {
+            private_key: SecretKey(self.key.private_bytes()),
+            listen_port: config.listen_port,
+            fwmark: 0,
+            peers: config.peers.iter().map(|p| (p.public_key, peer(p))).collect(),
+        }
+    }
+}
+
+impl std::fmt::Debug for KernelDevice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KernelDevice").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+fn peers(observed: &Observed) -> Vec<PeerStatus> {
+    let now = SystemTime::now();
+    let age = |since: SystemTime| now.duration_since(since).unwrap_or_default();
+    let status = |(key, peer): (&_, &wireguard::ObservedPeer)| PeerStatus {
+        public_key: *key,
+        endpoint: peer.endpoint,
+        allowed_ips: peer.allowed_ips.iter().copied().collect(),
+        handshake_age_ms: peer
+            .statistics
+            .last_handshake
+            .map(age)
+            .filter(|age| *age < REJECT_AFTER)
+            .map(|age| age.as_millis() as u64),
+        received_bytes: peer.statistics.received_bytes,
+        sent_bytes: peer.statistics.sent_bytes,
+        unanswered: 0,
+        preshared: peer.preshared_key.is_some_and(|key| key.0 != [0; 32]),
+    };
+    observed.peers.iter().map(status).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_kernel::wireguard::FakeWireGuard;
+    use mesh_model::snapshot::WgKey;
+
+    use super::*;
+    use crate::config::PresharedKey;
+
+    fn peer(n: u8) -> PeerConfig {
+        PeerConfig {
+            public_key: WgKey([n; 32]),
+            endpoints: vec![([192, 0, 2, n], 51900).into(), ([198, 51, 100, n], 51900).into()],
+            allowed_ips: vec![format!("10.244.{n}.1/24").parse().unwrap()],
+            persistent_keepalive_secs: None,
+            preshared_key: Some(PresharedKey(WgKey([n; 32]))),
+        }
+    }
+
+    #[test]
+    fn configured_by_difference_and_read_back() {
+        let fake = Arc::new(FakeWireGuard::new());
+        let key = NodeKey::from_bytes([9; 32]);
+        let device = KernelDevice {
+            device: fake.clone(),
+            name: "mesh-wg".into(),
+            key: key.clone(),
+            bring_up: |_, _| Ok(()),
+            mtu: AtomicU16::new(0),
+        };
+        let config = OverlayConfig { listen_port: 51900, mtu: 1420, peers: vec![peer(1), peer(2)] };
+        device.configure(&config).unwrap();
+        let roamed = "203.0.113.1:9".parse().unwrap();
+        fake.tamper(|observed| {
+            let peer = observed.peers.get_mut(&WgKey([1; 32])).unwrap();
+            peer.endpoint = Some(roamed);
+            peer.statistics.last_handshake = Some(SystemTime::now());
+        });
+        let mut fewer = config.clone();
+        fewer.peers.pop();
+        device.configure(&fewer).unwrap();
+
+        let status = device.status().unwrap();
+        assert_eq!((status.kind, status.listen_port, status.mtu), (Kind::Kernel, 51900, 1420));
+        let [only] = status.peers.as_slice() else { panic!("{status:?}") };
+        assert_eq!(only.endpoint, Some(roamed), "not overwritten");
+        assert_eq!(only.allowed_ips, ["10.244.1.0/24".parse().unwrap()]);
+        assert!(only.preshared && only.handshake_age_ms.unwrap() < 60_000);
+
+        fewer.peers[0].public_key = key.public();
+        assert!(matches!(device.configure(&fewer), Err(KernelDeviceError::Invalid(_))));
+    }
+}
