@@ -130,7 +130,10 @@ fn choose_overlay(options: &Options, paths: &Paths) -> anyhow::Result<Overlay> {
     };
     match kind {
         mesh_overlay::Kind::User => Ok(Overlay::user(paths.worker_socket(workers::OVERLAY))),
-        mesh_overlay::Kind::Kernel => bail!("--overlay kernel: not served by this build yet"),
+        mesh_overlay::Kind::Kernel => {
+            let key = NodeKey::load_or_create(&paths.node_key()).context("the overlay's key")?;
+            Ok(Overlay::kernel(OVERLAY_DEVICE.parse().context("the overlay's device")?, key))
+        }
     }
 }
 
