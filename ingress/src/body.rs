@@ -191,8 +191,11 @@ mod tests {
 
     use super::*;
 
+    /// A body, its trailers, and how many bytes were left over.
+    type Whole = (Vec<u8>, Vec<u8>, usize);
+
     /// Feeds `input` in pieces of `piece` bytes; gives the body, the trailers and the bytes left over.
-    fn run(input: &[u8], piece: usize) -> Result<Option<(Vec<u8>, Vec<u8>, usize)>, BodyError> {
+    fn run(input: &[u8], piece: usize) -> Result<Option<Whole>, BodyError> {
         let mut decoder = Decoder::Chunked(Chunked::default());
         let (mut body, mut window, mut given) = (Vec::new(), Vec::new(), 0);
         loop {

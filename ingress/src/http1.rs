@@ -186,7 +186,7 @@ impl<IO: Io> Connection<IO> {
     async fn refuse(&mut self, reject: Reject, json: bool, is_head: bool, close: bool) -> bool {
         let counters = self.shard.counters();
         counters.own_answers.add();
-        counters.answered(reject.status);
+        counters.answered(reject.status).add();
         let mut text = buffer::take_text();
         answer::write(&mut text, reject, json, is_head, close);
         let written = self.write(&text).await;

@@ -37,7 +37,7 @@ impl WorkerOptions {
 }
 
 /// How the proxy treats its connections, whoever runs it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct ProxyOptions {
     /// Threads, each with its own sockets and connections; one for each CPU when 0.
     pub threads: usize,
@@ -47,17 +47,6 @@ pub struct ProxyOptions {
     pub limits: Limits,
     /// Times.
     pub timeouts: Timeouts,
-}
-
-impl Default for ProxyOptions {
-    fn default() -> Self {
-        Self {
-            threads: 0,
-            access_log: false,
-            limits: Limits::default(),
-            timeouts: Timeouts::default(),
-        }
-    }
 }
 
 /// What a client may ask for at most.

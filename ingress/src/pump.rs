@@ -158,7 +158,6 @@ impl Pump {
     }
 
     fn take(&mut self, input: &mut Buffer, len: usize) {
-        self.moved += len as u64;
         if self.chunked {
             chunk_head(&mut self.pending, len);
             self.pending.extend_from_slice(&input.filled()[..len]);
@@ -207,7 +206,7 @@ impl Pump {
             }
             let of_head = n.min(head.len());
             self.written += of_head;
-            self.moved += of_head as u64;
+            self.moved += n as u64;
             input.consume(n - of_head);
             self.direct -= n - of_head;
         }

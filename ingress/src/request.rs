@@ -319,7 +319,7 @@ fn find_route(line: &Line<'_>, host: &[u8], table: &Table) -> Result<Option<Arc<
         b"" if line.http10 => "".into(),
         _ => authority::host(host).map_err(|_| Reject::bad("Host is not a host"))?,
     };
-    if line.target == b"*" {
+    if line.target == b"*" && line.method == b"OPTIONS" {
         return Ok(table.routes.find(&name, b"/").cloned());
     }
     let end = memchr::memchr(b'?', line.target).unwrap_or(line.target.len());

@@ -130,8 +130,8 @@ impl Counter {
 }
 
 impl Counters {
-    /// Counts an answer by its class.
-    pub(crate) fn answered(&self, status: u16) {
+    /// The counter of answers of a class.
+    pub(crate) fn answered(&self, status: u16) -> &Counter {
         match status {
             ..200 => &self.responses_1xx,
             200..300 => &self.responses_2xx,
@@ -139,6 +139,5 @@ impl Counters {
             400..500 => &self.responses_4xx,
             500.. => &self.responses_5xx,
         }
-        .add();
     }
 }

@@ -25,6 +25,9 @@ struct Direction {
     moved: u64,
 }
 
+/// When one side has ended, the other may still speak, but not be silent for longer than this.
+const HALF_CLOSED: Duration = Duration::from_secs(30);
+
 /// Copies until both directions have ended, one fails, or nothing moves for `limit`.
 pub(crate) async fn run<A, B>(
     a: End<'_, A>,
@@ -37,7 +40,7 @@ where
     B: AsyncRead + AsyncWrite + Unpin,
 {
     let (mut there, mut back) = (Direction::default(), Direction::default());
-    let mut seen = 0;
+    let (mut seen, mut half_closed) = (0, false);
     let mut deadline = Instant::now() + limit;
     poll_fn(|cx| {
         loop {
@@ -46,12 +49,16 @@ where
             if one.is_ready() && other.is_ready() {
                 return Poll::Ready(Ok(()));
             }
+            if one.is_ready() != other.is_ready() && !half_closed {
+                half_closed = true;
+                deadline = Instant::now() + limit.min(HALF_CLOSED);
+            }
             ready!(timer.poll(cx, deadline));
             if there.moved + back.moved == seen {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
             seen = there.moved + back.moved;
-            deadline = Instant::now() + limit;
+            deadline = Instant::now() + if half_closed { limit.min(HALF_CLOSED) } else { limit };
         }
     })
     .await

@@ -16,20 +16,31 @@ use crate::response::{self, Asked, BadResponse, head_end};
 use crate::tunnel;
 use crate::upstream::{Attempts, Upstream};
 
+const MALFORMED_RESPONSE: Reject = Reject::new(502, "the backend's response is malformed");
+
 /// Why there is no response.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(crate) enum Fault {
     /// The client is gone.
+    #[error("the client is gone")]
     Client,
     /// The client's body breaks its framing.
+    #[error("the request body is malformed")]
     Body,
     /// The client sends its body too slowly.
+    #[error("the request body took too long")]
     SlowClient,
     /// The connection to the backend ended; `clean` when not a byte of a response had come.
-    Backend { clean: bool },
+    #[error("the backend closed the connection")]
+    Backend {
+        /// Whether the request may be sent again.
+        clean: bool,
+    },
     /// The response makes no sense.
+    #[error(transparent)]
     Response(BadResponse),
     /// The backend takes too long.
+    #[error("the backend did not answer in time")]
     SlowBackend,
 }
 
@@ -41,7 +52,7 @@ impl Fault {
             Self::Body => Reject::bad("the request body is malformed"),
             Self::SlowClient => Reject::new(408, "the request body took too long"),
             Self::Backend { .. } => Reject::new(502, "the backend closed the connection"),
-            Self::Response(_) => Reject::new(502, "the backend's response is malformed"),
+            Self::Response(_) => MALFORMED_RESPONSE,
             Self::SlowBackend => Reject::new(504, "the backend did not answer in time"),
         })
     }
@@ -98,7 +109,7 @@ impl<IO: Io> Connection<IO> {
                 Err(Fault::Backend { clean: true })
                     if replayable && attempts.was_stale(&upstream) => {}
                 Err(fault) => {
-                    tracing::debug!(?fault, backend = %upstream.address(), "no response");
+                    tracing::debug!(%fault, backend = %upstream.address(), "no response");
                     return match fault.reject() {
                         Some(reject) => self.answer(&request, reject, log).await,
                         None => self.abort(log),
@@ -225,15 +236,22 @@ impl<IO: Io> Connection<IO> {
         response: Final,
         log: Option<Entry>,
     ) -> After {
-        self.shard.counters().answered(response.status);
+        self.shard.counters().answered(response.status).add();
         let mut download = Pump::new(response.head, response.decoder, response.chunked);
         let result = self.both_ways(&mut upstream, &mut upload, &mut download).await;
+        if let Err(error) = &result {
+            tracing::debug!(%error, backend = %upstream.address(), "response broken off");
+            if download.moved() == 0 && matches!(error, PumpError::Malformed(_)) {
+                self.shard.counters().answered(response.status).sub();
+                self.refuse(MALFORMED_RESPONSE, false, false, true).await;
+                return After::Linger;
+            }
+            self.shard.counters().aborted.add();
+        }
         if let Some(log) = log {
             log.finish(response.status, download.moved());
         }
-        if let Err(error) = result {
-            tracing::debug!(%error, backend = %upstream.address(), "response broken off");
-            self.shard.counters().aborted.add();
+        if result.is_err() {
             return After::Abort;
         }
         let uploaded = upload.is_done();
@@ -290,7 +308,7 @@ impl<IO: Io> Connection<IO> {
 
     /// Leaves HTTP.
     async fn tunnel(&mut self, head: &[u8], mut upstream: Upstream, log: Option<Entry>) -> After {
-        self.shard.counters().answered(101);
+        self.shard.counters().answered(101).add();
         if !self.write(head).await {
             return self.abort(log);
         }

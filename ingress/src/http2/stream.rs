@@ -104,7 +104,7 @@ impl Exchange {
                     body = upload.into_body();
                 }
                 Err(fault) => {
-                    tracing::debug!(?fault, backend = %upstream.address(), "no response");
+                    tracing::debug!(%fault, backend = %upstream.address(), "no response");
                     return match fault.reject() {
                         Some(reject) => self.answer(reject, json, is_head),
                         None => self.abort(),
@@ -126,7 +126,7 @@ impl Exchange {
     fn answer(&mut self, reject: Reject, json: bool, is_head: bool) {
         let counters = self.client.shard.counters();
         counters.own_answers.add();
-        counters.answered(reject.status);
+        counters.answered(reject.status).add();
         let (media_type, text) = answer::body(reject, json);
         let mut response = Response::builder()
             .status(reject.status)
@@ -219,7 +219,7 @@ impl Exchange {
     async fn download(&mut self, mut upstream: Upstream, mut upload: Upload, response: Final) {
         let shard = Arc::clone(&self.client.shard);
         let status = response.head.status().as_u16();
-        shard.counters().answered(status);
+        shard.counters().answered(status).add();
         let ends = response.decoder.is_empty();
         let Ok(sink) = self.respond.send_response(response.head, ends) else {
             return self.abort();
@@ -283,7 +283,7 @@ impl Exchange {
     /// Leaves HTTP on this stream (RFC 8441).
     async fn tunnel(&mut self, head: Response<()>, mut upstream: Upstream, body: RecvStream) {
         let shard = Arc::clone(&self.client.shard);
-        shard.counters().answered(101);
+        shard.counters().answered(101).add();
         let Ok(sink) = self.respond.send_response(head, false) else { return self.abort() };
         let mut socket = StreamSocket::new(body, sink);
         let mut input = Buffer::default();

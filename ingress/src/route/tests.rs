@@ -116,7 +116,8 @@ fn reference(rules: &[Rule<usize>], host: &str, path: &str) -> Option<usize> {
             all.starts_with(&wanted).then_some((0, wanted.len()))
         }
     };
-    let mut best: Option<((i32, (i32, usize)), usize)> = None;
+    type Rank = (i32, (i32, usize));
+    let mut best: Option<(Rank, usize)> = None;
     for rule in rules {
         let Some(rank) = host_rank(rule).zip(path_rank(rule)) else { continue };
         if best.is_none_or(|(old, _)| rank > old) {
