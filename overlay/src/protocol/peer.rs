@@ -1,11 +1,14 @@
 //! One peer: its sessions, where it is, what waits for it.
 
+mod places;
+
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use mesh_model::snapshot::WgKey;
 
+use self::places::Places;
 use super::noise::{Gate, INITIATION_BYTES, Opened, SEAL_OVERHEAD, Tunnel, is_initiation};
 use super::outbox::Outbox;
 use crate::config::{PeerConfig, PresharedKey};
@@ -60,16 +63,6 @@ struct Slot {
     /// Lowest bit of its number.
     odd: bool,
     established: Option<Instant>,
-}
-
-/// Endpoints of a peer.
-#[derive(Debug, Default)]
-struct Places {
-    candidates: Vec<SocketAddr>,
-    current: Option<SocketAddr>,
-    /// When an authentic message came from `current`.
-    proven: Option<Instant>,
-    next: usize,
 }
 
 /// What a datagram from the peer was.
@@ -139,7 +132,7 @@ impl Peer {
 
     /// Starts to send packets. Without a session they are staged and a handshake is under way.
     pub fn sender(&mut self, now: Instant, outbox: &mut Outbox) -> Result<Sender<'_>, DropReason> {
-        let Some(to) = self.places.current else { return Err(DropReason::NoEndpoint) };
+        let Some(to) = self.places.current() else { return Err(DropReason::NoEndpoint) };
         let on_current = self.current.tunnel.has_session();
         let on_previous =
             !on_current && self.previous.as_ref().is_some_and(|p| p.tunnel.has_session());
@@ -231,7 +224,7 @@ impl Peer {
     /// Sends a handshake initiation, to the next endpoint when the one in use does not answer.
     pub fn initiate(&mut self, now: Instant, outbox: &mut Outbox) {
         let mut message = [0; INITIATION_BYTES];
-        if self.places.current.is_some()
+        if self.places.current().is_some()
             && let Some(len) = self.current.tunnel.initiate(&mut message)
         {
             self.post_timed(now, &message[..len], outbox);
@@ -271,7 +264,7 @@ impl Peer {
 
     /// Where it was heard last, or is looked for.
     pub fn endpoint(&self) -> Option<SocketAddr> {
-        self.places.current
+        self.places.current()
     }
 
     /// Initiations since the peer proved that it hears us.
@@ -304,7 +297,7 @@ impl Peer {
             let pause = RETRIES[(self.unanswered as usize).min(RETRIES.len()) - 1];
             self.next_initiation = now + pause + self.stagger(pause);
         }
-        if let Some(to) = self.places.current {
+        if let Some(to) = self.places.current() {
             self.last_sent = now;
             post(outbox, to, message);
         }
@@ -326,7 +319,7 @@ impl Peer {
     /// The other side may learn of the new pre-shared key late: until then the old tunnel has to renew its session.
     fn tick_previous(&mut self, now: Instant, outbox: &mut Outbox) {
         let mut message = [0; INITIATION_BYTES];
-        if let (Some(previous), Some(to)) = (&mut self.previous, self.places.current)
+        if let (Some(previous), Some(to)) = (&mut self.previous, self.places.current())
             && let Some(len) = previous.tunnel.tick(&mut message)
         {
             self.last_sent = now;
@@ -380,106 +373,9 @@ impl Sender<'_> {
     }
 }
 
-impl Places {
-    /// Returns whether the peer is now looked for elsewhere. An endpoint that a live session proves is kept.
-    fn reconfigure(&mut self, candidates: &[SocketAddr], live: bool) -> bool {
-        if self.candidates == candidates && self.current.is_some() {
-            return false;
-        }
-        self.candidates = candidates.to_vec();
-        self.next = 0;
-        let keep = match self.current {
-            Some(current) => live || candidates.contains(&current) || candidates.is_empty(),
-            None => false,
-        };
-        if !keep {
-            self.proven = None;
-            self.current = None;
-            self.try_next();
-        }
-        !keep
-    }
-
-    fn learn(&mut self, now: Instant, source: SocketAddr) {
-        self.current = Some(source);
-        self.proven = Some(now);
-    }
-
-    /// The next candidate; a learned endpoint that is not among them takes its turn after the last.
-    fn try_next(&mut self) {
-        let learned =
-            self.current.filter(|c| self.proven.is_some() && !self.candidates.contains(c));
-        if let Some(&next) = self.candidates.get(self.next) {
-            if let Some(learned) = learned {
-                // It stays in the round: a peer behind NAT has no other endpoint that works.
-                self.candidates.push(learned);
-            }
-            self.next = (self.next + 1) % self.candidates.len();
-            if self.current == Some(next) && self.candidates.len() > 1 {
-                return self.try_next();
-            }
-            self.current = Some(next);
-            self.proven = None;
-        }
-    }
-}
-
 fn post(outbox: &mut Outbox, to: SocketAddr, message: &[u8]) {
     if let Some(room) = outbox.room(message.len()) {
         room[..message.len()].copy_from_slice(message);
         outbox.commit(to, message.len());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(n: u8) -> SocketAddr {
-        ([192, 0, 2, n], 51900).into()
-    }
-
-    #[test]
-    fn candidates_take_turns() {
-        let mut places = Places::default();
-        assert!(places.reconfigure(&[at(1), at(2), at(3)], false));
-        let mut seen = vec![places.current.unwrap()];
-        for _ in 0..4 {
-            places.try_next();
-            seen.push(places.current.unwrap());
-        }
-        assert_eq!(seen, [at(1), at(2), at(3), at(1), at(2)]);
-        assert!(
-            !places.reconfigure(&[at(1), at(2), at(3)], false),
-            "the same list changes nothing"
-        );
-    }
-
-    #[test]
-    fn a_learned_endpoint_survives_configuration_while_the_session_lives() {
-        let now = Instant::now();
-        let mut places = Places::default();
-        places.reconfigure(&[at(1)], false);
-        places.learn(now, at(9));
-        assert!(!places.reconfigure(&[at(1), at(2)], true));
-        assert_eq!(places.current, Some(at(9)));
-        places.try_next();
-        assert_eq!(places.current, Some(at(1)));
-        places.try_next();
-        places.try_next();
-        assert_eq!(places.current, Some(at(9)), "it stays in the round");
-        assert!(places.reconfigure(&[at(4)], false), "without a session the new list counts");
-        assert_eq!(places.current, Some(at(4)));
-    }
-
-    #[test]
-    fn without_candidates_the_peer_has_to_call() {
-        let mut places = Places::default();
-        places.reconfigure(&[], false);
-        places.try_next();
-        assert_eq!(places.current, None);
-        places.learn(Instant::now(), at(7));
-        assert!(!places.reconfigure(&[], false));
-        assert_eq!(places.current, Some(at(7)));
     }
 }

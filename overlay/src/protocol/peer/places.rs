@@ -1,0 +1,117 @@
+//! Where a peer may be reached.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+/// Endpoints of a peer: which one is in use, and which comes next.
+#[derive(Debug, Default)]
+pub(super) struct Places {
+    candidates: Vec<SocketAddr>,
+    current: Option<SocketAddr>,
+    /// When an authentic message came from `current`.
+    proven: Option<Instant>,
+    next: usize,
+}
+
+impl Places {
+    /// Where to send.
+    pub(super) fn current(&self) -> Option<SocketAddr> {
+        self.current
+    }
+
+    /// Returns whether the peer is now looked for elsewhere. An endpoint that a live session proves is kept.
+    pub(super) fn reconfigure(&mut self, candidates: &[SocketAddr], live: bool) -> bool {
+        if self.candidates == candidates && self.current.is_some() {
+            return false;
+        }
+        self.candidates = candidates.to_vec();
+        self.next = 0;
+        let keep = match self.current {
+            Some(current) => live || candidates.contains(&current) || candidates.is_empty(),
+            None => false,
+        };
+        if !keep {
+            self.proven = None;
+            self.current = None;
+            self.try_next();
+        }
+        !keep
+    }
+
+    /// An authentic message came from there.
+    pub(super) fn learn(&mut self, now: Instant, source: SocketAddr) {
+        self.current = Some(source);
+        self.proven = Some(now);
+    }
+
+    /// The next candidate; a learned endpoint that is not among them takes its turn after the last.
+    pub(super) fn try_next(&mut self) {
+        let learned =
+            self.current.filter(|c| self.proven.is_some() && !self.candidates.contains(c));
+        if let Some(&next) = self.candidates.get(self.next) {
+            if let Some(learned) = learned {
+                // It stays in the round: a peer behind NAT has no other endpoint that works.
+                self.candidates.push(learned);
+            }
+            self.next = (self.next + 1) % self.candidates.len();
+            if self.current == Some(next) && self.candidates.len() > 1 {
+                return self.try_next();
+            }
+            self.current = Some(next);
+            self.proven = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(n: u8) -> SocketAddr {
+        ([192, 0, 2, n], 51900).into()
+    }
+
+    #[test]
+    fn candidates_take_turns() {
+        let mut places = Places::default();
+        assert!(places.reconfigure(&[at(1), at(2), at(3)], false));
+        let mut seen = vec![places.current.unwrap()];
+        for _ in 0..4 {
+            places.try_next();
+            seen.push(places.current.unwrap());
+        }
+        assert_eq!(seen, [at(1), at(2), at(3), at(1), at(2)]);
+        assert!(
+            !places.reconfigure(&[at(1), at(2), at(3)], false),
+            "the same list changes nothing"
+        );
+    }
+
+    #[test]
+    fn a_learned_endpoint_survives_configuration_while_the_session_lives() {
+        let now = Instant::now();
+        let mut places = Places::default();
+        places.reconfigure(&[at(1)], false);
+        places.learn(now, at(9));
+        assert!(!places.reconfigure(&[at(1), at(2)], true));
+        assert_eq!(places.current, Some(at(9)));
+        places.try_next();
+        assert_eq!(places.current, Some(at(1)));
+        places.try_next();
+        places.try_next();
+        assert_eq!(places.current, Some(at(9)), "it stays in the round");
+        assert!(places.reconfigure(&[at(4)], false), "without a session the new list counts");
+        assert_eq!(places.current, Some(at(4)));
+    }
+
+    #[test]
+    fn without_candidates_the_peer_has_to_call() {
+        let mut places = Places::default();
+        places.reconfigure(&[], false);
+        places.try_next();
+        assert_eq!(places.current, None);
+        places.learn(Instant::now(), at(7));
+        assert!(!places.reconfigure(&[], false));
+        assert_eq!(places.current, Some(at(7)));
+    }
+}
