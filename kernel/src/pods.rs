@@ -10,6 +10,7 @@
 pub(crate) mod check;
 mod fake;
 mod linux;
+mod ready;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -219,6 +219,9 @@ fn traffic_that_leaves_the_cluster_is_masqueraded_and_the_rest_is_not() {
     node.net.ip("link set up0 up");
     outside.ip("addr add 192.0.2.2/24 dev down0");
     outside.ip("link set down0 up");
+    // Asking makes the kernel finish bringing them up.
+    node.net.ip("link show up0");
+    outside.ip("link show down0");
     let _device = tun(&node.net);
     node.settle(&desired());
     let pods = LinuxPodNetwork::new(node.net.handle(), node.programs.clone());

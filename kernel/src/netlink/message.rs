@@ -167,6 +167,15 @@ pub(crate) fn put_neighbour(ifindex: u32, address: IpAddr, mac: MacAddress) -> R
     Request { message: RouteNetlinkMessage::NewNeighbour(message), flags: PUT }
 }
 
+/// Asks which route an address takes.
+pub(crate) fn route_to(address: IpAddr) -> RouteRequest {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(address);
+    message.header.destination_prefix_length = host_prefix(address);
+    message.attributes.push(RouteAttribute::Destination(RouteAddress::from(address)));
+    Request { message: RouteNetlinkMessage::GetRoute(message), flags: 0 }
+}
+
 /// A route in the main table.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RouteSpec {

@@ -13,7 +13,7 @@ use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 
 use super::{
     ALIAS_PREFIX, AttachError, Attached, DetachError, ListError, Missing, ObservedPort,
-    POD_GATEWAY_V6, POD_ROUTE_PROTOCOL, PodNetwork, PodPort, check,
+    POD_GATEWAY_V6, POD_ROUTE_PROTOCOL, PodNetwork, PodPort, check, ready,
 };
 use crate::ifname::MacAddress;
 use crate::netlink::message::{self, RouteRequest, RouteSpec, VethEnd, Via};
@@ -148,6 +148,8 @@ impl LinuxPodNetwork {
         all_done(socket.batch(host_requests(port, ifindex)))
             .map_err(|source| netlink_error("configure the node's side", port, source))?;
         configure_pod(port, host, pod)?;
+        ready::wait(socket, port.host_interface.as_str(), &[])
+            .map_err(|source| netlink_error("wait for the node's side", port, source))?;
         for address in port.addresses() {
             self.programs
                 .local_pods
@@ -341,7 +343,10 @@ fn configure_pod(port: &PodPort, host: &Device, pod: &NetNs) -> Result<(), Attac
         let mut socket = RouteSocket::open_in(&NetNs::current())
             .map_err(|source| AttachError::Namespace { path: port.netns.clone(), source })?;
         all_done(socket.batch(pod_requests(port, ifindex)))
-            .map_err(|source| netlink_error("configure the pod's side", port, source))
+            .map_err(|source| netlink_error("configure the pod's side", port, source))?;
+        let addresses: Vec<IpAddr> = port.addresses().collect();
+        ready::wait(&mut socket, port.interface.as_str(), &addresses)
+            .map_err(|source| netlink_error("wait for the pod's side", port, source))
     };
     pod.run(inside).map_err(|source| AttachError::Namespace { path: port.netns.clone(), source })?
 }
