@@ -11,11 +11,13 @@
 //!
 //! Never does: addresses, routes, eBPF programs, anything about pods or services. Nothing here sends a packet that
 //! came from the device without sealing it: the only way from a device to a socket leads through
-//! [`protocol::Peer::send`].
+//! [`protocol::peer::Sender::send`].
 //!
 //! Specification: the WireGuard paper, <https://www.wireguard.com/papers/wireguard.pdf>, named "WG" below.
 //! Known gaps against it: session keys are not retired by message count (WG section 6.1, boringtun has no
-//! counter for it), the cookie is bound to the address and not to the port (WG section 5.3).
+//! counter for it), the cookie is bound to the address and not to the port (WG section 5.3), and a handshake made after
+//! a restart with the clock set back is refused as a replay until the clock has caught up (WG section 5.4.2).
+//! The outer header carries neither traffic class nor ECN of the inner one.
 
 pub mod config;
 pub mod counters;
