@@ -21,6 +21,7 @@ mod files;
 mod join;
 mod link;
 mod observe;
+pub mod pods;
 mod readiness;
 mod reconcile;
 mod register;

@@ -1,6 +1,6 @@
 //! `mesh-agent reset`: the node as it was before the agent came.
 //!
-//! Keys, certificate and journal stay in the state directory, so that the node can come back; delete it to forget them.
+//! Key and certificate stay in the state directory, so that the node can come back; delete it to forget them.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,7 +8,8 @@ use std::sync::Arc;
 use anyhow::bail;
 use mesh_kernel::node::{LinuxNodeNetwork, NodeNetwork as _};
 use mesh_kernel::pods::{LinuxPodNetwork, PodNetwork as _};
-use mesh_kernel::{IfName, LoadOptions, NetNs, Programs};
+use mesh_kernel::wireguard::KernelWireGuard;
+use mesh_kernel::{IfName, LoadOptions, NetNs, Programs, WireGuardDevice as _};
 use mesh_model::wellknown::OVERLAY_DEVICE;
 use mesh_worker::supervise;
 
@@ -36,6 +37,8 @@ pub(crate) async fn reset(options: &Options) -> anyhow::Result<()> {
     note("eBPF programs and maps", detached.as_ref().map(drop).map_err(|e| e as _));
     let sockets = remove_sockets(paths.run());
     note("sockets", sockets.as_ref().map(drop).map_err(|e| e as _));
+    let derived = remove_derived(&paths);
+    note("saved snapshot and journal", derived.as_ref().map(drop).map_err(|e| e as _));
     if failures.is_empty() {
         return Ok(());
     }
@@ -62,6 +65,7 @@ fn kernel(options: &Options, note: &mut Note<'_>) {
         Err(error) => note("pods' interfaces", Err(&error)),
     }
     let overlay: IfName = OVERLAY_DEVICE.parse().expect("a constant and valid interface name");
+    let device = KernelWireGuard::new(NetNs::current(), overlay.clone());
     let network = LinuxNodeNetwork::new(NetNs::current(), programs, overlay.clone());
     match network.remove_all(&overlay) {
         Ok((_, applied)) => {
@@ -71,6 +75,22 @@ fn kernel(options: &Options, note: &mut Note<'_>) {
         }
         Err(error) => note("routes and addresses", Err(&error)),
     }
+    // By name, whichever engine made it.
+    let removed = device.remove();
+    note(OVERLAY_DEVICE, removed.as_ref().map(drop).map_err(|e| e as _));
+}
+
+/// What follows from the API or from what has just been removed. Key, certificate and join stay.
+fn remove_derived(paths: &Paths) -> std::io::Result<()> {
+    let derived = [paths.snapshot(), paths.journal()];
+    let workers = workers::ALL.map(|name| paths.worker_state(name));
+    for path in derived.into_iter().chain(workers) {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn remove_sockets(run_dir: &Path) -> std::io::Result<()> {

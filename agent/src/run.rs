@@ -7,7 +7,7 @@ use std::fs::{self, File, TryLockError};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -48,6 +48,7 @@ struct Agent {
     board: Board,
     key: NodeKey,
     overlay: Arc<Overlay>,
+    programs: Arc<OnceLock<Arc<Programs>>>,
     mtu: u16,
     desired: watch::Sender<Option<Desired>>,
     plugin: watch::Sender<cni::Readiness>,
@@ -67,6 +68,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         plugin: watch::Sender::new(cni::Readiness::starting("the agent is starting")),
         node: watch::Sender::new(register::Readiness::starting()),
         board: Board::default(),
+        programs: Arc::default(),
         key,
         paths,
         options,
@@ -177,7 +179,8 @@ impl Agent {
 
     /// Loads the programs, as often as it takes; then everything that needs them.
     async fn kernel(self: Arc<Self>) {
-        let programs = self.programs().await;
+        let programs = self.load_programs().await;
+        let _ = self.programs.set(Arc::clone(&programs));
         let device = OVERLAY_DEVICE.parse().expect("a constant and valid interface name");
         let network = LinuxNodeNetwork::new(NetNs::current(), Arc::clone(&programs), device);
         self.drive(Node { network: Arc::new(network), mtu: self.mtu });
@@ -195,7 +198,7 @@ impl Agent {
         }
     }
 
-    async fn programs(&self) -> Arc<Programs> {
+    async fn load_programs(&self) -> Arc<Programs> {
         let mut pause = Duration::from_millis(500);
         loop {
             let options = LoadOptions::new(&self.options.bpf_dir, &self.options.cgroup);
@@ -266,6 +269,7 @@ impl Agent {
             desired: self.desired.subscribe(),
             overlay: Arc::clone(&self.overlay),
             board: self.board.clone(),
+            programs: Arc::clone(&self.programs),
             dns: self.worker(workers::DNS),
             ingress: self.worker(workers::INGRESS),
             ingress_listeners: self
@@ -356,11 +360,14 @@ impl Agent {
     async fn serve_https(self: Arc<Self>, identity: Identity) {
         let mut pause = Duration::from_millis(200);
         loop {
-            let router = server::router(self.sources());
-            if let Err(error) = server::tls::serve(&identity, AGENT_PORT, router).await {
-                tracing::error!(error = chain(&error), "HTTPS not served, trying again");
-                self.board.failed("https", vec![chain(&error)]);
-            }
+            let served = async {
+                let listener = server::tls::listen(AGENT_PORT)?;
+                self.board.done("https");
+                server::tls::serve(&identity, listener, server::router(self.sources())).await
+            };
+            let Err(error) = served.await;
+            tracing::error!(error = chain(&error), "HTTPS not served, trying again");
+            self.board.failed("https", vec![chain(&error)]);
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_RETRY);
         }

@@ -1,13 +1,14 @@
 //! What the node tells about itself: one router, on the admin socket for root and over TLS for the control service.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use mesh_kernel::Programs;
 use mesh_model::report::{CheckStep, NodeReport, PeerReport, RoutesReport};
 use mesh_model::snapshot::Frontend;
 use mesh_model::{NodeName, Snapshot};
@@ -33,6 +34,8 @@ pub(crate) struct Sources {
     pub(crate) desired: watch::Receiver<Option<Desired>>,
     pub(crate) overlay: Arc<Overlay>,
     pub(crate) board: Board,
+    /// Present when they are loaded.
+    pub(crate) programs: Arc<OnceLock<Arc<Programs>>>,
     pub(crate) dns: Client,
     pub(crate) ingress: Client,
     /// The proxy's own listeners, by addresses that can be connected to.

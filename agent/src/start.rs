@@ -35,10 +35,13 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Libraries that say something about each question, unless they are asked for by name.
+const QUIET: &str = "hickory_server=warn,hickory_resolver=warn";
+
 /// `MESH_LOG` filters, as `RUST_LOG` does elsewhere; `MESH_LOG_FORMAT=json` is for machines.
 fn log_to_stderr() {
-    let filter = EnvFilter::try_from_env("MESH_LOG")
-        .unwrap_or_else(|_| EnvFilter::new("info,hickory_server=warn,hickory_resolver=warn"));
+    let wanted = std::env::var("MESH_LOG").unwrap_or_else(|_| "info".to_owned());
+    let filter = EnvFilter::new(format!("{QUIET},{wanted}"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     if std::env::var("MESH_LOG_FORMAT").is_ok_and(|format| format == "json") {
         log.json().init();

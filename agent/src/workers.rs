@@ -53,7 +53,7 @@ impl Paths {
         self.run.join(format!("{worker}.sock"))
     }
 
-    fn worker_state(&self, worker: &str) -> PathBuf {
+    pub(crate) fn worker_state(&self, worker: &str) -> PathBuf {
         self.state.join(format!("{worker}.json"))
     }
 
@@ -113,6 +113,8 @@ fn spec(name: &'static str, paths: &Paths, program: &Path, more: Vec<String>) ->
         args,
         identity_file: paths.identity(name),
         log_file: None,
+        // Two engines on one device would each get half of the packets; the others share their ports.
+        handover: (name != OVERLAY).then(|| paths.worker_socket(name)),
     }
 }
 

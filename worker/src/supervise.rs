@@ -22,6 +22,10 @@ use tokio::sync::oneshot;
 
 /// Time between the polite and the final signal.
 const GRACE: Duration = Duration::from_secs(5);
+/// The same for a worker whose successor serves already: its clients may finish.
+const HANDOVER_GRACE: Duration = Duration::from_secs(30);
+/// A successor that is not ready by then never will be.
+const HANDOVER_LIMIT: Duration = Duration::from_secs(10);
 /// A worker that lived so long is restarted at once when it dies.
 const HEALTHY: Duration = Duration::from_secs(10);
 const FIRST_DELAY: Duration = Duration::from_millis(50);
@@ -40,6 +44,9 @@ pub struct WorkerSpec {
     pub identity_file: PathBuf,
     /// Where its standard error goes; this process's own when absent.
     pub log_file: Option<PathBuf>,
+    /// Its control socket, when a new one may start while the old one still serves: both share their ports, and the
+    /// new one takes over the socket when it is ready. Absent: the old one has to end first.
+    pub handover: Option<PathBuf>,
 }
 
 /// A worker could not be started, watched or stopped.
@@ -72,16 +79,32 @@ pub enum SuperviseError {
         #[source]
         source: io::Error,
     },
+    /// The successor did not take over. The old one serves on.
+    #[error("the new worker did not take over {socket}")]
+    Handover {
+        /// The control socket.
+        socket: PathBuf,
+    },
 }
 
 /// Which process a worker is, and what it was started from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Identity {
+    #[serde(flatten)]
+    process: ProcessId,
+    program: ProgramId,
+    args: Vec<String>,
+    /// The one before it, which may still be serving its last clients.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    predecessor: Option<ProcessId>,
+}
+
+/// A process, and no other one that gets its number later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct ProcessId {
     pid: i32,
     /// Clock ticks since boot, field 22 of proc_pid_stat(5): a pid alone may be somebody else's by now.
     start_ticks: u64,
-    program: ProgramId,
-    args: Vec<String>,
 }
 
 /// Changes when the file is replaced or rewritten.
@@ -122,15 +145,19 @@ pub async fn keep(spec: WorkerSpec) {
 async fn run_once(spec: &WorkerSpec) -> Result<(), SuperviseError> {
     let running = match adopt(spec).await? {
         Some(running) => running,
-        None => start(spec)?,
+        None => start(spec, None)?.process,
     };
-    watch(running).await
+    watch(running.pid).await
 }
 
 /// Stops the worker, if it runs: asks, waits five seconds, then insists.
 pub async fn stop(spec: &WorkerSpec) -> Result<(), SuperviseError> {
-    if let Some(identity) = read(&spec.identity_file)?.filter(is_alive) {
-        end(identity.pid).await?;
+    if let Some(identity) = read(&spec.identity_file)? {
+        for process in identity.predecessor.into_iter().chain([identity.process]) {
+            if is_alive(&process) {
+                end(process.pid, GRACE).await?;
+            }
+        }
     }
     match fs::remove_file(&spec.identity_file) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -140,23 +167,66 @@ pub async fn stop(spec: &WorkerSpec) -> Result<(), SuperviseError> {
     }
 }
 
-async fn adopt(spec: &WorkerSpec) -> Result<Option<i32>, SuperviseError> {
-    let Some(identity) = read(&spec.identity_file)?.filter(is_alive) else { return Ok(None) };
+/// The process that runs already, or its successor; nothing when none runs.
+async fn adopt(spec: &WorkerSpec) -> Result<Option<ProcessId>, SuperviseError> {
+    let Some(identity) = read(&spec.identity_file)? else { return Ok(None) };
+    if let Some(old) = identity.predecessor.filter(is_alive) {
+        if !is_alive(&identity.process) {
+            // The agent died during a handover, and then the successor: the old one is still the best there is.
+            return replace(spec, old).await.map(Some);
+        }
+        retire(old);
+    }
+    if !is_alive(&identity.process) {
+        return Ok(None);
+    }
     if identity.args == spec.args && program_id(&spec.program).is_ok_and(|p| p == identity.program)
     {
-        tracing::debug!(worker = spec.name, pid = identity.pid, "adopted");
-        return Ok(Some(identity.pid));
+        tracing::debug!(worker = spec.name, pid = identity.process.pid, "adopted");
+        return Ok(Some(identity.process));
     }
-    tracing::info!(
-        worker = spec.name,
-        pid = identity.pid,
-        "replacing: program or arguments changed"
-    );
-    end(identity.pid).await?;
-    Ok(None)
+    replace(spec, identity.process).await.map(Some)
 }
 
-fn start(spec: &WorkerSpec) -> Result<i32, SuperviseError> {
+/// Puts a new worker in the place of one that was started from another program or with other arguments.
+async fn replace(spec: &WorkerSpec, old: ProcessId) -> Result<ProcessId, SuperviseError> {
+    tracing::info!(worker = spec.name, pid = old.pid, "replacing: program or arguments changed");
+    let Some(socket) = &spec.handover else {
+        end(old.pid, GRACE).await?;
+        return Ok(start(spec, None)?.process);
+    };
+    let before = socket_id(socket);
+    let fresh = start(spec, Some(old))?;
+    let deadline = Instant::now() + HANDOVER_LIMIT;
+    while socket_id(socket) == before {
+        if Instant::now() > deadline || !is_alive(&fresh.process) {
+            end(fresh.process.pid, GRACE).await?;
+            let restored = Identity { process: old, predecessor: None, ..fresh };
+            write(&spec.identity_file, &restored)?;
+            return Err(SuperviseError::Handover { socket: socket.clone() });
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    retire(old);
+    Ok(fresh.process)
+}
+
+/// Changes when another process binds the socket.
+fn socket_id(path: &Path) -> Option<(u64, u64)> {
+    fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+/// Asks a worker to end when its clients have finished; insists in the end. Does not wait for it.
+fn retire(old: ProcessId) {
+    tokio::spawn(async move {
+        if let Err(error) = end(old.pid, HANDOVER_GRACE).await {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(pid = old.pid, error, "replaced worker not ended");
+        }
+    });
+}
+
+fn start(spec: &WorkerSpec, predecessor: Option<ProcessId>) -> Result<Identity, SuperviseError> {
     let failed = |source| SuperviseError::Start { program: spec.program.clone(), source };
     let mut command = Command::new(&spec.program);
     command.args(&spec.args).stdin(Stdio::null()).stdout(Stdio::null());
@@ -171,8 +241,8 @@ fn start(spec: &WorkerSpec) -> Result<i32, SuperviseError> {
     }
     let program = program_id(&spec.program).map_err(failed)?;
     let pid = command.spawn().map_err(failed)?.id().cast_signed();
-    let start_ticks = start_ticks(pid).unwrap_or(0);
-    let identity = Identity { pid, start_ticks, program, args: spec.args.clone() };
+    let process = ProcessId { pid, start_ticks: start_ticks(pid).unwrap_or(0) };
+    let identity = Identity { process, program, args: spec.args.clone(), predecessor };
     if let Err(error) = write(&spec.identity_file, &identity) {
         // Nobody could find it again: better none than one that is lost.
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
@@ -180,7 +250,7 @@ fn start(spec: &WorkerSpec) -> Result<i32, SuperviseError> {
         return Err(error);
     }
     tracing::info!(worker = spec.name, pid, "started");
-    Ok(pid)
+    Ok(identity)
 }
 
 /// Waits until the process is gone; collects it when it is a child of this process.
@@ -204,12 +274,12 @@ async fn watch(pid: i32) -> Result<(), SuperviseError> {
     outcome.map(drop).map_err(failed)
 }
 
-async fn end(pid: i32) -> Result<(), SuperviseError> {
+async fn end(pid: i32, grace: Duration) -> Result<(), SuperviseError> {
     let failed = |source| SuperviseError::Watch { pid, source };
     let Ok(handle) = pidfd(pid) else { return Ok(()) };
     let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
     let ended = tokio::task::spawn_blocking(move || {
-        if wait_for(&handle, Some(GRACE))? {
+        if wait_for(&handle, Some(grace))? {
             return Ok(());
         }
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
@@ -248,8 +318,8 @@ fn wait_for(handle: &OwnedFd, limit: Option<Duration>) -> io::Result<bool> {
     }
 }
 
-fn is_alive(identity: &Identity) -> bool {
-    start_ticks(identity.pid) == Some(identity.start_ticks)
+fn is_alive(process: &ProcessId) -> bool {
+    start_ticks(process.pid) == Some(process.start_ticks)
 }
 
 /// Start time of a process that is not a zombie.
@@ -310,13 +380,15 @@ mod tests {
                 args: vec![seconds.to_owned()],
                 identity_file: self.0.join("pid"),
                 log_file: Some(self.0.join("log")),
+                handover: None,
             }
         }
 
-        async fn running(&self) -> Identity {
+        async fn running(&self) -> ProcessId {
             for _ in 0..500 {
-                if let Some(identity) = read(&self.0.join("pid")).unwrap().filter(is_alive) {
-                    return identity;
+                let known = read(&self.0.join("pid")).unwrap().map(|identity| identity.process);
+                if let Some(process) = known.filter(is_alive) {
+                    return process;
                 }
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
@@ -326,10 +398,12 @@ mod tests {
 
     impl Drop for Dir {
         fn drop(&mut self) {
-            if let Ok(Some(identity)) = read(&self.0.join("pid"))
-                && is_alive(&identity)
-            {
-                let _ = kill(Pid::from_raw(identity.pid), Signal::SIGKILL);
+            if let Ok(Some(identity)) = read(&self.0.join("pid")) {
+                for process in identity.predecessor.into_iter().chain([identity.process]) {
+                    if is_alive(&process) {
+                        let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
+                    }
+                }
             }
             let _ = fs::remove_dir_all(&self.0);
         }
@@ -364,10 +438,52 @@ mod tests {
         let _ = keeper.await;
         assert!(is_alive(&first), "it outlives its keeper");
 
-        assert_eq!(adopt(&dir.spec("60")).await.unwrap(), Some(first.pid));
-        assert_eq!(adopt(&dir.spec("61")).await.unwrap(), None, "other arguments");
+        assert_eq!(adopt(&dir.spec("60")).await.unwrap(), Some(first));
+        let second = adopt(&dir.spec("61")).await.unwrap().unwrap();
+        assert_ne!(second, first, "other arguments");
         assert!(!is_alive(&first), "the outdated one was stopped");
         stop(&dir.spec("61")).await.unwrap();
+        assert!(!is_alive(&second));
         stop(&dir.spec("61")).await.unwrap();
+    }
+
+    /// A stand-in for a worker: takes the socket's place after a moment, as the real ones do when they are ready.
+    fn shell(dir: &Dir, script: &str) -> WorkerSpec {
+        let socket = dir.0.join("socket");
+        let script = script.replace("SOCKET", socket.to_str().unwrap());
+        WorkerSpec {
+            program: "/bin/sh".into(),
+            args: vec!["-c".to_owned(), script],
+            handover: Some(socket),
+            ..dir.spec("")
+        }
+    }
+
+    #[tokio::test]
+    async fn a_successor_serves_before_the_old_one_ends() {
+        let dir = Dir::new("handover");
+        let ready = "touch SOCKET.new; mv SOCKET.new SOCKET; exec sleep 6";
+        let old = start(&shell(&dir, &format!("{ready}0")), None).unwrap().process;
+        while socket_id(&dir.0.join("socket")).is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let hopeless = shell(&dir, "exit 1");
+        let refused = adopt(&hopeless).await;
+        assert!(matches!(refused, Err(SuperviseError::Handover { .. })), "{refused:?}");
+        assert!(is_alive(&old), "nobody took over, so the old one stays");
+
+        let slow = shell(&dir, &format!("sleep 0.2; {ready}1"));
+        let successor = tokio::spawn(async move { adopt(&slow).await });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(is_alive(&old), "the new one is not ready yet");
+        let new = successor.await.unwrap().unwrap().unwrap();
+        assert!(new != old && is_alive(&new));
+        for _ in 0..500 {
+            if !is_alive(&old) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("the old one was not told to end");
     }
 }

@@ -1,5 +1,6 @@
 //! The agent's HTTPS server: only for the control service and administrators.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -50,11 +51,10 @@ pub(crate) enum TlsServerError {
 /// Serves the router for ever to clients whose certificate says that they may.
 pub(crate) async fn serve(
     identity: &Identity,
-    port: u16,
+    listener: TcpListener,
     router: Router,
-) -> Result<(), TlsServerError> {
+) -> Result<Infallible, TlsServerError> {
     let acceptor = TlsAcceptor::from(Arc::new(config(identity)?));
-    let listener = listen(port).map_err(|source| TlsServerError::Listen { port, source })?;
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let permit = Arc::clone(&room).acquire_owned().await.expect("never closed");
@@ -76,8 +76,8 @@ pub(crate) async fn serve(
     }
 }
 
-/// Both families with one socket, or IPv4 alone where there is no IPv6.
-fn listen(port: u16) -> io::Result<TcpListener> {
+/// A socket for both families, or for IPv4 alone where there is no IPv6.
+pub(crate) fn listen(port: u16) -> Result<TcpListener, TlsServerError> {
     let bind = |address: SocketAddr| {
         let socket = if address.is_ipv6() {
             tokio::net::TcpSocket::new_v6()
@@ -88,10 +88,11 @@ fn listen(port: u16) -> io::Result<TcpListener> {
         socket.bind(address)?;
         socket.listen(128)
     };
-    bind((Ipv6Addr::UNSPECIFIED, port).into()).or_else(|error| match error.kind() {
+    let listener = bind((Ipv6Addr::UNSPECIFIED, port).into()).or_else(|error| match error.kind() {
         io::ErrorKind::AddrInUse => Err(error),
         _ => bind((Ipv4Addr::UNSPECIFIED, port).into()),
-    })
+    });
+    listener.map_err(|source| TlsServerError::Listen { port, source })
 }
 
 fn config(identity: &Identity) -> Result<ServerConfig, TlsServerError> {
@@ -154,23 +155,4 @@ fn may_read(certificate: &CertificateDer<'_>) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use rcgen::{CertificateParams, DnType, KeyPair};
-
-    fn certificate(kind: DnType, value: &str) -> CertificateDer<'static> {
-        let mut params = CertificateParams::new(vec![]).unwrap();
-        params.distinguished_name = rcgen::DistinguishedName::new();
-        params.distinguished_name.push(kind, value);
-        params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().clone()
-    }
-
-    #[test]
-    fn only_control_and_administrators_may_read() {
-        assert!(may_read(&certificate(DnType::CommonName, "mesh-control")));
-        assert!(may_read(&certificate(DnType::OrganizationName, "system:masters")));
-        assert!(!may_read(&certificate(DnType::OrganizationName, "system:nodes")));
-        assert!(!may_read(&certificate(DnType::CommonName, "system:masters")));
-        assert!(!may_read(&CertificateDer::from(vec![1, 2, 3])));
-    }
-}
+mod tests;
