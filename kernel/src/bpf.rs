@@ -3,15 +3,16 @@
 //! ```text
 //! BPF_DIR/v1/maps/SERVICES ...           pinned maps, reused by the next agent
 //! BPF_DIR/v1/links/cgroup-connect4 ...   pinned links: programs stay attached without an agent
-//! BPF_DIR/v1/links/pod-mv0123456789ab
 //! BPF_DIR/v1/links/overlay-mesh-wg
 //! ```
+//!
+//! Pods' veths carry a clsact filter instead of a link (see `netlink/tc.rs`): it lives and dies with the device.
 //!
 //! The version is that of the ABI. A new set of programs is loaded (and so verified) completely before the first link is
 //! switched; each link is switched by the kernel in one step. Programs of an older ABI stay attached
 //! until [`Programs::retire_old_versions`], which the agent calls when the new maps are filled.
 //!
-//! Known gap: TC links (tcx) need Linux 6.6; attaching by clsact on older kernels is not implemented.
+//! Known gap: on kernels before 6.6 the overlay device's filter is switched only when the device is attached again.
 
 mod bpffs;
 mod link;
@@ -33,6 +34,10 @@ pub use link::AttachError;
 pub use load::LoadError;
 pub(crate) use map::Map;
 
+use crate::NetNs;
+use crate::netlink::device::Device;
+use crate::netlink::message::RouteRequest;
+use crate::netlink::{Answer, NetlinkError, RouteSocket, tc};
 use crate::services::BpfServiceTable;
 use bpffs::Pins;
 use link::{LinkSpec, put_link};
@@ -48,16 +53,19 @@ pub struct LoadOptions {
     pub capacities: BTreeMap<&'static str, u32>,
     /// Object to load instead of the built-in one.
     pub object: Option<Vec<u8>>,
+    /// The node's network namespace, whose pods get the new programs.
+    pub node: NetNs,
 }
 
 impl LoadOptions {
-    /// The built-in object with its capacities.
+    /// The built-in object with its capacities, in the current network namespace.
     pub fn new(bpf_dir: impl Into<PathBuf>, cgroup_dir: impl Into<PathBuf>) -> Self {
         Self {
             bpf_dir: bpf_dir.into(),
             cgroup_dir: cgroup_dir.into(),
             capacities: BTreeMap::new(),
             object: None,
+            node: NetNs::current(),
         }
     }
 }
@@ -107,7 +115,8 @@ impl Programs {
             this.attach(&format!("cgroup-{name}"), name, &spec)
                 .map_err(|source| LoadError::Attach { name: name.to_owned(), source })?;
         }
-        this.switch_tc_links()?;
+        this.switch_links()?;
+        this.switch_filters(&options.node)?;
         Ok(this)
     }
 
@@ -195,37 +204,41 @@ impl Programs {
         test_run::run(self.program(name)?.as_fd(), input)
     }
 
-    /// Attaches `from_pod` to the ingress of a host-side veth of the calling thread's namespace.
-    pub(crate) fn attach_pod(&self, name: &str, ifindex: u32) -> Result<(), AttachError> {
-        let spec = LinkSpec::tcx_ingress(ifindex);
-        self.attach(&format!("pod-{name}"), abi::programs::FROM_POD, &spec)
+    /// The request that attaches `from_pod` to a prepared host-side veth, or switches it there.
+    pub(crate) fn guard_request(&self, ifindex: u32) -> Result<RouteRequest, NetlinkError> {
+        let program = self.program(abi::programs::FROM_POD).map_err(NetlinkError::Socket)?;
+        Ok(tc::attach(ifindex, program.as_fd(), abi::programs::FROM_POD))
     }
 
-    /// Attaches `from_overlay` to the ingress of the overlay device of the calling thread's namespace.
-    pub(crate) fn attach_overlay(&self, name: &str, ifindex: u32) -> Result<(), AttachError> {
-        let spec = LinkSpec::tcx_ingress(ifindex);
-        self.attach(&format!("overlay-{name}"), abi::programs::FROM_OVERLAY, &spec)
-    }
-
-    /// Whether a pod's veth carries our program.
-    pub(crate) fn is_pod_attached(&self, name: &str, ifindex: u32) -> bool {
-        link::is_attached(&self.pins.link(&format!("pod-{name}")), ifindex)
+    /// Attaches `from_overlay` to the overlay device of the calling thread's namespace.
+    pub(crate) fn attach_overlay(
+        &self,
+        socket: &mut RouteSocket,
+        name: &str,
+        ifindex: u32,
+    ) -> Result<(), AttachError> {
+        let pin = overlay_pin(name);
+        match self.attach(&pin, abi::programs::FROM_OVERLAY, &LinkSpec::tcx_ingress(ifindex)) {
+            // A kernel before 6.6 does not know the kind of link.
+            Err(AttachError::Create(error)) if error.raw_os_error() == Some(libc::EINVAL) => {
+                let program = self.program(abi::programs::FROM_OVERLAY);
+                let program = program.map_err(AttachError::Create)?.as_fd();
+                let filter = tc::attach(ifindex, program, abi::programs::FROM_OVERLAY);
+                attach_filters(socket, ifindex, filter).map_err(AttachError::Filter)
+            }
+            other => other,
+        }
     }
 
     /// Whether the overlay device carries our program.
-    pub(crate) fn is_overlay_attached(&self, name: &str, ifindex: u32) -> bool {
-        link::is_attached(&self.pins.link(&format!("overlay-{name}")), ifindex)
-    }
-
-    /// Removes the pin of a pod's link. Nothing there is success.
-    pub(crate) fn forget_pod(&self, name: &str) -> io::Result<()> {
-        bpffs::remove_file(&self.pins.link(&format!("pod-{name}")))
-    }
-
-    /// Host-side names of the pods with a pinned link.
-    pub(crate) fn pinned_pods(&self) -> io::Result<Vec<String>> {
-        let names = self.pins.link_names()?;
-        Ok(names.iter().filter_map(|name| name.strip_prefix("pod-")).map(str::to_owned).collect())
+    pub(crate) fn is_overlay_attached(
+        &self,
+        socket: &mut RouteSocket,
+        name: &str,
+        ifindex: u32,
+    ) -> Result<bool, NetlinkError> {
+        Ok(link::is_attached(&self.pins.link(&overlay_pin(name)), ifindex)
+            || tc::is_attached(socket, ifindex, abi::programs::FROM_OVERLAY)?)
     }
 
     fn program(&self, name: &str) -> io::Result<&OwnedFd> {
@@ -237,21 +250,60 @@ impl Programs {
         put_link(&self.pins.link(pin), program.as_fd(), spec)
     }
 
-    /// Switches the TC links of an earlier load. A link whose device is gone loses its pin.
-    fn switch_tc_links(&self) -> Result<(), LoadError> {
+    /// Switches pinned TC links of an earlier load. A link whose device is gone loses its pin.
+    fn switch_links(&self) -> Result<(), LoadError> {
         let names = self.pins.link_names().map_err(|source| self.pins.links_error(source))?;
-        for name in names {
-            let program = match name.split_once('-') {
-                Some(("pod", _)) => abi::programs::FROM_POD,
-                Some(("overlay", _)) => abi::programs::FROM_OVERLAY,
-                _ => continue,
-            };
+        for name in names.into_iter().filter(|name| name.starts_with(OVERLAY_PIN)) {
             let attach = |source| LoadError::Attach { name: name.clone(), source };
-            let program = self.program(program).map_err(|e| attach(AttachError::Create(e)))?;
+            let program = self.program(abi::programs::FROM_OVERLAY);
+            let program = program.map_err(|error| attach(AttachError::Create(error)))?;
             link::switch(&self.pins.link(&name), program.as_fd()).map_err(attach)?;
         }
         Ok(())
     }
+
+    /// Switches the programs on the pods' veths. One that the maps do not know keeps its program, which has maps of its
+    /// own: attaching the pod again switches it then.
+    fn switch_filters(&self, node: &NetNs) -> Result<(), LoadError> {
+        let failed = |error| LoadError::Attach {
+            name: abi::programs::FROM_POD.to_owned(),
+            source: AttachError::Filter(error),
+        };
+        let socket = RouteSocket::open_in(node);
+        let mut socket = socket.map_err(|error| failed(NetlinkError::Socket(error)))?;
+        let mut requests = Vec::new();
+        for device in Device::of_pods(&mut socket).map_err(failed)? {
+            if self.pod_ports.lookup(&device.ifindex).is_ok_and(|port| port.is_some()) {
+                requests.push(self.guard_request(device.ifindex).map_err(failed)?);
+            }
+        }
+        for answer in socket.batch(requests).map_err(failed)? {
+            match answer {
+                // A pod that is just going away.
+                Err(error) if !error.is_missing() => return Err(failed(error)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Prefix of the name of the overlay device's pinned link.
+const OVERLAY_PIN: &str = "overlay-";
+
+fn overlay_pin(device: &str) -> String {
+    format!("{OVERLAY_PIN}{device}")
+}
+
+/// Prepares the device, if it is not, and attaches.
+fn attach_filters(
+    socket: &mut RouteSocket,
+    ifindex: u32,
+    filter: RouteRequest,
+) -> Result<(), NetlinkError> {
+    let answers = socket.batch(vec![tc::prepare(ifindex), filter])?;
+    let real = |answer: &Answer<_>| !answer.as_ref().is_err_and(NetlinkError::is_exists);
+    answers.into_iter().filter(real).try_for_each(|answer| answer.map(drop))
 }
 
 /// The built-in object; empty when the crate was built without it.

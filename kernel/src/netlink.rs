@@ -3,7 +3,9 @@
 //! A pod needs about a dozen netlink requests; sent one by one through an async connection each costs a wake-up. Here a
 //! batch is one `send`, and the answers are collected until each request has been acknowledged.
 
+pub(crate) mod device;
 pub(crate) mod message;
+pub(crate) mod tc;
 
 use std::fmt::Debug;
 use std::io;

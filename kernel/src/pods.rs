@@ -16,9 +16,9 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
+use crate::IfName;
 pub use crate::ifname::MacAddress;
 use crate::netlink::NetlinkError;
-use crate::{IfName, bpf};
 
 pub use fake::FakePodNetwork;
 pub use linux::LinuxPodNetwork;
@@ -190,15 +190,6 @@ pub enum AttachError {
         #[source]
         source: io::Error,
     },
-    /// The TC program could not be attached.
-    #[error("attach the TC program to {interface}")]
-    Program {
-        /// The interface.
-        interface: IfName,
-        /// The cause.
-        #[source]
-        source: bpf::AttachError,
-    },
 }
 
 /// Why a pod could not be detached completely. What could be removed was.
@@ -280,7 +271,7 @@ pub trait PodNetwork: Send + Sync {
     /// When they cannot be listed.
     fn list(&self) -> Result<Vec<ObservedPort>, ListError>;
 
-    /// Removes map entries and pins of interfaces that no longer exist (a namespace that vanished takes its veth along).
+    /// Removes map entries of interfaces that no longer exist (a namespace that vanished takes its veth along).
     /// Returns how many it removed.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use mesh_abi::Reason;
 use mesh_kernel::pods::{AttachError, LinuxPodNetwork, Missing, PodNetwork, PodPort};
-use mesh_kernel::{IfName, Programs};
+use mesh_kernel::{IfName, LoadOptions, Programs};
 
 use crate::lab::{Lab, Net, at, names, privileged};
 
@@ -149,7 +149,7 @@ fn attaching_again_repairs_and_check_names_what_is_missing() {
     node.net.ip(&format!("route del 10.244.1.5/32 dev {host}"));
     node.net.ip(&format!("-6 neigh del fd10:244:0:1::5 dev {host}"));
     pod.ip("addr del 10.244.1.5/32 dev eth0");
-    std::fs::remove_file(node.lab.bpf_dir().join(format!("v1/links/pod-{host}"))).unwrap();
+    node.net.command("tc", &format!("qdisc del dev {host} clsact"));
     let missing = node.network.check(&port).unwrap();
     let interface = port.host_interface.clone();
     let v4 = IpAddr::V4(Ipv4Addr::new(10, 244, 1, 5));
@@ -246,7 +246,7 @@ fn garbage_of_a_vanished_namespace_is_collected() {
     node.net.ip(&format!("link del {host}"));
     drop(gone);
     assert_eq!(node.network.list().unwrap().len(), 1);
-    assert_eq!(node.network.collect_garbage().unwrap(), 4);
+    assert_eq!(node.network.collect_garbage().unwrap(), 3);
     assert_eq!(node.network.collect_garbage().unwrap(), 0);
 }
 
@@ -262,7 +262,12 @@ fn replacing_the_programs_loses_no_packet() {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let reloading = scope.spawn(|| {
-            (0..5).for_each(|_| drop(node.lab.load()));
+            let options = LoadOptions { node: node.net.handle(), ..node.lab.options() };
+            for _ in 0..5 {
+                let old = filter(&node.net, &two_port);
+                Programs::open_or_load(&options).unwrap();
+                assert_ne!(filter(&node.net, &two_port), old);
+            }
             done.store(true, Ordering::Release);
         });
         while !done.load(Ordering::Acquire) && !reloading.is_finished() {
@@ -271,6 +276,11 @@ fn replacing_the_programs_loses_no_packet() {
         reloading.join().unwrap();
     });
     assert_eq!(node.network.check(&two_port).unwrap(), []);
+}
+
+/// What the kernel says about the filter of a pod, the program's number included.
+fn filter(node: &Net, port: &PodPort) -> String {
+    node.command("tc", &format!("filter show dev {} ingress", port.host_interface))
 }
 
 #[test]
@@ -294,8 +304,11 @@ fn attaching_takes_a_few_milliseconds() {
             start.elapsed()
         })
         .collect();
+    let detached = std::time::Instant::now();
+    node.network.detach(&pods[0].1.host_interface, &[]).unwrap();
+    println!("detach: {:?}", detached.elapsed());
     times.sort();
     // Printed, not asserted: other work shares the machine.
     println!("attach: median {:?}, longest {:?}", times[times.len() / 2], times[times.len() - 1]);
-    assert_eq!(node.network.list().unwrap().len(), pods.len());
+    assert_eq!(node.network.list().unwrap().len(), pods.len() - 1);
 }

@@ -8,16 +8,20 @@ use std::path::Path;
 
 use super::bpffs::remove_file;
 use super::sys;
+use crate::netlink::NetlinkError;
 
 /// A program could not be attached.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
     /// The kernel refused the link.
-    #[error("create the link (TC links need Linux 6.6)")]
+    #[error("create the link")]
     Create(#[source] io::Error),
     /// The link exists and cannot be switched to the new program.
     #[error("switch the link to the new program")]
     Update(#[source] io::Error),
+    /// The filter that stands in for a link was refused.
+    #[error("attach the program as a filter")]
+    Filter(#[source] NetlinkError),
     /// The link is attached but cannot be kept.
     #[error("pin the link")]
     Pin(#[source] io::Error),

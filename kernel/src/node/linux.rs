@@ -6,14 +6,13 @@ use std::sync::Arc;
 
 use mesh_abi::maps;
 use mesh_model::wellknown::{NODE_LOCAL_ADDRESS, NODE_LOCAL_ADDRESS_V6};
-use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 
 use super::plan::sysctls;
 use super::{
     Applied, Masquerade, NodeNetwork, ObserveError, Observed, ObservedOverlay, Plan, Step,
     StepError, nft, routes,
 };
+use crate::netlink::device::Device;
 use crate::netlink::message::{self, RouteRequest};
 use crate::netlink::{NetlinkError, RouteSocket};
 use crate::pods::check::addresses;
@@ -61,25 +60,15 @@ impl LinuxNodeNetwork {
         socket: &mut RouteSocket,
         name: &IfName,
     ) -> Result<Option<ObservedOverlay>, NetlinkError> {
-        let request = message::link_by_name(name.as_str());
-        let answer = match socket.request(request.message, request.flags) {
-            Err(error) if error.is_missing() => return Ok(None),
-            other => other?,
-        };
-        let Some(link) = answer.into_iter().find_map(|message| match message {
-            RouteNetlinkMessage::NewLink(link) => Some(link),
-            _ => None,
-        }) else {
-            return Ok(None);
-        };
-        let ifindex = link.header.index;
+        let Some(device) = Device::find(socket, name.as_str())? else { return Ok(None) };
+        let ifindex = device.ifindex;
         let addresses = addresses(socket, ifindex)?.into_iter().filter(|a| !is_link_local(a));
         Ok(Some(ObservedOverlay {
             ifindex,
-            mtu: mtu(&link),
-            up: link.header.flags.contains(LinkFlags::Up),
+            mtu: device.mtu,
+            up: device.up,
             addresses: addresses.collect(),
-            program: self.programs.is_overlay_attached(name.as_str(), ifindex),
+            program: self.programs.is_overlay_attached(socket, name.as_str(), ifindex)?,
         }))
     }
 
@@ -89,7 +78,7 @@ impl LinuxNodeNetwork {
         match step {
             Step::SetSysctl { name, value } => set_sysctl(name, value)?,
             Step::AttachOverlay { ifindex, name } => {
-                programs.attach_overlay(name.as_str(), *ifindex)?;
+                programs.attach_overlay(socket, name.as_str(), *ifindex)?;
             }
             Step::SetOverlayIfindex(overlay_ifindex) => {
                 let config = mesh_abi::NodeConfig { overlay_ifindex: *overlay_ifindex, flags: 0 };
@@ -190,14 +179,6 @@ fn set_sysctl(name: &str, value: &str) -> Result<(), sysctl::SysctlError> {
         }
     }
     sysctl::write(name, value)
-}
-
-fn mtu(link: &LinkMessage) -> u32 {
-    let mtus = link.attributes.iter().filter_map(|attribute| match attribute {
-        LinkAttribute::Mtu(mtu) => Some(*mtu),
-        _ => None,
-    });
-    mtus.last().unwrap_or(0)
 }
 
 fn is_link_local(address: &IpAddr) -> bool {

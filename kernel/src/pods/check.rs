@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use mesh_abi::maps;
+use mesh_abi::{maps, programs};
 use mesh_model::wellknown::POD_GATEWAY;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
@@ -12,9 +12,10 @@ use netlink_packet_route::neighbour::{
 };
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 
-use super::linux::{Device, LinuxPodNetwork, device};
+use super::linux::LinuxPodNetwork;
 use super::{ListError, Missing, POD_GATEWAY_V6, PodPort};
-use crate::netlink::{NetlinkError, RouteSocket, message};
+use crate::netlink::device::Device;
+use crate::netlink::{NetlinkError, RouteSocket, message, tc};
 use crate::{NetNs, convert};
 
 /// `0.0.0.0/0` or `::/0`, by the family of an address.
@@ -27,10 +28,10 @@ pub(super) fn default_route(family: IpAddr) -> IpNet {
 
 pub(super) fn check(network: &LinuxPodNetwork, port: &PodPort) -> Result<Vec<Missing>, ListError> {
     let mut socket = network.socket().map_err(ListError::NodeNamespace)?;
-    let Some(host) = find(&mut socket, port.host_interface.as_str())? else {
+    let Some(host) = Device::find(&mut socket, port.host_interface.as_str())? else {
         return Ok(vec![Missing::HostInterface(port.host_interface.clone())]);
     };
-    if !host.is_ours() {
+    if !host.is_of_pod() {
         return Ok(vec![Missing::ForeignInterface(port.host_interface.clone())]);
     }
     let mut missing = Vec::new();
@@ -38,18 +39,12 @@ pub(super) fn check(network: &LinuxPodNetwork, port: &PodPort) -> Result<Vec<Mis
         missing.push(Missing::Down(port.host_interface.clone()));
     }
     host_side(&mut socket, port, host.ifindex, &mut missing)?;
+    if !tc::is_attached(&mut socket, host.ifindex, programs::FROM_POD)? {
+        missing.push(Missing::Program(port.host_interface.clone()));
+    }
     bpf_side(network, port, host.ifindex, &mut missing)?;
     pod_side(port, &mut missing)?;
     Ok(missing)
-}
-
-fn find(socket: &mut RouteSocket, name: &str) -> Result<Option<Device>, NetlinkError> {
-    let request = message::link_by_name(name);
-    match socket.request(request.message, request.flags) {
-        Ok(answer) => Ok(device(&answer)),
-        Err(error) if error.is_missing() => Ok(None),
-        Err(error) => Err(error),
-    }
 }
 
 fn host_side(
@@ -79,9 +74,6 @@ fn bpf_side(
     missing: &mut Vec<Missing>,
 ) -> Result<(), ListError> {
     let programs = &network.programs;
-    if !programs.is_pod_attached(port.host_interface.as_str(), ifindex) {
-        missing.push(Missing::Program(port.host_interface.clone()));
-    }
     let failed = |map| move |source| ListError::Map { map, source };
     let entry = programs.pod_ports.lookup(&ifindex).map_err(failed(maps::POD_PORTS))?;
     let mut wrong = Vec::new();
@@ -108,7 +100,7 @@ fn pod_side(port: &PodPort, missing: &mut Vec<Missing>) -> Result<(), ListError>
         missing.push(Missing::Namespace(port.netns.clone()));
         return Ok(());
     };
-    let Some(device) = find(&mut socket, port.interface.as_str())? else {
+    let Some(device) = Device::find(&mut socket, port.interface.as_str())? else {
         missing.push(Missing::PodInterface(port.interface.clone()));
         return Ok(());
     };

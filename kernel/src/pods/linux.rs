@@ -1,6 +1,6 @@
 //! Pods' interfaces in the kernel.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -9,15 +9,15 @@ use ipnet::IpNet;
 use mesh_abi::maps;
 use mesh_model::wellknown::POD_GATEWAY;
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 
 use super::{
     ALIAS_PREFIX, AttachError, Attached, DetachError, ListError, Missing, ObservedPort,
     POD_GATEWAY_V6, POD_ROUTE_PROTOCOL, PodNetwork, PodPort, check, ready,
 };
 use crate::ifname::MacAddress;
+use crate::netlink::device::Device;
 use crate::netlink::message::{self, RouteRequest, RouteSpec, VethEnd, Via};
-use crate::netlink::{Answer, NetlinkError, RouteSocket};
+use crate::netlink::{Answer, NetlinkError, RouteSocket, tc};
 use crate::{IfName, NetNs, Programs, convert, sysctl};
 
 /// Index of the loopback device in every namespace.
@@ -30,59 +30,6 @@ pub struct LinuxPodNetwork {
     pub(super) programs: Arc<Programs>,
     /// Held for writing by garbage collection only, so that it never takes what an attachment is just making.
     collecting: RwLock<()>,
-}
-
-/// A device as far as it matters here.
-#[derive(Debug, Clone)]
-pub(super) struct Device {
-    pub(super) ifindex: u32,
-    /// Index of the other end of a veth pair, in its own namespace.
-    peer_ifindex: Option<u32>,
-    pub(super) name: String,
-    alias: String,
-    mac: Vec<u8>,
-    pub(super) up: bool,
-}
-
-impl Device {
-    pub(super) fn from_message(message: &LinkMessage) -> Self {
-        let mut device = Self {
-            ifindex: message.header.index,
-            peer_ifindex: None,
-            name: String::new(),
-            alias: String::new(),
-            mac: Vec::new(),
-            up: message.header.flags.contains(netlink_packet_route::link::LinkFlags::Up),
-        };
-        for attribute in &message.attributes {
-            match attribute {
-                LinkAttribute::IfName(name) => device.name.clone_from(name),
-                LinkAttribute::IfAlias(alias) => device.alias.clone_from(alias),
-                LinkAttribute::Address(mac) => device.mac.clone_from(mac),
-                LinkAttribute::Link(index) => device.peer_ifindex = Some(*index),
-                _ => {}
-            }
-        }
-        device
-    }
-
-    /// Ours by its alias, or, when its maker died before it could set that, by the address that only we would give it.
-    pub(super) fn is_ours(&self) -> bool {
-        self.alias.starts_with(ALIAS_PREFIX)
-            || MacAddress::derived(&["host", &self.name]).0.as_slice() == self.mac
-    }
-
-    fn owner(&self) -> &str {
-        self.alias.strip_prefix(ALIAS_PREFIX).unwrap_or_default()
-    }
-}
-
-/// The device in an answer to [`message::link_by_name`].
-pub(super) fn device(answer: &[RouteNetlinkMessage]) -> Option<Device> {
-    answer.iter().find_map(|message| match message {
-        RouteNetlinkMessage::NewLink(link) => Some(Device::from_message(link)),
-        _ => None,
-    })
 }
 
 impl LinuxPodNetwork {
@@ -112,12 +59,12 @@ impl LinuxPodNetwork {
         let requests = vec![message::create_veth(host, peer, fd), message::link_by_name(name)];
         let failed = |source| netlink_error("create the veth pair", port, source);
         let mut answers = socket.batch(requests).map_err(failed)?;
-        let found = answers.pop().and_then(Result::ok).as_deref().and_then(device);
+        let found = answers.pop().and_then(Result::ok).as_deref().and_then(Device::in_answer);
         let created = answers.pop().unwrap_or(Err(NetlinkError::Incomplete("an acknowledgement")));
         match (created, found) {
             (Ok(_), Some(device)) => Ok((device, true)),
             (Ok(_), None) => Err(failed(NetlinkError::Incomplete("the new device"))),
-            (Err(error), Some(device)) if error.is_exists() && device.is_ours() => {
+            (Err(error), Some(device)) if error.is_exists() && device.is_of_pod() => {
                 Ok((device, false))
             }
             // The name is taken: on the node by somebody else, or in the pod.
@@ -144,8 +91,7 @@ impl LinuxPodNetwork {
             .pod_ports
             .put(&ifindex, &convert::pod_port(port))
             .map_err(|source| map_error(maps::POD_PORTS, port, source))?;
-        self.guard(port, ifindex)?;
-        all_done(socket.batch(host_requests(port, ifindex)))
+        self.configure_host(socket, port, ifindex)
             .map_err(|source| netlink_error("configure the node's side", port, source))?;
         configure_pod(port, host, pod)?;
         ready::wait(socket, port.host_interface.as_str(), &[])
@@ -159,19 +105,20 @@ impl LinuxPodNetwork {
         Ok(())
     }
 
-    /// What has to be done inside the node's namespace: TC program and sysctls.
-    fn guard(&self, port: &PodPort, ifindex: u32) -> Result<(), AttachError> {
-        let name = port.host_interface.as_str();
-        let inside = || {
-            self.programs.attach_pod(name, ifindex).map_err(|source| AttachError::Program {
-                interface: port.host_interface.clone(),
-                source,
-            })?;
-            sysctl::write_if_present(&format!("net/ipv6/conf/{name}/accept_ra"), "0").map_err(
-                |source| AttachError::Sysctl { interface: port.host_interface.clone(), source },
-            )
-        };
-        self.node.run(inside).map_err(AttachError::NodeNamespace)?
+    /// Guard, mark, up, routes and neighbours. The order is of no consequence yet: the pod's side is still down.
+    fn configure_host(
+        &self,
+        socket: &mut RouteSocket,
+        port: &PodPort,
+        ifindex: u32,
+    ) -> Result<(), NetlinkError> {
+        let mut requests = vec![tc::prepare(ifindex), self.programs.guard_request(ifindex)?];
+        requests.extend(host_requests(port, ifindex));
+        let mut answers = socket.batch(requests)?.into_iter();
+        match answers.next() {
+            Some(Err(error)) if !error.is_exists() => return Err(error),
+            _ => all_done(Ok(answers.collect())),
+        }
     }
 
     /// Removes map entries of the port. They are recognised by the MAC addresses, which only this port has.
@@ -193,7 +140,7 @@ impl LinuxPodNetwork {
                 self.forget_port(host_interface, entry.ifindex)?;
             }
         }
-        self.programs.forget_pod(host_interface.as_str()).map_err(failed("the pinned link"))
+        Ok(())
     }
 
     fn forget_port(&self, host_interface: &IfName, ifindex: u32) -> Result<(), DetachError> {
@@ -211,11 +158,9 @@ impl LinuxPodNetwork {
         all.filter(|a| *a != mesh_abi::Address::UNSPECIFIED).map(convert::ip).collect()
     }
 
-    pub(super) fn devices(&self) -> Result<Vec<Device>, ListError> {
+    fn devices(&self) -> Result<Vec<Device>, ListError> {
         let mut socket = self.socket().map_err(ListError::NodeNamespace)?;
-        let links = socket.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
-        let devices = links.iter().filter_map(|message| device(std::slice::from_ref(message)));
-        Ok(devices.filter(Device::is_ours).collect())
+        Ok(Device::of_pods(&mut socket)?)
     }
 }
 
@@ -242,15 +187,10 @@ impl PodNetwork for LinuxPodNetwork {
     fn detach(&self, host_interface: &IfName, addresses: &[IpAddr]) -> Result<(), DetachError> {
         let mut socket = self.socket().map_err(DetachError::NodeNamespace)?;
         let netlink = |source| DetachError::Netlink { interface: host_interface.clone(), source };
-        let request = message::link_by_name(host_interface.as_str());
-        let found = match socket.request(request.message, request.flags) {
-            Ok(answer) => device(&answer),
-            Err(error) if error.is_missing() => None,
-            Err(error) => return Err(netlink(error)),
-        };
+        let found = Device::find(&mut socket, host_interface.as_str()).map_err(netlink)?;
         let mut addresses: BTreeSet<IpAddr> = addresses.iter().copied().collect();
         let Some(host) = found else { return self.forget(host_interface, &addresses) };
-        if !host.is_ours() {
+        if !host.is_of_pod() {
             return Err(DetachError::Foreign(host_interface.clone()));
         }
         addresses.extend(self.known_addresses(host.ifindex));
@@ -283,24 +223,17 @@ impl PodNetwork for LinuxPodNetwork {
         let failed = |map| move |source| ListError::Map { map, source };
         let programs = &self.programs;
         let devices = self.devices()?;
-        let live: BTreeMap<u32, &str> =
-            devices.iter().map(|device| (device.ifindex, device.name.as_str())).collect();
+        let live: BTreeSet<u32> = devices.iter().map(|device| device.ifindex).collect();
         let mut removed = 0;
         for (address, pod) in programs.local_pods.entries().map_err(failed(maps::LOCAL_PODS))? {
-            if !live.contains_key(&pod.ifindex) {
+            if !live.contains(&pod.ifindex) {
                 programs.local_pods.delete(&address).map_err(failed(maps::LOCAL_PODS))?;
                 removed += 1;
             }
         }
         for (ifindex, _) in programs.pod_ports.entries().map_err(failed(maps::POD_PORTS))? {
-            if !live.contains_key(&ifindex) {
+            if !live.contains(&ifindex) {
                 programs.pod_ports.delete(&ifindex).map_err(failed(maps::POD_PORTS))?;
-                removed += 1;
-            }
-        }
-        for name in programs.pinned_pods().map_err(failed("links"))? {
-            if !live.values().any(|device| *device == name) {
-                programs.forget_pod(&name).map_err(failed("links"))?;
                 removed += 1;
             }
         }

@@ -7,6 +7,7 @@ use netlink_packet_wireguard::WireguardMessage;
 use nix::sys::socket::SockProtocol;
 
 use super::{DeviceError, Observed, Plan, WireGuardDevice, genl};
+use crate::netlink::device::Device;
 use crate::netlink::{Netlink, NetlinkError, RouteSocket, message};
 use crate::{IfName, NetNs};
 
@@ -125,14 +126,8 @@ impl WireGuardDevice for KernelWireGuard {
     fn remove(&self) -> Result<(), DeviceError> {
         let mut socket = self.route_socket()?;
         let failed = self.error("delete the device");
-        let request = message::link_by_name(self.name.as_str());
-        let found = match socket.request(request.message, request.flags) {
-            Err(error) if error.is_missing() => return Ok(()),
-            other => other.map_err(&failed)?,
-        };
-        for answer in found {
-            let netlink_packet_route::RouteNetlinkMessage::NewLink(link) = answer else { continue };
-            let request = message::delete_link(link.header.index);
+        if let Some(device) = Device::find(&mut socket, self.name.as_str()).map_err(&failed)? {
+            let request = message::delete_link(device.ifindex);
             socket.request(request.message, request.flags).map_err(&failed)?;
         }
         Ok(())
