@@ -1,0 +1,207 @@
+//! Getting a container's image onto the node.
+
+use base64::Engine as _;
+use k8s_openapi::api::core::v1::{Container, PodSpec};
+use mesh_cri::{CallError, Client, v1};
+use mesh_model::snapshot::PodWork;
+
+/// When an image is fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PullPolicy {
+    Always,
+    IfNotPresent,
+    Never,
+}
+
+impl PullPolicy {
+    /// The policy of a container; without one, `latest` is fetched each time and all others once.
+    pub(crate) fn of(container: &Container) -> Self {
+        match container.image_pull_policy.as_deref() {
+            Some("Always") => Self::Always,
+            Some("Never") => Self::Never,
+            Some("IfNotPresent") => Self::IfNotPresent,
+            _ => {
+                let image = container.image.as_deref().unwrap_or_default();
+                let name = image.rsplit('/').next().unwrap_or_default();
+                let floats = !name.contains(['@', ':']) || name.ends_with(":latest");
+                if floats { Self::Always } else { Self::IfNotPresent }
+            }
+        }
+    }
+}
+
+/// An image is not on the node and cannot be brought there.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ImageError {
+    #[error("Container image \"{0}\" is not present with pull policy of Never")]
+    NeverPull(String),
+    #[error("failed to pull image \"{image}\": {cause}")]
+    Pull { image: String, cause: CallError },
+    #[error("failed to inspect image \"{image}\": {cause}")]
+    Inspect { image: String, cause: CallError },
+}
+
+impl ImageError {
+    /// As Kubernetes calls it.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::NeverPull(_) => "ErrImageNeverPull",
+            Self::Pull { .. } => "ErrImagePull",
+            Self::Inspect { .. } => "ImageInspectError",
+        }
+    }
+}
+
+/// The image of a container, if it is on the node already and may be used as it is.
+pub(crate) async fn present(
+    client: &Client,
+    container: &Container,
+) -> Result<Option<v1::Image>, ImageError> {
+    let image = container.image.clone().unwrap_or_default();
+    let policy = PullPolicy::of(container);
+    if policy == PullPolicy::Always {
+        return Ok(None);
+    }
+    let found = client.image(&image).await;
+    match found.map_err(|cause| ImageError::Inspect { image: image.clone(), cause })? {
+        None if policy == PullPolicy::Never => Err(ImageError::NeverPull(image)),
+        found => Ok(found),
+    }
+}
+
+/// Fetches the image of a container, with each of the pod's credentials for its registry, and without.
+pub(crate) async fn pull(
+    client: &Client,
+    container: &Container,
+    work: &PodWork,
+) -> Result<v1::Image, ImageError> {
+    let image = container.image.clone().unwrap_or_default();
+    let failed = |cause| ImageError::Pull { image: image.clone(), cause };
+    let mut attempts: Vec<Option<v1::AuthConfig>> =
+        credentials(work, registry(&image)).into_iter().map(Some).collect();
+    attempts.push(None);
+    let mut result = Err(None);
+    for auth in attempts {
+        match client.pull_image(&image, auth).await {
+            Ok(id) => {
+                result = Ok(id);
+                break;
+            }
+            // The first failure is that of the credentials that were meant.
+            Err(error) => result = Err(result.err().flatten().or(Some(error))),
+        }
+    }
+    match result {
+        Ok(id) => {
+            let found = client.image(&id).await;
+            let found =
+                found.map_err(|cause| ImageError::Inspect { image: image.clone(), cause })?;
+            Ok(found.unwrap_or(v1::Image { id, ..Default::default() }))
+        }
+        Err(Some(error)) => Err(failed(error)),
+        Err(None) => Err(ImageError::NeverPull(image)),
+    }
+}
+
+/// The host of an image reference; Docker Hub when it names none.
+fn registry(image: &str) -> &str {
+    match image.split_once('/') {
+        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => host,
+        _ => "docker.io",
+    }
+}
+
+/// The credentials of the pod's `imagePullSecrets` for a registry.
+fn credentials(work: &PodWork, registry: &str) -> Vec<v1::AuthConfig> {
+    let secrets = |spec: &PodSpec| spec.image_pull_secrets.clone().unwrap_or_default();
+    let names = work.pod.spec.as_ref().map(secrets).unwrap_or_default();
+    let values = names.iter().filter_map(|reference| work.secrets.get(&reference.name));
+    values.flat_map(|secret| of_secret(secret, registry)).collect()
+}
+
+fn of_secret(
+    secret: &std::collections::BTreeMap<String, Vec<u8>>,
+    registry: &str,
+) -> Vec<v1::AuthConfig> {
+    let parse =
+        |key: &str| -> Option<serde_json::Value> { serde_json::from_slice(secret.get(key)?).ok() };
+    let auths = match (parse(".dockerconfigjson"), parse(".dockercfg")) {
+        (Some(config), _) => config.get("auths").cloned().unwrap_or_default(),
+        (None, Some(config)) => config,
+        (None, None) => return Vec::new(),
+    };
+    let entries = auths.as_object().into_iter().flatten();
+    entries.filter(|(host, _)| host_of(host) == registry).filter_map(|(_, e)| auth(e)).collect()
+}
+
+/// `https://index.docker.io/v1/` -> `docker.io`.
+fn host_of(entry: &str) -> &str {
+    let bare = entry.strip_prefix("https://").or(entry.strip_prefix("http://")).unwrap_or(entry);
+    match bare.split('/').next().unwrap_or_default() {
+        "index.docker.io" | "registry-1.docker.io" => "docker.io",
+        host => host,
+    }
+}
+
+fn auth(entry: &serde_json::Value) -> Option<v1::AuthConfig> {
+    let text = |key: &str| entry.get(key).and_then(|v| v.as_str()).unwrap_or_default().to_owned();
+    let (mut username, mut password) = (text("username"), text("password"));
+    if username.is_empty() {
+        let decoded = base64::engine::general_purpose::STANDARD.decode(text("auth")).ok()?;
+        let decoded = String::from_utf8(decoded).ok()?;
+        let (user, secret) = decoded.split_once(':')?;
+        (username, password) = (user.to_owned(), secret.to_owned());
+    }
+    Some(v1::AuthConfig {
+        username,
+        password,
+        identity_token: text("identitytoken"),
+        registry_token: text("registrytoken"),
+        ..Default::default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn policy_follows_the_tag() {
+        let of = |image: &str, policy: Option<&str>| {
+            PullPolicy::of(&Container {
+                image: Some(image.to_owned()),
+                image_pull_policy: policy.map(str::to_owned),
+                ..Default::default()
+            })
+        };
+        assert_eq!(of("web", None), PullPolicy::Always);
+        assert_eq!(of("host:5000/web", None), PullPolicy::Always);
+        assert_eq!(of("web:latest", None), PullPolicy::Always);
+        assert_eq!(of("host:5000/web:1", None), PullPolicy::IfNotPresent);
+        assert_eq!(of("web@sha256:00", None), PullPolicy::IfNotPresent);
+        assert_eq!(of("web:latest", Some("Never")), PullPolicy::Never);
+    }
+
+    #[test]
+    fn credentials_are_chosen_by_registry() {
+        let config = serde_json::json!({"auths": {
+            "https://index.docker.io/v1/": {"auth": "dTpw"},
+            "registry.example:5000": {"username": "a", "password": "b"},
+            "broken.example": {"auth": "%%%"}}});
+        let work = PodWork {
+            pod: serde_json::from_value(serde_json::json!({"spec": {"containers": [], "imagePullSecrets": [{"name": "s"}, {"name": "gone"}]}})).unwrap(),
+            config_maps: Default::default(),
+            secrets: [("s".to_owned(), [(".dockerconfigjson".to_owned(), config.to_string().into_bytes())].into())].into(),
+            service_env: Default::default(),
+        };
+        let user = |image: &str| {
+            let all = credentials(&work, registry(image));
+            all.iter().map(|a| format!("{}:{}", a.username, a.password)).collect::<Vec<_>>()
+        };
+        assert_eq!(user("web:1"), ["u:p"]);
+        assert_eq!(user("library/web"), ["u:p"]);
+        assert_eq!(user("registry.example:5000/x/web"), ["a:b"]);
+        assert!(user("broken.example/web").is_empty());
+        assert!(user("other.example/web").is_empty());
+    }
+}

@@ -1,0 +1,53 @@
+//! Where a pod's files are on the node.
+
+use std::path::{Path, PathBuf};
+
+use super::RunnerOptions;
+use super::observed::PodRef;
+
+/// Directories of the pods of this node.
+#[derive(Debug, Clone)]
+pub(crate) struct Layout {
+    state: PathBuf,
+    /// Below the run directory, which is memory on any usual system: Secrets do not reach a disk.
+    secrets: PathBuf,
+    logs: PathBuf,
+}
+
+impl Layout {
+    pub(crate) fn new(options: &RunnerOptions) -> Self {
+        Self {
+            state: options.state_dir.join("pods"),
+            secrets: options.run_dir.join("pods"),
+            logs: options.log_dir.clone(),
+        }
+    }
+
+    /// The directories that hold one directory per pod.
+    pub(crate) fn roots(&self) -> [&Path; 2] {
+        [&self.state, &self.secrets]
+    }
+
+    /// All that the pod has on disk, logs apart.
+    pub(crate) fn pod(&self, uid: &str) -> [PathBuf; 2] {
+        [self.state.join(uid), self.secrets.join(uid)]
+    }
+
+    pub(crate) fn logs(&self, pod: &PodRef) -> PathBuf {
+        self.logs.join(pod.log_directory())
+    }
+
+    pub(crate) fn volume(&self, uid: &str, volume: &str, secret: bool) -> PathBuf {
+        let root = if secret { &self.secrets } else { &self.state };
+        root.join(uid).join("volumes").join(volume)
+    }
+
+    pub(crate) fn hosts(&self, uid: &str) -> PathBuf {
+        self.state.join(uid).join("etc-hosts")
+    }
+
+    /// What a run of a container leaves as its last words.
+    pub(crate) fn termination(&self, uid: &str, container: &str, attempt: u32) -> PathBuf {
+        self.state.join(uid).join("termination").join(format!("{container}-{attempt}"))
+    }
+}

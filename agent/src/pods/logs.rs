@@ -1,0 +1,117 @@
+//! Container logs: the CRI log format, and reading it back.
+//!
+//! A line of the file is `TIME STREAM TAGS TEXT`. The first tag is `F` for a whole line and `P` for a part of one that was
+//! longer than the runtime's buffer; parts are joined again.
+
+use jiff::Timestamp;
+
+mod follow;
+mod serve;
+mod tail;
+
+pub(crate) use serve::{Logs, router};
+
+/// What of a log is wanted; the query parameters of `pods/log`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    /// Wait for more at the end.
+    pub(crate) follow: bool,
+    /// Only so many lines from the end.
+    pub(crate) tail_lines: Option<u64>,
+    /// Only lines from this time on.
+    pub(crate) since: Option<Timestamp>,
+    /// Put its time before each line.
+    pub(crate) timestamps: bool,
+    /// The run before the last one.
+    pub(crate) previous: bool,
+    /// Stop after so many bytes.
+    pub(crate) limit_bytes: Option<u64>,
+}
+
+/// One line of a log file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Record<'a> {
+    pub(crate) time: &'a str,
+    pub(crate) stderr: bool,
+    /// More of the same line follows.
+    pub(crate) partial: bool,
+    pub(crate) text: &'a [u8],
+}
+
+/// Reads one line of a log file, without its line feed. None when it is not in the format.
+pub(crate) fn parse(line: &[u8]) -> Option<Record<'_>> {
+    let mut fields = line.splitn(4, |byte| *byte == b' ');
+    let time = std::str::from_utf8(fields.next()?).ok()?;
+    let stderr = match fields.next()? {
+        b"stdout" => false,
+        b"stderr" => true,
+        _ => return None,
+    };
+    let partial = match fields.next()?.split(|byte| *byte == b':').next()? {
+        b"F" => false,
+        b"P" => true,
+        _ => return None,
+    };
+    // The runtime leaves out the last separator when the line is empty.
+    let text = fields.next().unwrap_or_default();
+    Some(Record { time, stderr, partial, text })
+}
+
+/// Turns lines of the file into what people read.
+#[derive(Debug, Clone)]
+pub(crate) struct Renderer {
+    since: Option<Timestamp>,
+    timestamps: bool,
+    /// Bytes that may still be written.
+    left: Option<u64>,
+    /// The last record of each stream was a part of a line: standard output, standard error.
+    open: [bool; 2],
+}
+
+impl Renderer {
+    pub(crate) fn new(wanted: &Wanted) -> Self {
+        Self {
+            since: wanted.since,
+            timestamps: wanted.timestamps,
+            left: wanted.limit_bytes,
+            open: [false; 2],
+        }
+    }
+
+    /// Whether the limit has been reached.
+    pub(crate) fn is_full(&self) -> bool {
+        self.left == Some(0)
+    }
+
+    /// Appends one line of the file, given without its line feed.
+    pub(crate) fn render(&mut self, line: &[u8], output: &mut Vec<u8>) {
+        let Some(record) = parse(line) else { return };
+        if let Some(since) = self.since {
+            if record.time.parse::<Timestamp>().is_ok_and(|time| time < since) {
+                return;
+            }
+            // Times only grow: from here on nothing has to be compared.
+            self.since = None;
+        }
+        let start = output.len();
+        let open = &mut self.open[usize::from(record.stderr)];
+        if self.timestamps && !*open {
+            output.extend_from_slice(record.time.as_bytes());
+            output.push(b' ');
+        }
+        output.extend_from_slice(record.text);
+        if !record.partial {
+            output.push(b'\n');
+        }
+        *open = record.partial;
+        if let Some(left) = &mut self.left {
+            let written = (output.len() - start) as u64;
+            let kept = written.min(*left);
+            output.truncate(start + usize::try_from(kept).unwrap_or(usize::MAX));
+            *left -= kept;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,101 @@
+//! Reads a log file to its end, and further while the container runs.
+
+use std::io::SeekFrom;
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::fs::File;
+use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
+use tokio::sync::mpsc;
+
+use super::tail::start_of;
+use super::{Renderer, Wanted};
+
+/// How often the file is looked at for more.
+const POLL: Duration = Duration::from_millis(200);
+const BLOCK: usize = 64 << 10;
+
+/// Sends what is wanted of a log file. Ends at the end of the file, or, when following, when `runs` says that the
+/// container has ended and everything has been sent, or when nobody receives any more.
+pub(super) async fn send(
+    path: &Path,
+    wanted: &Wanted,
+    output: &mpsc::Sender<Vec<u8>>,
+    runs: impl Fn() -> bool,
+) -> std::io::Result<()> {
+    let mut file = File::open(path).await?;
+    let mut position = match wanted.tail_lines {
+        Some(lines) => start_of(&mut file, lines).await?,
+        None => 0,
+    };
+    file.seek(SeekFrom::Start(position)).await?;
+    let mut renderer = Renderer::new(wanted);
+    let mut pending: Vec<u8> = Vec::new();
+    loop {
+        // Asked before reading: what is written until the container ends is still read.
+        let running = wanted.follow && runs();
+        let read = read_to_end(&mut file, &mut pending, &mut renderer, output).await?;
+        let Some(read) = read else { return Ok(()) };
+        position += read;
+        if !running {
+            // A last line that was never finished is a line all the same.
+            let mut rest = Vec::new();
+            renderer.render(&pending, &mut rest);
+            if !rest.is_empty() {
+                let _ = output.send(rest).await;
+            }
+            return Ok(());
+        }
+        tokio::select! {
+            () = output.closed() => return Ok(()),
+            () = tokio::time::sleep(POLL) => {}
+        }
+        if let Some(next) = rotated(path, position).await {
+            file = next;
+            position = 0;
+            pending.clear();
+        }
+    }
+}
+
+/// Sends all that is there; the number of bytes read. None when nobody wants more.
+async fn read_to_end(
+    file: &mut File,
+    pending: &mut Vec<u8>,
+    renderer: &mut Renderer,
+    output: &mpsc::Sender<Vec<u8>>,
+) -> std::io::Result<Option<u64>> {
+    let mut total = 0;
+    let mut block = vec![0; BLOCK];
+    loop {
+        let length = file.read(&mut block).await?;
+        if length == 0 {
+            return Ok(Some(total));
+        }
+        total += length as u64;
+        pending.extend_from_slice(&block[..length]);
+        let mut text = Vec::new();
+        let mut start = 0;
+        while let Some(feed) = line_feed(&pending[start..]) {
+            renderer.render(&pending[start..start + feed], &mut text);
+            start += feed + 1;
+        }
+        pending.drain(..start);
+        if !text.is_empty() && output.send(text).await.is_err() {
+            return Ok(None);
+        }
+        if renderer.is_full() {
+            return Ok(None);
+        }
+    }
+}
+
+fn line_feed(bytes: &[u8]) -> Option<usize> {
+    bytes.iter().position(|byte| *byte == b'\n')
+}
+
+/// The file that stands at the path now, when it is another, shorter one: the log was rotated.
+async fn rotated(path: &Path, position: u64) -> Option<File> {
+    let length = tokio::fs::metadata(path).await.ok()?.len();
+    if length >= position { None } else { File::open(path).await.ok() }
+}

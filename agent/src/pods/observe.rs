@@ -1,0 +1,105 @@
+//! Reads what the runtime has of a pod.
+
+use std::io::Read as _;
+use std::net::IpAddr;
+use std::path::Path;
+
+use mesh_cri::{CallError, Client};
+
+use super::layout::Layout;
+use super::observed::{self, Instance, Observed, PodRef, Sandbox, State};
+
+/// Last words of a container that are kept.
+const MAX_MESSAGE: u64 = 4096;
+
+/// The pod's sandboxes and containers. What `before` has of something that did not change is taken from there, so
+/// that a look at an unchanged pod costs two calls.
+pub(crate) async fn observe(
+    client: &Client,
+    pod: &PodRef,
+    layout: &Layout,
+    before: &Observed,
+) -> Result<Observed, CallError> {
+    let listed = client.list_sandboxes(pod.labels()).await?;
+    let mut sandboxes = Vec::with_capacity(listed.len());
+    for entry in &listed {
+        let known = before.sandboxes.iter().find(|s| s.id == entry.id && !s.ips.is_empty());
+        let ips = match known {
+            Some(known) => known.ips.clone(),
+            None => match addresses(client, &entry.id).await {
+                Ok(ips) => ips,
+                // Deleted since it was listed.
+                Err(error) if error.is_not_found() => continue,
+                Err(error) => return Err(error),
+            },
+        };
+        sandboxes.push(observed::sandbox(entry, ips));
+    }
+    let listed = client.list_containers(pod.labels()).await?;
+    let mut instances = Vec::with_capacity(listed.len());
+    for entry in &listed {
+        if let Some(known) = unchanged(before, entry) {
+            instances.push(known.clone());
+            continue;
+        }
+        let status = match client.container_status(&entry.id).await {
+            Ok(status) => status,
+            Err(error) if error.is_not_found() => continue,
+            Err(error) => return Err(error),
+        };
+        let mut instance = observed::instance(entry, &status);
+        let path = layout.termination(&pod.uid, &instance.name, instance.attempt);
+        last_words(&mut instance, &path);
+        instances.push(instance);
+    }
+    Ok(Observed::new(sandboxes, instances))
+}
+
+fn unchanged<'a>(before: &'a Observed, entry: &mesh_cri::v1::Container) -> Option<&'a Instance> {
+    use mesh_cri::v1::ContainerState;
+    let known = before.instances.iter().find(|i| i.id == entry.id)?;
+    let same = matches!(
+        (&known.state, entry.state()),
+        (State::Running { .. }, ContainerState::Running)
+            | (State::Exited(_), ContainerState::Exited)
+    );
+    same.then_some(known)
+}
+
+async fn addresses(client: &Client, sandbox: &str) -> Result<Vec<IpAddr>, CallError> {
+    let network = client.sandbox_status(sandbox).await?.network.unwrap_or_default();
+    let more = network.additional_ips.iter().map(|ip| ip.ip.as_str());
+    Ok(std::iter::once(network.ip.as_str()).chain(more).filter_map(|ip| ip.parse().ok()).collect())
+}
+
+/// What the container wrote to its termination log is the message of its end.
+fn last_words(instance: &mut Instance, path: &Path) {
+    let State::Exited(exit) = &mut instance.state else { return };
+    let Ok(file) = std::fs::File::open(path) else { return };
+    let mut text = Vec::new();
+    if file.take(MAX_MESSAGE).read_to_end(&mut text).is_ok() && !text.is_empty() {
+        exit.message = String::from_utf8_lossy(&text).into_owned();
+    }
+}
+
+/// All pods that the runtime has something of, and what tells that one of them changed.
+pub(crate) async fn survey(
+    client: &Client,
+) -> Result<std::collections::BTreeMap<PodRef, Vec<(String, i32)>>, CallError> {
+    let sandboxes = client.list_sandboxes(observed::owned()).await?;
+    let containers = client.list_containers(observed::owned()).await?;
+    Ok(observed::fingerprints(&sandboxes, &containers))
+}
+
+/// The pod's addresses: those of its sandbox, or the node's own.
+pub(crate) fn pod_ips(
+    sandbox: Option<&Sandbox>,
+    host_network: bool,
+    host: &[IpAddr],
+) -> Vec<IpAddr> {
+    match sandbox {
+        None => Vec::new(),
+        Some(_) if host_network => host.to_vec(),
+        Some(sandbox) => sandbox.ips.clone(),
+    }
+}

@@ -1,0 +1,228 @@
+//! Carries out the steps of a plan.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Container, PodSpec};
+use mesh_cri::{CallError, Client, v1};
+use mesh_model::snapshot::PodWork;
+use tokio::sync::Semaphore;
+
+use super::RunnerOptions;
+use super::facts::Facts;
+use super::layout::Layout;
+use super::observed::PodRef;
+use super::outbox::Outbox;
+use super::plan::Step;
+use super::registry::Registry;
+use super::report::PodEvent;
+use super::resolv::ResolvConf;
+use super::sandbox::sandbox_config;
+use super::volumes;
+
+mod start;
+mod stop;
+
+/// What all pods of the node share.
+pub(crate) struct Context {
+    pub(crate) client: Client,
+    pub(crate) options: RunnerOptions,
+    pub(crate) layout: Layout,
+    pub(crate) outbox: Outbox,
+    pub(crate) registry: Arc<Registry>,
+    /// Images that are fetched at the same time.
+    pub(crate) pulls: Semaphore,
+    pub(crate) cpu_millis: i64,
+    pub(crate) memory_bytes: i64,
+}
+
+/// A step failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct OpError {
+    /// As Kubernetes calls it.
+    pub(crate) reason: &'static str,
+    /// For people.
+    pub(crate) message: String,
+}
+
+impl OpError {
+    fn new(reason: &'static str, message: impl ToString) -> Self {
+        Self { reason, message: message.to_string() }
+    }
+}
+
+/// A step, with all that it needs.
+pub(crate) struct Job {
+    pub(crate) context: Arc<Context>,
+    pub(crate) pod: PodRef,
+    /// The pod as it was known last; absent for a pod that was never known to this agent.
+    pub(crate) work: Option<Arc<PodWork>>,
+    pub(crate) pod_ips: Vec<IpAddr>,
+    /// Attempt of the sandbox that containers are created in.
+    pub(crate) sandbox_attempt: u32,
+    pub(crate) step: Step,
+}
+
+impl Job {
+    /// Does it.
+    pub(crate) async fn run(self) -> Result<(), OpError> {
+        let client = &self.context.client;
+        let failed = |error: CallError| OpError::new("RuntimeError", error);
+        match &self.step {
+            Step::PrepareVolumes => self.prepare_volumes().await,
+            Step::RunSandbox { attempt } => self.run_sandbox(*attempt).await,
+            Step::StopSandbox { id } => client.stop_sandbox(id).await.map_err(failed),
+            Step::RemoveSandbox { id } => client.remove_sandbox(id).await.map_err(failed),
+            Step::RemoveContainer { id } => client.remove_container(id).await.map_err(failed),
+            Step::Start { name, sandbox, attempt, delay } => {
+                self.start(name, sandbox, *attempt, *delay).await
+            }
+            Step::Stop { id, name, grace, why } => self.stop(id, name, *grace, why).await,
+            Step::Clean => self.clean().await,
+            Step::Confirm => {
+                self.context.outbox.deleted(&self.pod);
+                Ok(())
+            }
+            Step::CancelStart { .. } => Ok(()),
+        }
+    }
+
+    fn event(&self, warning: bool, container: &str, reason: &'static str, message: String) {
+        self.context.outbox.event(PodEvent {
+            pod: self.pod.clone(),
+            field: self.field(container),
+            warning,
+            reason,
+            message,
+        });
+    }
+
+    fn field(&self, container: &str) -> String {
+        field_of(self.spec().ok(), container)
+    }
+
+    fn work(&self) -> Result<&Arc<PodWork>, OpError> {
+        self.work.as_ref().ok_or_else(|| OpError::new("PodUnknown", "the pod is not known"))
+    }
+
+    fn spec(&self) -> Result<&PodSpec, OpError> {
+        let spec = self.work()?.pod.spec.as_ref();
+        spec.ok_or_else(|| OpError::new("PodUnknown", "the pod has no spec"))
+    }
+
+    fn container(&self, name: &str) -> Result<&Container, OpError> {
+        find_container(self.spec()?, name)
+            .ok_or_else(|| OpError::new("PodUnknown", "the container is not in the pod"))
+    }
+
+    fn facts(&self) -> Facts {
+        Facts {
+            node_name: self.context.options.node_name.to_string(),
+            host_ips: self.context.options.node_addresses.clone(),
+            pod_ips: self.pod_ips.clone(),
+            cpu_millis: self.context.cpu_millis,
+            memory_bytes: self.context.memory_bytes,
+        }
+    }
+
+    async fn prepare_volumes(&self) -> Result<(), OpError> {
+        let work = Arc::clone(self.work()?);
+        let (uid, facts, layout) =
+            (self.pod.uid.clone(), self.facts(), self.context.layout.clone());
+        let done = blocking(move || volumes::prepare(&work, &uid, &facts, &layout)).await?;
+        done.map_err(|error| {
+            let message = format!("MountVolume.SetUp failed: {error}");
+            self.event(true, "", "FailedMount", message.clone());
+            OpError::new("FailedMount", message)
+        })
+    }
+
+    async fn config(&self, attempt: u32) -> Result<v1::PodSandboxConfig, OpError> {
+        let options = &self.context.options;
+        let text = tokio::fs::read_to_string(&options.host_resolv_conf).await.unwrap_or_default();
+        let host = ResolvConf::parse(&text);
+        let pod = &self.work()?.pod;
+        Ok(sandbox_config(pod, self.spec()?, &self.pod, options, attempt, &host))
+    }
+
+    async fn run_sandbox(&self, attempt: u32) -> Result<(), OpError> {
+        let directory = self.context.layout.logs(&self.pod);
+        let made = tokio::fs::create_dir_all(&directory).await;
+        made.map_err(|e| {
+            OpError::new("FailedCreatePodSandBox", format!("make the log directory: {e}"))
+        })?;
+        let config = self.config(attempt).await?;
+        match self.context.client.run_sandbox(config).await {
+            Ok(id) => {
+                tracing::info!(pod = %self.pod, sandbox = id, attempt, "sandbox runs");
+                Ok(())
+            }
+            Err(error) => {
+                let message = format!("Failed to create pod sandbox: {}", error.message);
+                self.event(true, "", "FailedCreatePodSandBox", message.clone());
+                Err(OpError::new("FailedCreatePodSandBox", message))
+            }
+        }
+    }
+
+    async fn clean(&self) -> Result<(), OpError> {
+        let mut directories = self.context.layout.pod(&self.pod.uid).to_vec();
+        directories.push(self.context.layout.logs(&self.pod));
+        let done = blocking(move || directories.iter().try_for_each(|d| volumes::clean(d))).await?;
+        done.map_err(|error| OpError::new("FailedCleanup", error))
+    }
+}
+
+/// The container of that name, init containers included.
+pub(crate) fn find_container<'a>(spec: &'a PodSpec, name: &str) -> Option<&'a Container> {
+    let mut all = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    all.find(|c| c.name == name)
+}
+
+/// The field that an event about a container names.
+pub(crate) fn field_of(spec: Option<&PodSpec>, container: &str) -> String {
+    if container.is_empty() {
+        return String::new();
+    }
+    let init =
+        spec.is_some_and(|s| s.init_containers.iter().flatten().any(|c| c.name == container));
+    let list = if init { "initContainers" } else { "containers" };
+    format!("spec.{list}{{{container}}}")
+}
+
+/// Runs something that waits for the disk beside the event loop.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, OpError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|_| OpError::new("Internal", "a task of the agent ended early"))
+}
+
+/// Makes an empty file that everybody may write, as the target of a mount.
+fn writable_file(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    std::fs::File::create(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))
+}
+
+/// Writes a file unless it has that text already.
+fn write_changed(path: &Path, text: &str) -> std::io::Result<()> {
+    if std::fs::read_to_string(path).is_ok_and(|present| present == text) {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    // In place: running containers have this very file mounted.
+    std::fs::write(path, text)
+}
+
+/// A duration that is never less than `least`.
+fn at_least(time: Duration, least: u64) -> Duration {
+    time.max(Duration::from_secs(least))
+}

@@ -1,0 +1,63 @@
+//! Whether a pod has ended, and how.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, PodSpec};
+
+use super::observed::{Instance, Observed};
+use super::restart::{Policy, after, is_sidecar};
+
+/// See [`outcome`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Its containers run, or will run; at the deadline it ends.
+    Open { deadline: Option<Timestamp> },
+    /// It never runs again.
+    Ended { succeeded: bool, reason: Option<&'static str> },
+}
+
+/// The pod's outcome. What was reported once stays, whatever the runtime still has.
+pub(crate) fn outcome(pod: &Pod, observed: &Observed, now: Timestamp) -> Outcome {
+    let ended = |succeeded| Outcome::Ended { succeeded, reason: None };
+    match pod.status.as_ref().and_then(|s| s.phase.as_deref()) {
+        Some("Succeeded") => return ended(true),
+        Some("Failed") => return ended(false),
+        _ => {}
+    }
+    let Some(spec) = pod.spec.as_ref() else { return Outcome::Open { deadline: None } };
+    let deadline = deadline(pod, spec);
+    if deadline.is_some_and(|at| at <= now) {
+        return Outcome::Ended { succeeded: false, reason: Some("DeadlineExceeded") };
+    }
+    match of_containers(spec, observed) {
+        Some(succeeded) => ended(succeeded),
+        None => Outcome::Open { deadline },
+    }
+}
+
+fn deadline(pod: &Pod, spec: &PodSpec) -> Option<Timestamp> {
+    let start = pod.status.as_ref()?.start_time.as_ref()?.0;
+    let limit = u64::try_from(spec.active_deadline_seconds?).ok()?;
+    Some(after(start, Duration::from_secs(limit)))
+}
+
+fn of_containers(spec: &PodSpec, observed: &Observed) -> Option<bool> {
+    let inits = spec.init_containers.iter().flatten().filter(|c| !is_sidecar(c));
+    for init in inits {
+        let code = observed.newest(&init.name).and_then(Instance::exit).map(|e| e.code);
+        if code.is_some_and(|code| code != 0 && !Policy::of_init(spec).restarts(code)) {
+            return Some(false);
+        }
+    }
+    let policy = Policy::of(spec);
+    let mut succeeded = true;
+    for container in &spec.containers {
+        let code = observed.newest(&container.name)?.exit()?.code;
+        if policy.restarts(code) {
+            return None;
+        }
+        succeeded &= code == 0;
+    }
+    Some(succeeded)
+}

@@ -1,0 +1,71 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn timing(success_threshold: u32, failure_threshold: u32) -> Timing {
+    Timing {
+        initial_delay: Duration::ZERO,
+        period: Duration::from_secs(1),
+        timeout: Duration::from_secs(1),
+        success_threshold,
+        failure_threshold,
+    }
+}
+
+#[test]
+fn verdicts_need_their_threshold() {
+    // Answers, and the verdicts that they lead to, one for one.
+    let table: &[(u32, u32, Option<bool>, &[bool], &[Option<bool>])] = &[
+        (1, 3, None, &[true, true], &[Some(true), None]),
+        (1, 3, Some(true), &[false, false, false, false], &[None, None, Some(false), None]),
+        (
+            1,
+            3,
+            Some(true),
+            &[false, false, true, false, false, false],
+            &[None, None, None, None, None, Some(false)],
+        ),
+        (2, 1, Some(false), &[true, false, true, true], &[None, None, None, Some(true)]),
+        (1, 1, Some(false), &[false, true, false], &[None, Some(true), Some(false)]),
+    ];
+    for (successes, failures, start, answers, verdicts) in table {
+        let mut counter = Counter::new(timing(*successes, *failures), *start);
+        let seen: Vec<Option<bool>> = answers.iter().map(|a| counter.record(*a)).collect();
+        assert_eq!(seen, *verdicts, "{answers:?}");
+    }
+}
+
+#[test]
+fn defaults_are_those_of_the_api() {
+    let default = Timing::of(&Probe::default());
+    assert_eq!((default.period.as_secs(), default.timeout.as_secs()), (10, 1));
+    assert_eq!((default.success_threshold, default.failure_threshold), (1, 3));
+    let odd = Probe { period_seconds: Some(0), failure_threshold: Some(-1), ..Default::default() };
+    assert_eq!(Timing::of(&odd).period.as_secs(), 1);
+    assert_eq!(Timing::of(&odd).failure_threshold, 3);
+}
+
+proptest! {
+    /// A verdict changes only after as many equal answers in a row as its threshold, and always to the other value.
+    #[test]
+    fn verdicts_follow_runs_of_answers(
+        successes in 1u32..5, failures in 1u32..5, answers in proptest::collection::vec(any::<bool>(), 0..60)
+    ) {
+        let mut counter = Counter::new(timing(successes, failures), Some(true));
+        let mut verdict = true;
+        let mut run = (true, 0u32);
+        for answer in answers {
+            run = if run.0 == answer { (answer, run.1 + 1) } else { (answer, 1) };
+            let threshold = if answer { successes } else { failures };
+            match counter.record(answer) {
+                Some(changed) => {
+                    prop_assert_eq!(changed, !verdict);
+                    prop_assert_eq!(changed, answer);
+                    prop_assert!(run.1 >= threshold);
+                    verdict = changed;
+                }
+                None => prop_assert!(verdict == answer || run.1 < threshold),
+            }
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! Which containers run here, for those who read logs.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::observed::PodRef;
+
+/// A container as readers of logs see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// It runs, or has run.
+    Run { attempt: u32, running: bool },
+    /// It has never been started; why.
+    Waiting(String),
+    /// The pod has no such container.
+    NoContainer,
+}
+
+/// The containers of all pods.
+#[derive(Debug, Default)]
+pub(crate) struct Registry {
+    pods: Mutex<BTreeMap<PodRef, BTreeMap<String, Found>>>,
+}
+
+impl Registry {
+    fn pods(&self) -> MutexGuard<'_, BTreeMap<PodRef, BTreeMap<String, Found>>> {
+        // The map is replaced entry by entry: a panic elsewhere leaves it whole.
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes the containers of a pod.
+    pub(crate) fn set(&self, pod: &PodRef, containers: BTreeMap<String, Found>) {
+        self.pods().insert(pod.clone(), containers);
+    }
+
+    /// Forgets a pod.
+    pub(crate) fn remove(&self, pod: &PodRef) {
+        self.pods().remove(pod);
+    }
+
+    /// A container by name. Of two pods of one name, one that runs comes first.
+    pub(crate) fn find(
+        &self,
+        namespace: &str,
+        pod: &str,
+        container: &str,
+    ) -> Option<(PodRef, Found)> {
+        let pods = self.pods();
+        let mut named = pods.iter().filter(|(p, _)| p.namespace == namespace && p.name == pod);
+        let first = named.next()?;
+        let runs = |(_, all): &(&PodRef, &BTreeMap<String, Found>)| {
+            all.values().any(|c| matches!(c, Found::Run { running: true, .. }))
+        };
+        let best = if runs(&first) { first } else { named.find(runs).unwrap_or(first) };
+        let found = best.1.get(container).cloned().unwrap_or(Found::NoContainer);
+        Some((best.0.clone(), found))
+    }
+
+    /// Whether that very run of a container still runs.
+    pub(crate) fn is_running(&self, uid: &str, container: &str, attempt: u32) -> bool {
+        let pods = self.pods();
+        let found = pods.iter().find(|(pod, _)| pod.uid == uid).and_then(|(_, c)| c.get(container));
+        matches!(found, Some(Found::Run { attempt: now, running: true }) if *now == attempt)
+    }
+}

@@ -1,0 +1,241 @@
+//! Telling the API what happens to pods: the trait, and its implementation over a Kubernetes client.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference, Pod, PodStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::{Api, Client};
+
+use super::observed::PodRef;
+
+/// A report did not arrive.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    /// The pod is no longer in the API, or another one has its name.
+    #[error("the pod is gone")]
+    Gone,
+    /// The API refuses it, and would again.
+    #[error("refused: {0}")]
+    Refused(String),
+    /// The API cannot be reached, or cannot answer now.
+    #[error("the API does not answer: {0}")]
+    Unavailable(String),
+}
+
+/// Something that happened to a pod.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PodEvent {
+    /// The pod.
+    pub pod: PodRef,
+    /// The field that it concerns, such as `spec.containers{web}`; empty for the whole pod.
+    pub field: String,
+    /// Something is wrong.
+    pub warning: bool,
+    /// As the kubelet calls it, such as `Started`.
+    pub reason: &'static str,
+    /// For people.
+    pub message: String,
+}
+
+/// Who takes the reports of the runner. Each call is tried again by the caller when it fails with
+/// [`ReportError::Unavailable`]; none of them is cancelled half-way except when the agent ends.
+#[async_trait]
+pub trait StatusReporter: Send + Sync + 'static {
+    /// Makes this the pod's status.
+    async fn status(&self, pod: &PodRef, status: &PodStatus) -> Result<(), ReportError>;
+    /// Records an event.
+    async fn event(&self, event: &PodEvent) -> Result<(), ReportError>;
+    /// Deletes the pod from the API: nothing of it is left on the node.
+    async fn deleted(&self, pod: &PodRef) -> Result<(), ReportError>;
+}
+
+/// Reports through the Kubernetes API.
+pub struct KubeReporter {
+    client: Client,
+    node: String,
+    /// What was recorded lately, to count a repetition instead of recording it again.
+    recent: Mutex<HashMap<PodEvent, Recorded>>,
+}
+
+#[derive(Debug, Clone)]
+struct Recorded {
+    name: String,
+    count: i32,
+    sent_at: Timestamp,
+}
+
+/// The same event is written at most this often.
+const REPEAT: Duration = Duration::from_secs(10);
+/// How many events are remembered.
+const RECENT: usize = 2000;
+/// The name under which events and changes are recorded.
+const COMPONENT: &str = "mesh-agent";
+
+impl KubeReporter {
+    /// A reporter for the node of that name.
+    pub fn new(client: Client, node: impl Into<String>) -> Self {
+        Self { client, node: node.into(), recent: Mutex::default() }
+    }
+
+    fn pods(&self, pod: &PodRef) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), &pod.namespace)
+    }
+
+    /// Counts the event. None when it was written a moment ago.
+    fn count(&self, event: &PodEvent, now: Timestamp) -> Option<Recorded> {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if recent.len() >= RECENT {
+            let old = now.checked_sub(jiff::SignedDuration::from_mins(10)).unwrap_or(now);
+            recent.retain(|_, recorded| recorded.sent_at > old);
+            if recent.len() >= RECENT {
+                recent.clear();
+            }
+        }
+        let entry = recent.entry(event.clone()).or_insert_with(|| Recorded {
+            name: format!("{}.{:x}", event.pod.name, now.as_nanosecond()),
+            count: 0,
+            sent_at: Timestamp::MIN,
+        });
+        entry.count = entry.count.saturating_add(1);
+        if entry.count > 1 && super::restart::after(entry.sent_at, REPEAT) > now {
+            return None;
+        }
+        entry.sent_at = now;
+        Some(entry.clone())
+    }
+
+    fn forget(&self, event: &PodEvent) {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner).remove(event);
+    }
+
+    fn object(&self, event: &PodEvent, recorded: &Recorded, now: Timestamp) -> Event {
+        let now = Some(Time(now));
+        Event {
+            metadata: ObjectMeta {
+                name: Some(recorded.name.clone()),
+                namespace: Some(event.pod.namespace.clone()),
+                ..Default::default()
+            },
+            involved_object: ObjectReference {
+                api_version: Some("v1".to_owned()),
+                kind: Some("Pod".to_owned()),
+                namespace: Some(event.pod.namespace.clone()),
+                name: Some(event.pod.name.clone()),
+                uid: Some(event.pod.uid.clone()),
+                field_path: Some(event.field.clone()).filter(|f| !f.is_empty()),
+                resource_version: None,
+            },
+            reason: Some(event.reason.to_owned()),
+            message: Some(event.message.clone()),
+            type_: Some(if event.warning { "Warning" } else { "Normal" }.to_owned()),
+            count: Some(recorded.count),
+            first_timestamp: now.clone(),
+            last_timestamp: now,
+            source: Some(EventSource {
+                component: Some(COMPONENT.to_owned()),
+                host: Some(self.node.clone()),
+            }),
+            reporting_component: Some(COMPONENT.to_owned()),
+            reporting_instance: Some(self.node.clone()),
+            ..Default::default()
+        }
+    }
+}
+
+#[async_trait]
+impl StatusReporter for KubeReporter {
+    async fn status(&self, pod: &PodRef, status: &PodStatus) -> Result<(), ReportError> {
+        let patch = Patch::Merge(status_patch(pod, status));
+        let params =
+            PatchParams { field_manager: Some(COMPONENT.to_owned()), ..Default::default() };
+        self.pods(pod)
+            .patch_status(&pod.name, &params, &patch)
+            .await
+            .map(drop)
+            .map_err(report_error)
+    }
+
+    async fn event(&self, event: &PodEvent) -> Result<(), ReportError> {
+        let now = Timestamp::now();
+        let Some(recorded) = self.count(event, now) else { return Ok(()) };
+        let events: Api<Event> = Api::namespaced(self.client.clone(), &event.pod.namespace);
+        if recorded.count > 1 {
+            let patch = serde_json::json!({"count": recorded.count, "lastTimestamp": Time(now)});
+            let patched =
+                events.patch(&recorded.name, &PatchParams::default(), &Patch::Merge(patch)).await;
+            return match patched.map_err(report_error) {
+                // It has expired: the next one starts a new count.
+                Err(ReportError::Gone) => {
+                    self.forget(event);
+                    Ok(())
+                }
+                other => other.map(drop),
+            };
+        }
+        let object = self.object(event, &recorded, now);
+        let created = events.create(&PostParams::default(), &object).await;
+        if created.is_err() {
+            self.forget(event);
+        }
+        created.map(drop).map_err(report_error)
+    }
+
+    async fn deleted(&self, pod: &PodRef) -> Result<(), ReportError> {
+        let params = DeleteParams {
+            grace_period_seconds: Some(0),
+            preconditions: Some(Preconditions {
+                uid: Some(pod.uid.clone()),
+                resource_version: None,
+            }),
+            ..Default::default()
+        };
+        self.pods(pod).delete(&pod.name, &params).await.map(drop).map_err(report_error)
+    }
+}
+
+/// A merge patch: lists are replaced, and what the status no longer has is removed. The uid is a condition: a new pod
+/// of the same name must not get the status of the old one.
+fn status_patch(pod: &PodRef, status: &PodStatus) -> serde_json::Value {
+    let mut patch = serde_json::json!({"metadata": {"uid": pod.uid}, "status": status});
+    if let Some(fields) = patch["status"].as_object_mut() {
+        let owned =
+            ["initContainerStatuses", "podIP", "podIPs", "hostIP", "hostIPs", "reason", "message"];
+        for name in owned {
+            fields.entry(name).or_insert(serde_json::Value::Null);
+        }
+    }
+    patch
+}
+
+/// One table: answers of the API -> what they mean here.
+fn report_error(error: kube::Error) -> ReportError {
+    match error {
+        kube::Error::Api(status) => match status.code {
+            404 | 409 | 410 => ReportError::Gone,
+            429 | 500.. => ReportError::Unavailable(status.message.clone()),
+            _ => ReportError::Refused(status.message.clone()),
+        },
+        other => ReportError::Unavailable(crate::errors::chain(&other)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_patch_removes_what_is_not_true_any_more() {
+        let pod = PodRef { namespace: "d".to_owned(), name: "p".to_owned(), uid: "u".to_owned() };
+        let status = PodStatus { phase: Some("Pending".to_owned()), ..Default::default() };
+        let patch = status_patch(&pod, &status);
+        assert_eq!(patch["metadata"]["uid"], "u");
+        assert_eq!(patch["status"]["phase"], "Pending");
+        assert_eq!(patch["status"].get("podIPs"), Some(&serde_json::Value::Null));
+        assert_eq!(patch["status"].get("conditions"), None);
+    }
+}

@@ -1,0 +1,82 @@
+//! The configuration of a pod's sandbox.
+
+use std::collections::HashMap;
+
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use mesh_cri::v1;
+
+use super::RunnerOptions;
+use super::observed::{ANNOTATION_GRACE, PodRef};
+use super::plan::grace_of;
+use super::resolv::{self, ResolvConf};
+use super::security;
+
+/// The sandbox of a pod. The same pod and attempt always give the same configuration.
+pub(crate) fn sandbox_config(
+    pod: &Pod,
+    spec: &PodSpec,
+    identity: &PodRef,
+    options: &RunnerOptions,
+    attempt: u32,
+    host: &ResolvConf,
+) -> v1::PodSandboxConfig {
+    let host_network = spec.host_network == Some(true);
+    let mut labels: HashMap<String, String> =
+        pod.metadata.labels.clone().unwrap_or_default().into_iter().collect();
+    labels.extend(identity.labels());
+    let grace = grace_of(pod).as_secs().to_string();
+    v1::PodSandboxConfig {
+        metadata: Some(v1::PodSandboxMetadata {
+            name: identity.name.clone(),
+            uid: identity.uid.clone(),
+            namespace: identity.namespace.clone(),
+            attempt,
+        }),
+        // With the node's network there is no own UTS namespace whose name could be set.
+        hostname: if host_network { String::new() } else { hostname(pod, spec) },
+        log_directory: options.log_dir.join(identity.log_directory()).display().to_string(),
+        dns_config: Some(resolv::pod_dns(spec, &identity.namespace, options, host)),
+        port_mappings: if host_network { Vec::new() } else { port_mappings(spec) },
+        labels,
+        annotations: [(ANNOTATION_GRACE.to_owned(), grace)].into(),
+        linux: Some(v1::LinuxPodSandboxConfig {
+            cgroup_parent: options.cgroup_parent.clone(),
+            security_context: Some(security::of_sandbox(spec)),
+            sysctls: sysctls(spec),
+        }),
+    }
+}
+
+/// The host name that the pod sees: at most 63 characters, as the kernel and DNS want it.
+pub(crate) fn hostname(pod: &Pod, spec: &PodSpec) -> String {
+    let name = spec.hostname.as_deref().filter(|h| !h.is_empty());
+    let name = name.or(pod.metadata.name.as_deref()).unwrap_or_default();
+    let end = name.char_indices().nth(63).map_or(name.len(), |(at, _)| at);
+    name[..end].trim_end_matches(['-', '.']).to_owned()
+}
+
+fn port_mappings(spec: &PodSpec) -> Vec<v1::PortMapping> {
+    let mapped = |container: &Container| {
+        let ports = container.ports.clone().unwrap_or_default();
+        ports.into_iter().filter(|p| p.host_port.is_some_and(|p| p > 0)).map(|port| {
+            v1::PortMapping {
+                protocol: match port.protocol.as_deref() {
+                    Some("UDP") => v1::Protocol::Udp,
+                    Some("SCTP") => v1::Protocol::Sctp,
+                    _ => v1::Protocol::Tcp,
+                }
+                .into(),
+                container_port: port.container_port,
+                host_port: port.host_port.unwrap_or_default(),
+                host_ip: port.host_ip.unwrap_or_default(),
+            }
+        })
+    };
+    spec.containers.iter().flat_map(mapped).collect()
+}
+
+fn sysctls(spec: &PodSpec) -> HashMap<String, String> {
+    let context = spec.security_context.as_ref();
+    let all = context.and_then(|c| c.sysctls.clone()).unwrap_or_default();
+    all.into_iter().map(|s| (s.name, s.value)).collect()
+}

@@ -1,0 +1,101 @@
+//! The status of a pod as the API shows it: a pure function of the pod, of what the runtime has, and of the time.
+
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ContainerStatus, HostIP, Pod, PodIP, PodSpec, PodStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::memory::Memory;
+use super::observed::Observed;
+use super::outcome::{Outcome, outcome};
+use super::restart::is_sidecar;
+
+mod conditions;
+mod containers;
+mod qos;
+
+pub(crate) use qos::{Qos, qos};
+
+/// All that a status is made of.
+pub(crate) struct View<'a> {
+    pub(crate) pod: &'a Pod,
+    pub(crate) observed: &'a Observed,
+    pub(crate) memory: &'a Memory,
+    /// What was reported last, or else what the API had when the pod was first seen.
+    pub(crate) previous: &'a PodStatus,
+    pub(crate) host_ips: &'a [IpAddr],
+    pub(crate) pod_ips: &'a [IpAddr],
+    pub(crate) now: Timestamp,
+}
+
+impl View<'_> {
+    /// The status that is true now.
+    pub(crate) fn status(&self) -> PodStatus {
+        let Some(spec) = self.pod.spec.as_ref() else { return self.previous.clone() };
+        let outcome = outcome(self.pod, self.observed, self.now);
+        let ended = matches!(outcome, Outcome::Ended { .. });
+        let init = containers::init_statuses(self, spec, ended);
+        let main = containers::statuses(self, spec, ended);
+        let phase = phase(spec, &outcome, &init, &main);
+        let reason = match outcome {
+            Outcome::Ended { reason, .. } => reason,
+            Outcome::Open { .. } => None,
+        };
+        PodStatus {
+            conditions: Some(conditions::conditions(self, spec, phase, &init, &main)),
+            container_statuses: Some(main),
+            init_container_statuses: Some(init).filter(|all| !all.is_empty()),
+            host_ip: self.host_ips.first().map(IpAddr::to_string),
+            host_ips: ips(self.host_ips, |ip| HostIP { ip }),
+            pod_ip: self.pod_ips.first().map(IpAddr::to_string),
+            pod_ips: ips(self.pod_ips, |ip| PodIP { ip }),
+            phase: Some(phase.to_owned()),
+            qos_class: Some(qos(spec).as_str().to_owned()),
+            reason: reason.map(str::to_owned).or_else(|| self.previous.reason.clone()),
+            message: reason
+                .map(|_| "Pod was active on the node longer than the specified deadline".to_owned())
+                .or_else(|| self.previous.message.clone()),
+            start_time: Some(
+                self.previous.start_time.clone().unwrap_or(Time(whole_second(self.now))),
+            ),
+            ..Default::default()
+        }
+    }
+}
+
+fn ips<T>(ips: &[IpAddr], make: impl Fn(String) -> T) -> Option<Vec<T>> {
+    (!ips.is_empty()).then(|| ips.iter().map(|ip| make(ip.to_string())).collect())
+}
+
+/// The API keeps whole seconds: more would make every comparison fail.
+pub(crate) fn whole_second(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
+}
+
+/// Pod phase (Kubernetes, "Pod Lifecycle").
+fn phase(
+    spec: &PodSpec,
+    outcome: &Outcome,
+    init: &[ContainerStatus],
+    main: &[ContainerStatus],
+) -> &'static str {
+    if let Outcome::Ended { succeeded, .. } = outcome {
+        return if *succeeded { "Succeeded" } else { "Failed" };
+    }
+    let initialized = spec.init_containers.iter().flatten().zip(init).all(|(container, status)| {
+        if is_sidecar(container) { status.started == Some(true) } else { status.ready }
+    });
+    let begun = |status: &ContainerStatus| {
+        let is = |state: &Option<_>| state.is_some();
+        let now = status.state.as_ref();
+        now.is_some_and(|s| s.running.is_some() || s.terminated.is_some())
+            || is(&status.last_state.as_ref().and_then(|s| s.terminated.as_ref()))
+    };
+    // Once containers have begun, a crashed sidecar does not take the pod back to its start.
+    let all_begun = main.iter().all(begun);
+    if all_begun && (initialized || main.iter().any(begun)) { "Running" } else { "Pending" }
+}
+
+#[cfg(test)]
+mod tests;

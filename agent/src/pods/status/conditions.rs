@@ -1,0 +1,120 @@
+//! Pod conditions.
+
+use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition, PodSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::{View, whole_second};
+use crate::pods::restart::is_sidecar;
+
+/// The conditions that the runner owns; all others are kept as they are.
+const OURS: [&str; 4] = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady"];
+
+struct Verdict {
+    ok: bool,
+    reason: Option<&'static str>,
+    message: Option<String>,
+}
+
+impl Verdict {
+    fn of(ok: bool, reason: &'static str, message: String) -> Self {
+        if ok {
+            return Self { ok, reason: None, message: None };
+        }
+        Self { ok, reason: Some(reason), message: Some(message).filter(|m| !m.is_empty()) }
+    }
+}
+
+/// All conditions of the pod, those of others first.
+pub(super) fn conditions(
+    view: &View<'_>,
+    spec: &PodSpec,
+    phase: &str,
+    init: &[ContainerStatus],
+    main: &[ContainerStatus],
+) -> Vec<PodCondition> {
+    let current = view.pod.status.as_ref().and_then(|s| s.conditions.as_ref());
+    let foreign = current.into_iter().flatten().filter(|c| !OURS.contains(&c.type_.as_str()));
+    let mut all: Vec<PodCondition> = foreign.cloned().collect();
+    let initialized = initialized(spec, phase, init);
+    let containers = containers_ready(spec, phase, init, main);
+    let ready = ready(spec, &containers, &all);
+    let sandbox = Verdict { ok: view.observed.sandbox().is_some(), reason: None, message: None };
+    let verdicts = [sandbox, initialized, ready, containers];
+    for (name, verdict) in OURS.into_iter().zip(verdicts) {
+        all.push(condition(view, name, verdict));
+    }
+    all
+}
+
+fn condition(view: &View<'_>, name: &str, verdict: Verdict) -> PodCondition {
+    let status = if verdict.ok { "True" } else { "False" };
+    let before = view.previous.conditions.iter().flatten().find(|c| c.type_ == name);
+    let since = before.filter(|c| c.status == status).and_then(|c| c.last_transition_time.clone());
+    PodCondition {
+        type_: name.to_owned(),
+        status: status.to_owned(),
+        reason: verdict.reason.map(str::to_owned),
+        message: verdict.message,
+        last_transition_time: Some(since.unwrap_or(Time(whole_second(view.now)))),
+        last_probe_time: None,
+        observed_generation: None,
+    }
+}
+
+fn initialized(spec: &PodSpec, phase: &str, init: &[ContainerStatus]) -> Verdict {
+    let missing: Vec<&str> = spec
+        .init_containers
+        .iter()
+        .flatten()
+        .zip(init)
+        .filter(|(c, s)| if is_sidecar(c) { s.started != Some(true) } else { !s.ready })
+        .map(|(c, _)| c.name.as_str())
+        .collect();
+    if phase == "Succeeded" {
+        return Verdict { ok: true, reason: Some("PodCompleted"), message: None };
+    }
+    let message = format!("containers with incomplete status: {}", names(&missing));
+    // Sidecars that crash later do not undo the initialisation.
+    Verdict::of(missing.is_empty() || phase == "Running", "ContainersNotInitialized", message)
+}
+
+fn containers_ready(
+    spec: &PodSpec,
+    phase: &str,
+    init: &[ContainerStatus],
+    main: &[ContainerStatus],
+) -> Verdict {
+    match phase {
+        "Succeeded" => return Verdict { ok: false, reason: Some("PodCompleted"), message: None },
+        "Failed" => return Verdict { ok: false, reason: Some("PodFailed"), message: None },
+        _ => {}
+    }
+    let sidecars = spec.init_containers.iter().flatten().zip(init).filter(|(c, _)| is_sidecar(c));
+    let unready: Vec<&str> = sidecars
+        .map(|(_, status)| status)
+        .chain(main)
+        .filter(|s| !s.ready)
+        .map(|s| s.name.as_str())
+        .collect();
+    let message = format!("containers with unready status: {}", names(&unready));
+    Verdict::of(unready.is_empty(), "ContainersNotReady", message)
+}
+
+fn ready(spec: &PodSpec, containers: &Verdict, foreign: &[PodCondition]) -> Verdict {
+    if !containers.ok {
+        return Verdict {
+            ok: false,
+            reason: containers.reason,
+            message: containers.message.clone(),
+        };
+    }
+    let gates = spec.readiness_gates.iter().flatten().map(|g| g.condition_type.as_str());
+    let open = |gate: &&str| !foreign.iter().any(|c| c.type_ == *gate && c.status == "True");
+    let missing: Vec<&str> = gates.filter(open).collect();
+    let message = format!("readiness gates without status True: {}", names(&missing));
+    Verdict::of(missing.is_empty(), "ReadinessGatesNotReady", message)
+}
+
+fn names(all: &[&str]) -> String {
+    format!("[{}]", all.join(" "))
+}

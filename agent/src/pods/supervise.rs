@@ -1,0 +1,177 @@
+//! Keeps one worker for each pod that is wanted or that the runtime has something of.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_model::snapshot::PodWork;
+use tokio::sync::{Notify, watch};
+use tokio::task::{AbortHandle, JoinSet};
+
+use super::observe::survey;
+use super::observed::PodRef;
+use super::ops::Context;
+use super::volumes;
+use super::worker::{Wanted, Worker};
+
+/// How often the runtime is asked for what changed. containerd 1.6 has no events over CRI.
+const SURVEY: Duration = Duration::from_secs(1);
+
+/// All wanted pods.
+pub(crate) type Desired = BTreeMap<PodRef, Arc<PodWork>>;
+
+/// The new set, with the old entries of pods that did not change: their workers see no difference.
+pub(crate) fn merge(before: Option<Desired>, pods: Vec<PodWork>) -> Desired {
+    let mut before = before.unwrap_or_default();
+    let mut all = Desired::new();
+    for work in pods {
+        let Some(pod) = PodRef::of(&work.pod) else { continue };
+        let same = before.remove(&pod).filter(|old| **old == work);
+        all.insert(pod, same.unwrap_or_else(|| Arc::new(work)));
+    }
+    all
+}
+
+struct Handle {
+    wanted: watch::Sender<Wanted>,
+    changed: Arc<Notify>,
+    task: AbortHandle,
+}
+
+/// Runs until it is cancelled; workers end with it.
+pub(crate) async fn run(context: Arc<Context>, mut desired: watch::Receiver<Option<Desired>>) {
+    if desired.wait_for(Option::is_some).await.is_err() {
+        return;
+    }
+    let mut supervisor = Supervisor {
+        context,
+        workers: BTreeMap::new(),
+        tasks: JoinSet::new(),
+        seen: BTreeMap::new(),
+        is_surveyed: false,
+        swept: false,
+    };
+    let mut ticks = tokio::time::interval(SURVEY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut reachable = true;
+    loop {
+        tokio::select! {
+            changed = desired.changed() => if changed.is_err() { return },
+            _ = ticks.tick() => match survey(&supervisor.context.client).await {
+                Ok(seen) => {
+                    reachable = true;
+                    supervisor.surveyed(seen);
+                }
+                Err(error) => {
+                    if std::mem::replace(&mut reachable, false) {
+                        tracing::warn!(%error, "the container runtime does not answer, will retry");
+                    }
+                    continue;
+                }
+            },
+        }
+        let wanted = desired.borrow_and_update().clone().unwrap_or_default();
+        supervisor.reconcile(&wanted);
+        if supervisor.sweep_is_due() {
+            supervisor.sweep(&wanted).await;
+        }
+    }
+}
+
+struct Supervisor {
+    context: Arc<Context>,
+    workers: BTreeMap<PodRef, Handle>,
+    tasks: JoinSet<()>,
+    seen: BTreeMap<PodRef, Vec<(String, i32)>>,
+    is_surveyed: bool,
+    /// Directories of pods that nobody knows have been deleted.
+    swept: bool,
+}
+
+impl Supervisor {
+    /// Wakes the workers of pods that changed.
+    fn surveyed(&mut self, seen: BTreeMap<PodRef, Vec<(String, i32)>>) {
+        for (pod, handle) in &self.workers {
+            if seen.get(pod) != self.seen.get(pod) {
+                handle.changed.notify_one();
+            }
+        }
+        self.seen = seen;
+        self.is_surveyed = true;
+    }
+
+    fn reconcile(&mut self, desired: &Desired) {
+        while let Some(ended) = self.tasks.try_join_next() {
+            if let Err(error) = ended.map_err(|e| e.to_string()) {
+                tracing::error!(error, "a pod's worker panicked, it is started again");
+            }
+        }
+        self.workers.retain(|_, handle| !handle.task.is_finished());
+        for (pod, work) in desired {
+            self.want(pod, Wanted::Known(Arc::clone(work)));
+        }
+        let unknown: Vec<PodRef> = self.workers.keys().chain(self.seen.keys()).cloned().collect();
+        for pod in unknown.iter().filter(|pod| !desired.contains_key(pod)) {
+            self.want(pod, Wanted::Gone);
+        }
+    }
+
+    fn want(&mut self, pod: &PodRef, wanted: Wanted) {
+        if let Some(handle) = self.workers.get(pod) {
+            handle.wanted.send_if_modified(|now| {
+                let changed = !same(now, &wanted);
+                if changed {
+                    *now = wanted;
+                }
+                changed
+            });
+            return;
+        }
+        let (sender, receiver) = watch::channel(wanted);
+        let changed = Arc::new(Notify::new());
+        let worker =
+            Worker::new(Arc::clone(&self.context), pod.clone(), receiver, Arc::clone(&changed));
+        let task = self.tasks.spawn(worker.run());
+        self.workers.insert(pod.clone(), Handle { wanted: sender, changed, task });
+    }
+
+    fn sweep_is_due(&mut self) -> bool {
+        // Before the first survey, a directory may belong to containers that are not known yet.
+        self.is_surveyed && !std::mem::replace(&mut self.swept, true)
+    }
+
+    /// Deletes directories of pods that are neither wanted nor running: left by an agent that was killed in the middle.
+    async fn sweep(&self, desired: &Desired) {
+        let known: Vec<&str> =
+            desired.keys().chain(self.workers.keys()).map(|pod| pod.uid.as_str()).collect();
+        let mut orphans = Vec::new();
+        for root in self.context.layout.roots() {
+            let Ok(entries) = std::fs::read_dir(root) else { continue };
+            let paths = entries.flatten().filter(|entry| {
+                let name = entry.file_name();
+                !known.contains(&name.to_string_lossy().as_ref())
+            });
+            orphans.extend(paths.map(|entry| entry.path()));
+        }
+        if orphans.is_empty() {
+            return;
+        }
+        let swept = tokio::task::spawn_blocking(move || {
+            for path in orphans {
+                if let Err(error) = volumes::clean(&path) {
+                    let path = path.display();
+                    tracing::warn!(%path, %error, "left-over directory of a pod not deleted");
+                }
+            }
+        });
+        let _ = swept.await;
+    }
+}
+
+fn same(a: &Wanted, b: &Wanted) -> bool {
+    match (a, b) {
+        (Wanted::Known(a), Wanted::Known(b)) => Arc::ptr_eq(a, b),
+        (Wanted::Gone, Wanted::Gone) => true,
+        _ => false,
+    }
+}

@@ -1,0 +1,234 @@
+//! The volumes of a pod on the node's disk, and their mounts in containers.
+
+use std::io;
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::path::{Component, Path, PathBuf};
+
+use k8s_openapi::api::core::v1::{
+    Container, EmptyDirVolumeSource, HostPathVolumeSource, PodSpec, Volume, VolumeMount,
+};
+use mesh_cri::v1;
+use mesh_model::snapshot::PodWork;
+
+use super::env::Environment;
+use super::expand::expand;
+use super::facts::{FactError, Facts};
+use super::layout::Layout;
+use super::quantity;
+
+mod content;
+mod mounts;
+mod payload;
+
+pub(crate) use mounts::clean;
+
+/// A volume cannot be made. Shown to people as the event `FailedMount`.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum VolumeError {
+    #[error("volume {volume:?}: {kind} {name:?} not found")]
+    NoObject { volume: String, kind: &'static str, name: String },
+    #[error("volume {volume:?}: {kind} {name:?} has no key {key:?}")]
+    NoKey { volume: String, kind: &'static str, name: String, key: String },
+    #[error("volume {volume:?}: file path {path:?} must be relative and must not contain \"..\"")]
+    BadPath { volume: String, path: String },
+    #[error("volume {volume:?}: {cause}")]
+    Fact { volume: String, cause: FactError },
+    #[error("volume {volume:?}: its type is not served by this node")]
+    NotServed { volume: String },
+    #[error("volume {volume:?}: host path {path:?} is not a {kind}")]
+    HostPath { volume: String, path: String, kind: String },
+    #[error("volume {volume:?}: size limit is not a quantity")]
+    SizeLimit { volume: String },
+    #[error("volume {volume:?}: {action}: {cause}")]
+    Io { volume: String, action: &'static str, cause: io::Error },
+}
+
+/// A volume cannot be mounted into a container.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MountError {
+    #[error("volume {0:?} of a mount does not exist in the pod")]
+    NoVolume(String),
+    #[error("subPath {0:?} must be relative and stay inside its volume")]
+    SubPath(String),
+    #[error("subPath {path:?}: {cause}")]
+    Io { path: String, cause: io::Error },
+}
+
+/// Writes all volumes of the pod, or brings them up to date. Blocks.
+pub(crate) fn prepare(
+    work: &PodWork,
+    uid: &str,
+    facts: &Facts,
+    layout: &Layout,
+) -> Result<(), VolumeError> {
+    let Some(spec) = work.pod.spec.as_ref() else { return Ok(()) };
+    for directory in layout.pod(uid) {
+        private_directory(&directory).map_err(io_error("", "make the pod's directory"))?;
+    }
+    let group = spec.security_context.as_ref().and_then(|s| s.fs_group);
+    let group = group.and_then(|g| u32::try_from(g).ok());
+    for volume in spec.volumes.iter().flatten() {
+        let path = layout.volume(uid, &volume.name, content::has_secret(volume));
+        if let Some(files) = content::files(volume, work, facts)? {
+            payload::write(&path, &files, group)
+                .map_err(io_error(&volume.name, "write its files"))?;
+        } else if let Some(empty) = &volume.empty_dir {
+            empty_dir(&volume.name, &path, empty, group)?;
+        } else if let Some(host) = &volume.host_path {
+            host_path(&volume.name, host)?;
+        } else {
+            return Err(VolumeError::NotServed { volume: volume.name.clone() });
+        }
+    }
+    Ok(())
+}
+
+fn private_directory(path: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
+}
+
+fn io_error(volume: &str, action: &'static str) -> impl FnOnce(io::Error) -> VolumeError {
+    let volume = volume.to_owned();
+    move |cause| VolumeError::Io { volume, action, cause }
+}
+
+fn empty_dir(
+    name: &str,
+    path: &Path,
+    empty: &EmptyDirVolumeSource,
+    group: Option<u32>,
+) -> Result<(), VolumeError> {
+    let fresh = !path.exists();
+    std::fs::create_dir_all(path).map_err(io_error(name, "make its directory"))?;
+    if empty.medium.as_deref() == Some("Memory") {
+        let size = empty.size_limit.as_ref().map(quantity::bytes).transpose();
+        let size = size.map_err(|_| VolumeError::SizeLimit { volume: name.to_owned() })?;
+        mounts::memory(path, size).map_err(io_error(name, "mount it in memory"))?;
+    }
+    if fresh {
+        // Everybody may write, as in /tmp of an image; with fsGroup, files keep the group.
+        let mode = if group.is_some() { 0o2777 } else { 0o777 };
+        let set = chown(path, None, group)
+            .and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)));
+        set.map_err(io_error(name, "set its permissions"))?;
+    }
+    Ok(())
+}
+
+fn host_path(name: &str, host: &HostPathVolumeSource) -> Result<(), VolumeError> {
+    use std::os::unix::fs::FileTypeExt as _;
+    let path = Path::new(&host.path);
+    let kind = host.type_.as_deref().unwrap_or_default();
+    match kind {
+        "DirectoryOrCreate" if !path.exists() => {
+            std::fs::create_dir_all(path).map_err(io_error(name, "make its directory"))?;
+        }
+        "FileOrCreate" if !path.exists() => {
+            std::fs::File::create(path).map_err(io_error(name, "make its file"))?;
+        }
+        _ => {}
+    }
+    let found = std::fs::metadata(path).ok().map(|m| m.file_type());
+    let fits = match (kind, found) {
+        // Not checked; the runtime makes a missing directory.
+        ("", _) => true,
+        (_, None) => false,
+        ("Directory" | "DirectoryOrCreate", Some(f)) => f.is_dir(),
+        ("File" | "FileOrCreate", Some(f)) => f.is_file(),
+        ("Socket", Some(f)) => f.is_socket(),
+        ("CharDevice", Some(f)) => f.is_char_device(),
+        ("BlockDevice", Some(f)) => f.is_block_device(),
+        _ => false,
+    };
+    if fits {
+        return Ok(());
+    }
+    let (volume, path, kind) = (name.to_owned(), host.path.clone(), kind.to_owned());
+    Err(VolumeError::HostPath { volume, path, kind })
+}
+
+/// The mounts of a container's volumes. Makes missing directories of sub-paths. Blocks.
+pub(crate) fn container_mounts(
+    spec: &PodSpec,
+    container: &Container,
+    uid: &str,
+    environment: &Environment,
+    layout: &Layout,
+) -> Result<Vec<v1::Mount>, MountError> {
+    let volumes: Vec<&Volume> = spec.volumes.iter().flatten().collect();
+    let mut all = Vec::new();
+    for mount in container.volume_mounts.iter().flatten() {
+        let volume = volumes.iter().find(|v| v.name == mount.name);
+        let volume = volume.ok_or_else(|| MountError::NoVolume(mount.name.clone()))?;
+        let (base, read_only) = source(volume, uid, layout);
+        all.push(v1::Mount {
+            container_path: absolute(&mount.mount_path),
+            host_path: with_sub_path(&base, mount, environment)?.display().to_string(),
+            readonly: read_only || mount.read_only == Some(true),
+            propagation: match mount.mount_propagation.as_deref() {
+                Some("HostToContainer") => v1::MountPropagation::HostToContainer,
+                Some("Bidirectional") => v1::MountPropagation::Bidirectional,
+                _ => v1::MountPropagation::Private,
+            }
+            .into(),
+        });
+    }
+    Ok(all)
+}
+
+fn absolute(path: &str) -> String {
+    if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }
+}
+
+/// Where a volume is on the node, and whether containers may only read it.
+fn source(volume: &Volume, uid: &str, layout: &Layout) -> (PathBuf, bool) {
+    match &volume.host_path {
+        Some(host) => (PathBuf::from(&host.path), false),
+        None => {
+            let path = layout.volume(uid, &volume.name, content::has_secret(volume));
+            (path, volume.empty_dir.is_none())
+        }
+    }
+}
+
+/// The part of a volume that is mounted. The pod's containers may have put symbolic links into it, so the result
+/// is resolved and must still be inside.
+fn with_sub_path(
+    base: &Path,
+    mount: &VolumeMount,
+    environment: &Environment,
+) -> Result<PathBuf, MountError> {
+    let expanded =
+        mount.sub_path_expr.as_deref().map(|text| expand(text, |name| environment.value(name)));
+    let sub = expanded.as_deref().or(mount.sub_path.as_deref()).unwrap_or_default();
+    if sub.is_empty() {
+        return Ok(base.to_owned());
+    }
+    let refused = || MountError::SubPath(sub.to_owned());
+    let plain = |c: Component<'_>| matches!(c, Component::Normal(_) | Component::CurDir);
+    if !Path::new(sub).components().all(plain) {
+        return Err(refused());
+    }
+    let failed = |cause| MountError::Io { path: sub.to_owned(), cause };
+    let base = base.canonicalize().map_err(failed)?;
+    let mut path = base.clone();
+    for part in Path::new(sub).components() {
+        path.push(part);
+        // One step at a time: what is made must not be made through a link that leaves the volume.
+        match path.canonicalize() {
+            Ok(real) => path = real,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                std::fs::create_dir(&path).map_err(failed)?;
+            }
+            Err(error) => return Err(failed(error)),
+        }
+        if !path.starts_with(&base) {
+            return Err(refused());
+        }
+    }
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests;

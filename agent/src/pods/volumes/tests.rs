@@ -1,0 +1,150 @@
+use std::collections::BTreeMap;
+use std::os::unix::fs::{MetadataExt as _, symlink};
+
+use super::*;
+use crate::pods::tests::options;
+
+fn work(spec: serde_json::Value) -> PodWork {
+    let pod = serde_json::json!({"metadata": {"name": "web", "namespace": "shop", "labels": {"app": "web"}}, "spec": spec});
+    let values = |pairs: &[(&str, &str)]| -> BTreeMap<String, Vec<u8>> {
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), v.as_bytes().to_vec())).collect()
+    };
+    PodWork {
+        pod: serde_json::from_value(pod).unwrap(),
+        config_maps: [("settings".to_owned(), values(&[("a.conf", "one"), ("b.conf", "two")]))]
+            .into(),
+        secrets: [("keys".to_owned(), values(&[("token", "s3cret")]))].into(),
+        service_env: BTreeMap::new(),
+    }
+}
+
+fn spec() -> serde_json::Value {
+    serde_json::json!({
+    "containers": [{"name": "c", "volumeMounts": [
+        {"name": "cfg", "mountPath": "/etc/app"},
+        {"name": "cfg", "mountPath": "/etc/one", "subPath": "a.conf"},
+        {"name": "scratch", "mountPath": "tmp", "subPathExpr": "x/$(NONE)"},
+        {"name": "host", "mountPath": "/host", "readOnly": true}]}],
+    "volumes": [
+        {"name": "cfg", "configMap": {"name": "settings"}},
+        {"name": "scratch", "emptyDir": {}},
+        {"name": "host", "hostPath": {"path": "/tmp", "type": "Directory"}},
+        {"name": "all", "projected": {"defaultMode": 0o440, "sources": [
+            {"secret": {"name": "keys", "items": [{"key": "token", "path": "deep/token", "mode": 0o400}]}},
+            {"configMap": {"name": "settings"}},
+            {"configMap": {"name": "gone", "optional": true}},
+            {"downwardAPI": {"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]}}]}}
+    ]})
+}
+
+fn layout(directory: &Path) -> Layout {
+    Layout::new(&options(directory.to_str().unwrap()))
+}
+
+#[test]
+fn files_are_written_switched_and_removed() {
+    let directory = tempfile::tempdir().unwrap();
+    let layout = layout(directory.path());
+    let mut work = work(spec());
+    prepare(&work, "u1", &Facts::default(), &layout).unwrap();
+    let cfg = layout.volume("u1", "cfg", false);
+    let all = layout.volume("u1", "all", true);
+    let text = |path: &Path| std::fs::read_to_string(path).unwrap();
+    assert_eq!(text(&cfg.join("a.conf")), "one");
+    assert_eq!(text(&all.join("deep/token")), "s3cret");
+    assert_eq!(text(&all.join("labels")), "app=\"web\"");
+    assert_eq!(std::fs::metadata(all.join("deep/token")).unwrap().mode() & 0o777, 0o400);
+    assert_eq!(std::fs::metadata(all.join("a.conf")).unwrap().mode() & 0o777, 0o440);
+    let before = std::fs::read_link(cfg.join("..data")).unwrap();
+
+    prepare(&work, "u1", &Facts::default(), &layout).unwrap();
+    assert_eq!(std::fs::read_link(cfg.join("..data")).unwrap(), before, "nothing changed");
+
+    let settings = work.config_maps.get_mut("settings").unwrap();
+    settings.insert("a.conf".to_owned(), b"changed".to_vec());
+    settings.remove("b.conf");
+    prepare(&work, "u1", &Facts::default(), &layout).unwrap();
+    assert_eq!(text(&cfg.join("a.conf")), "changed");
+    assert!(!cfg.join("b.conf").exists() && cfg.join("b.conf").symlink_metadata().is_err());
+    assert!(!cfg.join(before).exists(), "the old version is deleted");
+
+    for path in layout.pod("u1") {
+        clean(&path).unwrap();
+        assert!(!path.exists());
+    }
+}
+
+#[test]
+fn mounts_point_into_the_volumes() {
+    let directory = tempfile::tempdir().unwrap();
+    let layout = layout(directory.path());
+    let work = work(spec());
+    prepare(&work, "u1", &Facts::default(), &layout).unwrap();
+    let spec = work.pod.spec.as_ref().unwrap();
+    let environment = Environment::default();
+    let mounts = container_mounts(spec, &spec.containers[0], "u1", &environment, &layout).unwrap();
+    let paths: Vec<(&str, bool)> =
+        mounts.iter().map(|m| (m.container_path.as_str(), m.readonly)).collect();
+    assert_eq!(paths, [("/etc/app", true), ("/etc/one", true), ("/tmp", false), ("/host", true)]);
+    assert_eq!(std::fs::read_to_string(&mounts[1].host_path).unwrap(), "one");
+    assert!(mounts[2].host_path.ends_with("scratch/x/$(NONE)"), "{}", mounts[2].host_path);
+    assert!(Path::new(&mounts[2].host_path).is_dir());
+}
+
+#[test]
+fn sub_paths_stay_inside_their_volume() {
+    let directory = tempfile::tempdir().unwrap();
+    let volume = directory.path().join("volume");
+    std::fs::create_dir(&volume).unwrap();
+    symlink("/etc", volume.join("out")).unwrap();
+    symlink("..", volume.join("up")).unwrap();
+    let resolve = |sub: &str| {
+        let mount = VolumeMount { sub_path: Some(sub.to_owned()), ..Default::default() };
+        with_sub_path(&volume, &mount, &Environment::default())
+    };
+    for bad in ["..", "/etc", "a/../..", "out", "out/passwd", "up/x", "up"] {
+        assert!(resolve(bad).is_err(), "{bad}");
+    }
+    assert!(!directory.path().join("x").exists());
+    assert!(resolve("new/deep").unwrap().is_dir());
+}
+
+#[test]
+fn references_to_nothing_and_bad_paths_are_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let layout = layout(directory.path());
+    let fails = |volume: serde_json::Value| {
+        let work = work(serde_json::json!({"containers": [], "volumes": [volume]}));
+        prepare(&work, "u1", &Facts::default(), &layout).unwrap_err().to_string()
+    };
+    for (volume, expected) in [
+        (
+            serde_json::json!({"name": "v", "configMap": {"name": "gone"}}),
+            "ConfigMap \"gone\" not found",
+        ),
+        (
+            serde_json::json!({"name": "v", "secret": {"secretName": "gone"}}),
+            "Secret \"gone\" not found",
+        ),
+        (
+            serde_json::json!({"name": "v", "configMap": {"name": "settings", "items": [{"key": "k", "path": "p"}]}}),
+            "no key \"k\"",
+        ),
+        (
+            serde_json::json!({"name": "v", "configMap": {"name": "settings", "items": [{"key": "a.conf", "path": "../p"}]}}),
+            "must be relative",
+        ),
+        (
+            serde_json::json!({"name": "v", "configMap": {"name": "settings", "items": [{"key": "a.conf", "path": "x/../../p"}]}}),
+            "must be relative",
+        ),
+        (
+            serde_json::json!({"name": "v", "hostPath": {"path": "/etc/hostname/x", "type": "File"}}),
+            "is not a File",
+        ),
+        (serde_json::json!({"name": "v", "nfs": {"server": "s", "path": "/"}}), "not served"),
+    ] {
+        let error = fails(volume);
+        assert!(error.contains(expected), "{error}");
+    }
+}
