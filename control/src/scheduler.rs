@@ -3,6 +3,7 @@
 //! Owns: [`ClusterState`], the incremental picture of nodes and their use, and the placement over it.
 //! Never does: preemption, volumes, other schedulers' pods.
 
+mod driver;
 mod fit;
 pub(crate) mod quantity;
 mod resources;
@@ -11,6 +12,7 @@ mod state;
 pub(crate) mod taints;
 mod topology;
 
+pub(crate) use driver::start;
 pub use state::{ClusterState, Unschedulable};
 
 #[cfg(test)]
