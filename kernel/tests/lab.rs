@@ -46,12 +46,13 @@ impl Lab {
         let mount = tempfile::tempdir().unwrap();
         let cgroup = mesh_kernel::bpf::cgroup2_mount().unwrap().join(unique());
         std::fs::create_dir(&cgroup).unwrap();
+        mesh_kernel::bpf::ensure_mounted(mount.path()).unwrap();
         Self { mount, cgroup }
     }
 
     /// The directory of pins. Not there until somebody loads.
     pub(crate) fn bpf_dir(&self) -> PathBuf {
-        self.mount.path().join("bpf")
+        self.mount.path().join("mesh")
     }
 
     pub(crate) fn options(&self) -> LoadOptions {
@@ -66,7 +67,7 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         let _ = mesh_kernel::bpf::detach_all(&self.bpf_dir());
-        let _ = umount2(&self.bpf_dir(), MntFlags::MNT_DETACH);
+        let _ = umount2(self.mount.path(), MntFlags::MNT_DETACH);
         let _ = std::fs::remove_dir(&self.cgroup);
     }
 }

@@ -1,8 +1,10 @@
 //! The crate against a real kernel: programs, maps, namespaces, devices. Needs root; makes everything it uses, and
 //! cleans up by `Drop`.
+#![allow(clippy::unwrap_used, reason = "tests, and what they share")]
 
 mod client;
 mod lab;
+mod loading;
 mod node_network;
 mod pod_network;
 mod programs;

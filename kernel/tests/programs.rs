@@ -69,7 +69,7 @@ impl Bench {
         output.packet
     }
 
-    fn from_pod(&self, packet: &[u8], verdict: u32, reason: Reason) {
+    fn pod_sends(&self, packet: &[u8], verdict: u32, reason: Reason) {
         self.expect(names::FROM_POD, packet, verdict, reason);
     }
 
@@ -135,22 +135,22 @@ fn ipv4_from_a_pod() {
     }
     let bench = Bench::new();
     let outside = [192, 0, 2, 1];
-    bench.from_pod(&bench.ipv4(OWN, outside), NEXT, Reason::PodToStack);
-    bench.from_pod(&bench.ipv4(OWN, [10, 244, 1, 6]), REDIRECT, Reason::PodToPod);
-    bench.from_pod(&bench.ipv4([10, 244, 1, 6], outside), DROP, Reason::SpoofedAddress);
-    bench.from_pod(&bench.ipv4([0; 4], [255; 4]), DROP, Reason::SpoofedAddress);
+    bench.pod_sends(&bench.ipv4(OWN, outside), NEXT, Reason::PodToStack);
+    bench.pod_sends(&bench.ipv4(OWN, [10, 244, 1, 6]), REDIRECT, Reason::PodToPod);
+    bench.pod_sends(&bench.ipv4([10, 244, 1, 6], outside), DROP, Reason::SpoofedAddress);
+    bench.pod_sends(&bench.ipv4([0; 4], [255; 4]), DROP, Reason::SpoofedAddress);
     let mut mac = bench.ipv4(OWN, outside);
     mac[11] ^= 1;
-    bench.from_pod(&mac, DROP, Reason::SpoofedMac);
+    bench.pod_sends(&mac, DROP, Reason::SpoofedMac);
     let dhcp = [bench.ethernet(0x0800), ipv4(OWN, outside, 17, &udp(67))].concat();
-    bench.from_pod(&dhcp, DROP, Reason::Forbidden);
+    bench.pod_sends(&dhcp, DROP, Reason::Forbidden);
     let mut version = bench.ipv4(OWN, outside);
     version[14] = 0x44;
-    bench.from_pod(&version, DROP, Reason::Malformed);
+    bench.pod_sends(&version, DROP, Reason::Malformed);
     // An IPv4 header that promises UDP, and nothing behind it. (The kernel takes no shorter one for a test run.)
-    bench.from_pod(&bench.ipv4(OWN, outside)[..34], DROP, Reason::Malformed);
-    bench.from_pod(&bench.ethernet(0x0806), DROP, Reason::Malformed);
-    bench.from_pod(&[bench.ethernet(0x8847), vec![0; 40]].concat(), DROP, Reason::UnknownProtocol);
+    bench.pod_sends(&bench.ipv4(OWN, outside)[..34], DROP, Reason::Malformed);
+    bench.pod_sends(&bench.ethernet(0x0806), DROP, Reason::Malformed);
+    bench.pod_sends(&[bench.ethernet(0x8847), vec![0; 40]].concat(), DROP, Reason::UnknownProtocol);
 }
 
 #[test]
@@ -180,15 +180,15 @@ fn ipv6_from_a_pod() {
     let bench = Bench::new();
     let outside = "2001:db8::1";
     let plain = |source, to| bench.ipv6(source, to, 17, &udp(53));
-    bench.from_pod(&plain(OWN6, outside), NEXT, Reason::PodToStack);
-    bench.from_pod(&plain(OWN6, "fd10:244:0:1::6"), REDIRECT, Reason::PodToPod);
-    bench.from_pod(&plain("fd10:244:0:1::6", outside), DROP, Reason::SpoofedAddress);
-    bench.from_pod(&plain("fe80::5", outside), DROP, Reason::SpoofedAddress);
-    bench.from_pod(&plain("::ffff:10.244.1.5", outside), DROP, Reason::SpoofedAddress);
+    bench.pod_sends(&plain(OWN6, outside), NEXT, Reason::PodToStack);
+    bench.pod_sends(&plain(OWN6, "fd10:244:0:1::6"), REDIRECT, Reason::PodToPod);
+    bench.pod_sends(&plain("fd10:244:0:1::6", outside), DROP, Reason::SpoofedAddress);
+    bench.pod_sends(&plain("fe80::5", outside), DROP, Reason::SpoofedAddress);
+    bench.pod_sends(&plain("::ffff:10.244.1.5", outside), DROP, Reason::SpoofedAddress);
     let dhcp = bench.ipv6(OWN6, "ff02::1:2", 17, &udp(547));
-    bench.from_pod(&dhcp, DROP, Reason::Forbidden);
+    bench.pod_sends(&dhcp, DROP, Reason::Forbidden);
     let report = bench.ipv6("::", "ff02::16", 0, &[58, 0, 5, 2, 0, 0, 1, 0]);
-    bench.from_pod(&report, DROP, Reason::Noise);
+    bench.pod_sends(&report, DROP, Reason::Noise);
 }
 
 #[test]
@@ -198,18 +198,18 @@ fn neighbour_and_router_discovery_from_a_pod() {
     }
     let bench = Bench::new();
     let icmp = |source, kind, target| bench.ipv6(source, "ff02::1", 58, &icmpv6(kind, target));
-    bench.from_pod(&icmp(OWN6, 135, "fe80::1"), NEXT, Reason::PodToStack);
-    bench.from_pod(&icmp("::", 135, "fe80::5"), NEXT, Reason::PodToStack);
-    bench.from_pod(&icmp(OWN6, 136, OWN6), NEXT, Reason::PodToStack);
-    bench.from_pod(&icmp(OWN6, 136, "fd10:244:0:1::6"), DROP, Reason::SpoofedAddress);
-    bench.from_pod(&icmp("fe80::5", 136, "fe80::6"), DROP, Reason::SpoofedAddress);
-    bench.from_pod(&icmp("fd10:244:0:1::6", 135, OWN6), DROP, Reason::SpoofedAddress);
-    bench.from_pod(&icmp("fe80::5", 134, "::"), DROP, Reason::Forbidden);
-    bench.from_pod(&icmp(OWN6, 134, "::"), DROP, Reason::Forbidden);
-    bench.from_pod(&icmp(OWN6, 137, "::"), DROP, Reason::Forbidden);
-    bench.from_pod(&icmp("fe80::5", 133, "::"), DROP, Reason::Noise);
-    bench.from_pod(&icmp(OWN6, 128, "::"), NEXT, Reason::PodToStack);
-    bench.from_pod(&icmp("fe80::5", 128, "::"), DROP, Reason::SpoofedAddress);
+    bench.pod_sends(&icmp(OWN6, 135, "fe80::1"), NEXT, Reason::PodToStack);
+    bench.pod_sends(&icmp("::", 135, "fe80::5"), NEXT, Reason::PodToStack);
+    bench.pod_sends(&icmp(OWN6, 136, OWN6), NEXT, Reason::PodToStack);
+    bench.pod_sends(&icmp(OWN6, 136, "fd10:244:0:1::6"), DROP, Reason::SpoofedAddress);
+    bench.pod_sends(&icmp("fe80::5", 136, "fe80::6"), DROP, Reason::SpoofedAddress);
+    bench.pod_sends(&icmp("fd10:244:0:1::6", 135, OWN6), DROP, Reason::SpoofedAddress);
+    bench.pod_sends(&icmp("fe80::5", 134, "::"), DROP, Reason::Forbidden);
+    bench.pod_sends(&icmp(OWN6, 134, "::"), DROP, Reason::Forbidden);
+    bench.pod_sends(&icmp(OWN6, 137, "::"), DROP, Reason::Forbidden);
+    bench.pod_sends(&icmp("fe80::5", 133, "::"), DROP, Reason::Noise);
+    bench.pod_sends(&icmp(OWN6, 128, "::"), NEXT, Reason::PodToStack);
+    bench.pod_sends(&icmp("fe80::5", 128, "::"), DROP, Reason::SpoofedAddress);
 }
 
 #[test]
@@ -227,11 +227,11 @@ fn arp_from_a_pod() {
         packet
     };
     let own = bench.port.pod_mac().0;
-    bench.from_pod(&arp(OWN, own), NEXT, Reason::PodToStack);
-    bench.from_pod(&arp([0; 4], own), NEXT, Reason::PodToStack);
-    bench.from_pod(&arp([10, 244, 1, 6], own), DROP, Reason::SpoofedAddress);
-    bench.from_pod(&arp([169, 254, 1, 1], own), DROP, Reason::SpoofedAddress);
-    bench.from_pod(&arp(OWN, [2; 6]), DROP, Reason::SpoofedMac);
+    bench.pod_sends(&arp(OWN, own), NEXT, Reason::PodToStack);
+    bench.pod_sends(&arp([0; 4], own), NEXT, Reason::PodToStack);
+    bench.pod_sends(&arp([10, 244, 1, 6], own), DROP, Reason::SpoofedAddress);
+    bench.pod_sends(&arp([169, 254, 1, 1], own), DROP, Reason::SpoofedAddress);
+    bench.pod_sends(&arp(OWN, [2; 6]), DROP, Reason::SpoofedMac);
 }
 
 #[test]

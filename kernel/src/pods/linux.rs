@@ -116,7 +116,7 @@ impl LinuxPodNetwork {
         requests.extend(host_requests(port, ifindex));
         let mut answers = socket.batch(requests)?.into_iter();
         match answers.next() {
-            Some(Err(error)) if !error.is_exists() => return Err(error),
+            Some(Err(error)) if !error.is_exists() => Err(error),
             _ => all_done(Ok(answers.collect())),
         }
     }
