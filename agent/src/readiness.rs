@@ -11,7 +11,7 @@ use crate::{cni, register};
 /// Concerns without which a pod would have no network at all.
 const NEEDED: [&str; 2] = ["node", "services"];
 const OVERLAY: &str = "overlay";
-const PODS: &str = "pods";
+const RUNTIME: &str = crate::reconcile::pods::RUNTIME;
 
 /// Judges anew whenever something changes, for ever.
 pub(crate) async fn judge(
@@ -89,9 +89,9 @@ fn status(
     if let Some(why) = &network.limited {
         return not("OverlayDown", why);
     }
-    match standings.get(PODS) {
-        Some(pods) if !pods.failures.is_empty() => {
-            not("ContainerRuntimeDown", &pods.failures.join("; "))
+    match standings.get(RUNTIME) {
+        Some(runtime) if !runtime.failures.is_empty() => {
+            not("ContainerRuntimeDown", &runtime.failures.join("; "))
         }
         _ => register::Readiness {
             ready: true,
@@ -140,7 +140,7 @@ mod tests {
 
         board.failed("services", vec!["x".to_owned()]);
         assert_eq!(judge(Some(&desired)).1, "AgentReady", "once it worked, pods can be added");
-        board.failed("pods", vec!["containerd is away".to_owned()]);
+        board.failed("runtime", vec!["containerd is away".to_owned()]);
         assert_eq!(judge(Some(&desired)).1, "ContainerRuntimeDown");
     }
 }

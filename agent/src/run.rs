@@ -2,7 +2,6 @@
 //!
 //! Nothing that runs afterwards ends with it: workers, programs, devices and pods stay for the next agent.
 
-use std::convert::Infallible;
 use std::fs::{self, File, TryLockError};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
@@ -11,10 +10,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use mesh_kernel::node::LinuxNodeNetwork;
-use mesh_kernel::pods::{LinuxPodNetwork, PodNetwork};
-use mesh_kernel::{LoadOptions, NetNs, Programs};
-use mesh_model::wellknown::{AGENT_PORT, OVERLAY_DEVICE};
+use axum::Router;
+use mesh_kernel::Programs;
+use mesh_model::wellknown::OVERLAY_DEVICE;
 use mesh_overlay::{NodeKey, Overlay};
 use mesh_worker::{Client, supervise};
 use tokio::signal::unix::{SignalKind, signal};
@@ -22,24 +20,24 @@ use tokio::sync::watch;
 
 use crate::board::Board;
 use crate::cli::{Options, OverlayChoice};
-use crate::cni::ledger::{Ledger, LedgerHandle};
-use crate::cni::{self, Cni, journal};
-use crate::errors::chain;
-use crate::join::{Identity, JoinError, Joining};
-use crate::observe::{self, Desired, Observer};
-use crate::reconcile::conflist::Conflist;
+use crate::observe::{self, Desired};
 use crate::reconcile::dns::Dns;
 use crate::reconcile::ingress::Ingress;
-use crate::reconcile::node::Node;
 use crate::reconcile::overlay::Peers;
-use crate::reconcile::services::Services;
 use crate::reconcile::{Concern, drive};
-use crate::register::{self, Registration};
 use crate::server::{self, Sources};
 use crate::workers::{self, Paths};
-use crate::{api, link, readiness};
+use crate::{cni, link, readiness, register};
+
+mod kernel;
+mod member;
 
 const LONGEST_RETRY: Duration = Duration::from_secs(10);
+
+/// The pause after the next failure.
+fn longer(pause: Duration) -> Duration {
+    (pause * 2).min(LONGEST_RETRY)
+}
 
 /// What the parts of the agent share.
 struct Agent {
@@ -49,6 +47,7 @@ struct Agent {
     key: NodeKey,
     overlay: Arc<Overlay>,
     programs: Arc<OnceLock<Arc<Programs>>>,
+    logs: Arc<OnceLock<Router>>,
     mtu: u16,
     desired: watch::Sender<Option<Desired>>,
     plugin: watch::Sender<cni::Readiness>,
@@ -69,6 +68,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         node: watch::Sender::new(register::Readiness::starting()),
         board: Board::default(),
         programs: Arc::default(),
+        logs: Arc::default(),
         key,
         paths,
         options,
@@ -177,92 +177,6 @@ impl Agent {
         Client::new(self.paths.worker_socket(name))
     }
 
-    /// Loads the programs, as often as it takes; then everything that needs them.
-    async fn kernel(self: Arc<Self>) {
-        let programs = self.load_programs().await;
-        let _ = self.programs.set(Arc::clone(&programs));
-        let device = OVERLAY_DEVICE.parse().expect("a constant and valid interface name");
-        let network = LinuxNodeNetwork::new(NetNs::current(), Arc::clone(&programs), device);
-        self.drive(Node { network: Arc::new(network), mtu: self.mtu });
-        self.drive(Services::new(programs.services()));
-        tokio::spawn(Arc::clone(&self).retire(Arc::clone(&programs)));
-        let pods: Arc<dyn PodNetwork> = Arc::new(LinuxPodNetwork::new(NetNs::current(), programs));
-        let mut pause = Duration::from_millis(100);
-        loop {
-            let Err(error) = self.serve_plugin(Arc::clone(&pods)).await;
-            let error = chain(error.as_ref());
-            tracing::error!(error, "CNI not served, trying again");
-            self.board.failed("cni", vec![error]);
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_RETRY);
-        }
-    }
-
-    async fn load_programs(&self) -> Arc<Programs> {
-        let mut pause = Duration::from_millis(500);
-        loop {
-            let options = LoadOptions::new(&self.options.bpf_dir, &self.options.cgroup);
-            let load = tokio::task::spawn_blocking(move || Programs::open_or_load(&options));
-            match load.await {
-                Ok(Ok(programs)) => {
-                    tracing::info!(dir = %self.options.bpf_dir.display(), "eBPF programs loaded and attached");
-                    self.board.done("programs");
-                    return Arc::new(programs);
-                }
-                Ok(Err(error)) => {
-                    let error = chain(&error);
-                    tracing::error!(error, "eBPF programs not loaded, trying again");
-                    self.board.failed("programs", vec![error]);
-                }
-                Err(panic) => self.board.failed("programs", vec![panic.to_string()]),
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_RETRY);
-        }
-    }
-
-    /// Programs of an older ABI serve until the new maps are filled.
-    async fn retire(self: Arc<Self>, programs: Arc<Programs>) {
-        let mut standings = self.board.subscribe();
-        let filled = |concern| self.board.standing(concern).ever;
-        while !(filled("services") && filled("node")) {
-            if standings.changed().await.is_err() {
-                return;
-            }
-        }
-        match tokio::task::spawn_blocking(move || programs.retire_old_versions()).await {
-            Ok(Ok(true)) => tracing::info!("eBPF programs of another version retired"),
-            Ok(Err(error)) => tracing::warn!(error = chain(&error), "old eBPF programs stay"),
-            Ok(Ok(false)) | Err(_) => {}
-        }
-    }
-
-    async fn serve_plugin(&self, network: Arc<dyn PodNetwork>) -> anyhow::Result<Infallible> {
-        let boot = journal::boot_id().context("read the boot id")?;
-        let storage = journal::FileStorage::new(self.paths.journal());
-        let (ledger, damaged) = Ledger::open(Box::new(storage), &boot)
-            .with_context(|| format!("open {}", self.paths.journal().display()))?;
-        if damaged > 0 {
-            tracing::warn!(damaged, "lines of the address journal made no sense");
-        }
-        let ledger = LedgerHandle::start(ledger).context("start the address ledger")?;
-        let state = self.paths.state().to_owned();
-        let cni = Cni::new(ledger, network, self.plugin.subscribe(), state);
-        cni.recover().await?;
-        tracing::info!(socket = %self.paths.cni_socket().display(), "serving CNI");
-        let conflist = Conflist {
-            directory: self.options.cni_conf_dir.clone(),
-            socket: self.paths.cni_socket(),
-            state_dir: self.paths.state().to_owned(),
-        };
-        let keep = conflist.keep(self.plugin.subscribe(), self.board.clone());
-        let socket = self.paths.cni_socket();
-        tokio::select! {
-            () = keep => bail!("readiness ended"),
-            ended = cni::serve(&socket, cni) => Ok(ended?),
-        }
-    }
-
     fn sources(&self) -> Sources {
         Sources {
             node: self.options.node.clone(),
@@ -270,6 +184,7 @@ impl Agent {
             overlay: Arc::clone(&self.overlay),
             board: self.board.clone(),
             programs: Arc::clone(&self.programs),
+            logs: Arc::clone(&self.logs),
             dns: self.worker(workers::DNS),
             ingress: self.worker(workers::INGRESS),
             ingress_listeners: self
@@ -287,89 +202,5 @@ impl Agent {
         let router = server::router(self.sources());
         tokio::spawn(async move { axum::serve(listener, router).await });
         Ok(())
-    }
-
-    /// Everything that needs the node to be a member of the cluster. Ends only when it can never become one.
-    async fn member(self: Arc<Self>) -> anyhow::Result<()> {
-        let identity = self.identity().await?;
-        let client = api::client(&identity)?;
-        let registration = Registration {
-            node: self.options.node.clone(),
-            addresses: self.options.addresses.clone(),
-            public_key: self.key.public(),
-            overlay: match self.overlay.kind() {
-                mesh_overlay::Kind::Kernel => "kernel",
-                mesh_overlay::Kind::User => "user",
-            },
-            overlay_port: identity.cluster.overlay_port,
-            container_runtime: self.container_runtime().await,
-        };
-        tokio::spawn(register::run(client.clone(), registration, self.node.subscribe()));
-        tokio::spawn(Arc::clone(&self).serve_https(identity.clone()));
-        let observer = Observer {
-            client,
-            node: self.options.node.clone(),
-            cluster: identity.cluster,
-            file: self.paths.snapshot(),
-        };
-        observer.run(self.desired.clone()).await;
-        Ok(())
-    }
-
-    async fn identity(&self) -> Result<Identity, JoinError> {
-        let options = &self.options;
-        let joining = Joining {
-            node: &options.node,
-            addresses: &options.addresses,
-            server: options.server.as_deref(),
-            token: options.token.as_deref(),
-            token_file: options.token_file.as_deref(),
-            state_dir: self.paths.state(),
-        };
-        let mut pause = Duration::from_millis(200);
-        loop {
-            match joining.identity().await {
-                Err(
-                    error @ (JoinError::Connect { .. }
-                    | JoinError::TimedOut { .. }
-                    | JoinError::Http { .. }
-                    | JoinError::TokenFile { .. }),
-                ) => {
-                    tracing::warn!(error = chain(&error), "not joined yet, trying again");
-                    self.board.failed("join", vec![chain(&error)]);
-                }
-                Ok(identity) => {
-                    self.board.done("join");
-                    return Ok(identity);
-                }
-                Err(error) => return Err(error),
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_RETRY);
-        }
-    }
-
-    async fn container_runtime(&self) -> String {
-        let client = mesh_cri::Client::new(&self.options.containerd);
-        match tokio::time::timeout(Duration::from_secs(2), client.version()).await {
-            Ok(Ok(version)) => format!("{}://{}", version.runtime_name, version.runtime_version),
-            _ => "containerd://unknown".to_owned(),
-        }
-    }
-
-    async fn serve_https(self: Arc<Self>, identity: Identity) {
-        let mut pause = Duration::from_millis(200);
-        loop {
-            let served = async {
-                let listener = server::tls::listen(AGENT_PORT)?;
-                self.board.done("https");
-                server::tls::serve(&identity, listener, server::router(self.sources())).await
-            };
-            let Err(error) = served.await;
-            tracing::error!(error = chain(&error), "HTTPS not served, trying again");
-            self.board.failed("https", vec![chain(&error)]);
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_RETRY);
-        }
     }
 }

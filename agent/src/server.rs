@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -15,6 +15,7 @@ use mesh_model::{NodeName, Snapshot};
 use mesh_overlay::Overlay;
 use mesh_worker::Client;
 use tokio::sync::watch;
+use tower::ServiceExt as _;
 
 use crate::board::Board;
 use crate::check;
@@ -36,6 +37,8 @@ pub(crate) struct Sources {
     pub(crate) board: Board,
     /// Present when they are loaded.
     pub(crate) programs: Arc<OnceLock<Arc<Programs>>>,
+    /// The pods' logs; present when this agent runs pods.
+    pub(crate) logs: Arc<OnceLock<Router>>,
     pub(crate) dns: Client,
     pub(crate) ingress: Client,
     /// The proxy's own listeners, by addresses that can be connected to.
@@ -52,7 +55,19 @@ pub(crate) fn router(sources: Sources) -> Router {
         .route("/mesh/v1/services", get(services))
         .route("/mesh/v1/routes", get(routes))
         .route("/mesh/v1/check", get(check_all).post(check_all))
+        .fallback(logs)
         .with_state(Reports(Arc::new(sources)))
+}
+
+/// Everything else may be a question for the pods, once they run.
+async fn logs(State(reports): State<Reports>, request: Request) -> Response {
+    match reports.0.logs.get() {
+        Some(logs) => match logs.clone().oneshot(request).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        },
+        None => (StatusCode::NOT_FOUND, "no such path\n").into_response(),
+    }
 }
 
 /// Nothing is known yet: neither from the API nor from an earlier run.

@@ -113,7 +113,7 @@ fn execute(prepared: Prepared, config: &NetworkConfig) -> Result<Outcome, Failur
             config.refuse_unknown_keys()?;
             Request::Add { owner, netns, pod }
         }
-        Prepared::Del { owner } => return Ok(release(owner, config)?),
+        Prepared::Del { owner } => return release(owner, config),
         Prepared::Check { owner, netns } => {
             config.version.require(Version::V040, "CHECK")?;
             config.refuse_unknown_keys()?;

@@ -1,0 +1,107 @@
+//! What needs the kernel's programs: the node's network, services, and pods' interfaces.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use mesh_kernel::node::LinuxNodeNetwork;
+use mesh_kernel::pods::{LinuxPodNetwork, PodNetwork};
+use mesh_kernel::{LoadOptions, NetNs, Programs};
+use mesh_model::wellknown::OVERLAY_DEVICE;
+
+use super::{Agent, longer};
+use crate::cni::ledger::{Ledger, LedgerHandle};
+use crate::cni::{self, Cni, journal};
+use crate::errors::chain;
+use crate::reconcile::conflist::Conflist;
+use crate::reconcile::node::Node;
+use crate::reconcile::services::Services;
+
+impl Agent {
+    /// Loads the programs, as often as it takes; then everything that needs them.
+    pub(super) async fn kernel(self: Arc<Self>) {
+        let programs = self.load_programs().await;
+        let _ = self.programs.set(Arc::clone(&programs));
+        let device = OVERLAY_DEVICE.parse().expect("a constant and valid interface name");
+        let network = LinuxNodeNetwork::new(NetNs::current(), Arc::clone(&programs), device);
+        self.drive(Node { network: Arc::new(network), mtu: self.mtu });
+        self.drive(Services::new(programs.services()));
+        tokio::spawn(Arc::clone(&self).retire(Arc::clone(&programs)));
+        let pods: Arc<dyn PodNetwork> = Arc::new(LinuxPodNetwork::new(NetNs::current(), programs));
+        let mut pause = Duration::from_millis(100);
+        loop {
+            let Err(error) = self.serve_plugin(Arc::clone(&pods)).await;
+            let error = chain(error.as_ref());
+            tracing::error!(error, "CNI not served, trying again");
+            self.board.failed("cni", vec![error]);
+            tokio::time::sleep(pause).await;
+            pause = longer(pause);
+        }
+    }
+
+    async fn load_programs(&self) -> Arc<Programs> {
+        let mut pause = Duration::from_millis(500);
+        loop {
+            let options = LoadOptions::new(&self.options.bpf_dir, &self.options.cgroup);
+            let load = tokio::task::spawn_blocking(move || Programs::open_or_load(&options));
+            match load.await {
+                Ok(Ok(programs)) => {
+                    tracing::info!(dir = %self.options.bpf_dir.display(), "eBPF programs loaded and attached");
+                    self.board.done("programs");
+                    return Arc::new(programs);
+                }
+                Ok(Err(error)) => {
+                    let error = chain(&error);
+                    tracing::error!(error, "eBPF programs not loaded, trying again");
+                    self.board.failed("programs", vec![error]);
+                }
+                Err(panic) => self.board.failed("programs", vec![panic.to_string()]),
+            }
+            tokio::time::sleep(pause).await;
+            pause = longer(pause);
+        }
+    }
+
+    /// Programs of an older ABI serve until the new maps are filled.
+    async fn retire(self: Arc<Self>, programs: Arc<Programs>) {
+        let mut standings = self.board.subscribe();
+        let filled = |concern| self.board.standing(concern).ever;
+        while !(filled("services") && filled("node")) {
+            if standings.changed().await.is_err() {
+                return;
+            }
+        }
+        match tokio::task::spawn_blocking(move || programs.retire_old_versions()).await {
+            Ok(Ok(true)) => tracing::info!("eBPF programs of another version retired"),
+            Ok(Err(error)) => tracing::warn!(error = chain(&error), "old eBPF programs stay"),
+            Ok(Ok(false)) | Err(_) => {}
+        }
+    }
+
+    async fn serve_plugin(&self, network: Arc<dyn PodNetwork>) -> anyhow::Result<Infallible> {
+        let boot = journal::boot_id().context("read the boot id")?;
+        let storage = journal::FileStorage::new(self.paths.journal());
+        let (ledger, damaged) = Ledger::open(Box::new(storage), &boot)
+            .with_context(|| format!("open {}", self.paths.journal().display()))?;
+        if damaged > 0 {
+            tracing::warn!(damaged, "lines of the address journal made no sense");
+        }
+        let ledger = LedgerHandle::start(ledger).context("start the address ledger")?;
+        let state = self.paths.state().to_owned();
+        let cni = Cni::new(ledger, network, self.plugin.subscribe(), state);
+        cni.recover().await?;
+        tracing::info!(socket = %self.paths.cni_socket().display(), "serving CNI");
+        let conflist = Conflist {
+            directory: self.options.cni_conf_dir.clone(),
+            socket: self.paths.cni_socket(),
+            state_dir: self.paths.state().to_owned(),
+        };
+        let keep = conflist.keep(self.plugin.subscribe(), self.board.clone());
+        let socket = self.paths.cni_socket();
+        tokio::select! {
+            () = keep => bail!("readiness ended"),
+            ended = cni::serve(&socket, cni) => Ok(ended?),
+        }
+    }
+}

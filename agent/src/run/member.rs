@@ -1,0 +1,126 @@
+//! What needs the node to be a member of the cluster: its certificate, and with it the API.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_model::wellknown::AGENT_PORT;
+
+use super::{Agent, longer};
+use crate::cli::PodsChoice;
+use crate::errors::chain;
+use crate::join::{Identity, JoinError, Joining};
+use crate::observe::Observer;
+use crate::pods::{KubeReporter, Runner, RunnerOptions};
+use crate::reconcile::pods::{self, Pods};
+use crate::register::{self, Registration};
+use crate::{api, server};
+
+impl Agent {
+    /// Everything that needs the node to be a member of the cluster. Ends only when it can never become one.
+    pub(super) async fn member(self: Arc<Self>) -> anyhow::Result<()> {
+        let identity = self.identity().await?;
+        let client = api::client(&identity)?;
+        if self.options.pods == PodsChoice::Cri {
+            self.run_pods(&identity, &client);
+        }
+        let registration = Registration {
+            node: self.options.node.clone(),
+            addresses: self.options.addresses.clone(),
+            public_key: self.key.public(),
+            overlay: match self.overlay.kind() {
+                mesh_overlay::Kind::Kernel => "kernel",
+                mesh_overlay::Kind::User => "user",
+            },
+            overlay_port: identity.cluster.overlay_port,
+            container_runtime: self.container_runtime().await,
+        };
+        tokio::spawn(register::run(client.clone(), registration, self.node.subscribe()));
+        tokio::spawn(Arc::clone(&self).serve_https(identity.clone()));
+        let observer = Observer {
+            client,
+            node: self.options.node.clone(),
+            cluster: identity.cluster,
+            file: self.paths.snapshot(),
+        };
+        observer.run(self.desired.clone()).await;
+        Ok(())
+    }
+
+    fn run_pods(&self, identity: &Identity, client: &kube::Client) {
+        let options = RunnerOptions {
+            containerd_socket: self.options.containerd.clone(),
+            cgroup_parent: self.options.cgroup_parent.clone(),
+            log_dir: self.options.pod_logs_dir.clone(),
+            state_dir: self.paths.state().to_owned(),
+            run_dir: self.paths.run().to_owned(),
+            node_name: self.options.node.clone(),
+            node_addresses: self.options.addresses.clone(),
+            cluster_domain: identity.cluster.domain.clone(),
+            dns_servers: identity.cluster.dns_vips.clone(),
+            host_resolv_conf: "/etc/resolv.conf".into(),
+        };
+        self.board.failed(pods::RUNTIME, vec!["not asked yet".to_owned()]);
+        let reporter = KubeReporter::new(client.clone(), self.options.node.as_str());
+        let runner = Arc::new(Runner::start(options, reporter));
+        let _ = self.logs.set(runner.logs_router());
+        tokio::spawn(pods::watch_runtime(Arc::clone(&runner), self.board.clone()));
+        self.drive(Pods(runner));
+    }
+
+    async fn identity(&self) -> Result<Identity, JoinError> {
+        let options = &self.options;
+        let joining = Joining {
+            node: &options.node,
+            addresses: &options.addresses,
+            server: options.server.as_deref(),
+            token: options.token.as_deref(),
+            token_file: options.token_file.as_deref(),
+            state_dir: self.paths.state(),
+        };
+        let mut pause = Duration::from_millis(200);
+        loop {
+            match joining.identity().await {
+                Err(
+                    error @ (JoinError::Connect { .. }
+                    | JoinError::TimedOut { .. }
+                    | JoinError::Http { .. }
+                    | JoinError::TokenFile { .. }),
+                ) => {
+                    tracing::warn!(error = chain(&error), "not joined yet, trying again");
+                    self.board.failed("join", vec![chain(&error)]);
+                }
+                Ok(identity) => {
+                    self.board.done("join");
+                    return Ok(identity);
+                }
+                Err(error) => return Err(error),
+            }
+            tokio::time::sleep(pause).await;
+            pause = longer(pause);
+        }
+    }
+
+    async fn container_runtime(&self) -> String {
+        let client = mesh_cri::Client::new(&self.options.containerd);
+        match tokio::time::timeout(Duration::from_secs(2), client.version()).await {
+            Ok(Ok(version)) => format!("{}://{}", version.runtime_name, version.runtime_version),
+            _ => "containerd://unknown".to_owned(),
+        }
+    }
+
+    async fn serve_https(self: Arc<Self>, identity: Identity) {
+        let mut pause = Duration::from_millis(200);
+        loop {
+            let served = async {
+                let listener = server::tls::listen(AGENT_PORT)?;
+                self.board.done("https");
+                server::tls::serve(&identity, listener, server::router(self.sources())).await
+            };
+            let Err(error) = served.await;
+            tracing::error!(error = chain(&error), "HTTPS not served, trying again");
+            self.board.failed("https", vec![chain(&error)]);
+            tokio::time::sleep(pause).await;
+            pause = longer(pause);
+        }
+    }
+}
