@@ -9,16 +9,48 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 /// What a connection reads into at first.
 pub(crate) const SMALL_BYTES: usize = 16 << 10;
-/// What it reads into once it turns out to carry much.
+/// What a head may grow to.
 pub(crate) const BIG_BYTES: usize = 64 << 10;
+/// What bodies are read into, as long as not too many are.
+const HUGE_BYTES: usize = 128 << 10;
 
-const KEPT_SMALL: usize = 64;
-const KEPT_BIG: usize = 32;
+/// So many buffers for bodies are in use on one thread at most: 32 MiB.
+const MAX_HUGE: usize = 256;
+const MAX_SPARE: usize = 256;
+
+/// Buffers of one size that nobody uses at present.
+#[derive(Default)]
+struct Shelf {
+    spare: Vec<Box<[u8]>>,
+    /// The fewest since the last trim: those were not needed.
+    fewest: usize,
+}
+
+impl Shelf {
+    fn take(&mut self, bytes: usize) -> Box<[u8]> {
+        let storage = self.spare.pop();
+        self.fewest = self.fewest.min(self.spare.len());
+        storage.unwrap_or_else(|| vec![0; bytes].into_boxed_slice())
+    }
+
+    fn give(&mut self, storage: Box<[u8]>) {
+        if self.spare.len() < MAX_SPARE {
+            self.spare.push(storage);
+        }
+    }
+
+    fn trim(&mut self) {
+        self.spare.truncate(self.spare.len() - self.fewest);
+        self.fewest = self.spare.len();
+    }
+}
 
 #[derive(Default)]
 struct Spare {
-    small: Vec<Box<[u8]>>,
-    big: Vec<Box<[u8]>>,
+    small: Shelf,
+    big: Shelf,
+    huge: Shelf,
+    huge_in_use: usize,
     text: Vec<Vec<u8>>,
 }
 
@@ -26,22 +58,42 @@ thread_local! {
     static SPARE: RefCell<Spare> = RefCell::default();
 }
 
-fn take_storage(big: bool) -> Box<[u8]> {
-    let spare = SPARE.with_borrow_mut(|s| if big { s.big.pop() } else { s.small.pop() });
-    spare.unwrap_or_else(|| vec![0; if big { BIG_BYTES } else { SMALL_BYTES }].into_boxed_slice())
+fn take_small() -> Box<[u8]> {
+    SPARE.with_borrow_mut(|s| s.small.take(SMALL_BYTES))
+}
+
+fn take_big() -> Box<[u8]> {
+    SPARE.with_borrow_mut(|s| s.big.take(BIG_BYTES))
+}
+
+fn take_huge() -> Option<Box<[u8]>> {
+    SPARE.with_borrow_mut(|spare| {
+        let room = spare.huge_in_use < MAX_HUGE;
+        spare.huge_in_use += usize::from(room);
+        room.then(|| spare.huge.take(HUGE_BYTES))
+    })
 }
 
 fn give_storage(storage: Box<[u8]>) {
     // The thread's spare buffers may be gone when the thread ends.
     let _ = SPARE.try_with(|spare| {
         let mut spare = spare.borrow_mut();
-        let (list, kept) = match storage.len() {
-            SMALL_BYTES => (&mut spare.small, KEPT_SMALL),
-            BIG_BYTES => (&mut spare.big, KEPT_BIG),
-            _ => return,
-        };
-        if list.len() < kept {
-            list.push(storage);
+        match storage.len() {
+            SMALL_BYTES => spare.small.give(storage),
+            BIG_BYTES => spare.big.give(storage),
+            _ => {
+                spare.huge_in_use = spare.huge_in_use.saturating_sub(1);
+                spare.huge.give(storage);
+            }
+        }
+    });
+}
+
+/// Gives memory back that this thread has not needed since the last call.
+pub(crate) fn trim() {
+    SPARE.with_borrow_mut(|spare| {
+        for shelf in [&mut spare.small, &mut spare.big, &mut spare.huge] {
+            shelf.trim();
         }
     });
 }
@@ -57,7 +109,7 @@ pub(crate) fn give_text(mut text: Vec<u8>) {
         text.clear();
         let _ = SPARE.try_with(|spare| {
             let mut spare = spare.borrow_mut();
-            if spare.text.len() < KEPT_SMALL {
+            if spare.text.len() < MAX_SPARE / 4 {
                 spare.text.push(text);
             }
         });
@@ -70,9 +122,15 @@ pub(crate) struct Buffer {
     storage: Box<[u8]>,
     start: usize,
     end: usize,
+    bulk: bool,
 }
 
 impl Buffer {
+    /// A buffer that expects bodies.
+    pub(crate) fn bulk() -> Self {
+        Self { storage: Box::default(), start: 0, end: 0, bulk: true }
+    }
+
     /// The bytes that have been read and not used.
     pub(crate) fn filled(&self) -> &[u8] {
         &self.storage[self.start..self.end]
@@ -91,15 +149,17 @@ impl Buffer {
         }
     }
 
-    /// Whether nothing more can be read before something is used.
+    /// Whether it is better to use something before more is read.
     pub(crate) fn is_full(&self) -> bool {
         self.end - self.start >= BIG_BYTES
     }
 
     /// Reads into big memory from now on: for bodies that are worth it.
     pub(crate) fn enlarge(&mut self) {
-        if self.storage.len() < BIG_BYTES {
-            self.move_to(take_storage(true));
+        if self.storage.len() < HUGE_BYTES
+            && let Some(storage) = take_huge()
+        {
+            self.move_to(storage);
         }
     }
 
@@ -110,7 +170,7 @@ impl Buffer {
         }
     }
 
-    /// Reads what there is. `Ok(0)` is the end of the stream. The buffer must not be full.
+    /// Reads what there is. `Ok(0)` is the end of the stream. What is filled must be less than [`BIG_BYTES`].
     pub(crate) fn poll_fill<R: AsyncRead + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
@@ -139,14 +199,15 @@ impl Buffer {
 
     fn make_room(&mut self) {
         if self.storage.is_empty() {
-            self.storage = take_storage(false);
+            let huge = if self.bulk { take_huge() } else { None };
+            self.storage = huge.unwrap_or_else(take_small);
         } else if self.end == self.storage.len() {
             if self.start > 0 {
                 self.storage.copy_within(self.start..self.end, 0);
                 self.end -= self.start;
                 self.start = 0;
             } else {
-                self.move_to(take_storage(true));
+                self.move_to(take_big());
             }
         }
     }
@@ -199,6 +260,30 @@ mod tests {
         assert_eq!(seen, input);
         buffer.release();
         assert!(buffer.storage.is_empty(), "an empty buffer holds no memory");
+    }
+
+    #[test]
+    fn what_was_not_needed_is_given_back() {
+        let held: Vec<_> = (0..8).map(|_| take_small()).collect();
+        held.into_iter().for_each(give_storage);
+        trim();
+        let spare = || SPARE.with_borrow(|s| s.small.spare.len());
+        assert_eq!(spare(), 8, "all were in use since the last call");
+        give_storage(take_small());
+        trim();
+        assert_eq!(spare(), 1, "one was");
+    }
+
+    #[test]
+    fn bodies_share_a_limited_number_of_large_buffers() {
+        let held: Vec<_> = std::iter::from_fn(take_huge).take(2 * MAX_HUGE).collect();
+        assert_eq!(held.len(), MAX_HUGE);
+        let mut buffer = Buffer::bulk();
+        assert_eq!(fill(&mut buffer, b"x"), 1, "the others use small ones");
+        assert_eq!(buffer.storage.len(), SMALL_BYTES);
+        held.into_iter().for_each(give_storage);
+        buffer.enlarge();
+        assert_eq!((buffer.storage.len(), buffer.filled()), (HUGE_BYTES, &b"x"[..]));
     }
 
     #[tokio::test]

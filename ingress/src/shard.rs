@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
 use crate::backend::Registry;
+use crate::buffer;
 use crate::options::ProxyOptions;
 use crate::request::Peer;
 use crate::status::{Counters, Problem};
@@ -125,6 +126,7 @@ impl Shard {
         loop {
             ticks.tick().await;
             self.core.registry.sweep(self.index, self.core.options.timeouts.backend_idle);
+            buffer::trim();
         }
     }
 

@@ -76,12 +76,12 @@ impl<'a> Attempts<'a> {
                 && let Some(io) = lease.0.take_idle(self.shard.index)
             {
                 self.shard.counters().backend_reuses.add();
-                return Ok(Upstream { io, input: Buffer::default(), reused: true, lease });
+                return Ok(Upstream { io, input: Buffer::bulk(), reused: true, lease });
             }
             match self.connect(lease.0.address).await {
                 Ok(io) => {
                     lease.0.succeeded();
-                    return Ok(Upstream { io, input: Buffer::default(), reused: false, lease });
+                    return Ok(Upstream { io, input: Buffer::bulk(), reused: false, lease });
                 }
                 Err(error) => self.failed(&lease, &error),
             }
