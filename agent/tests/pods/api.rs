@@ -1,0 +1,149 @@
+//! The part of the API that the runner sees: pods whose status it sets, events, confirmed deletions.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
+use mesh_agent::pods::{PodEvent, PodRef, ReportError, StatusReporter};
+use mesh_model::snapshot::PodWork;
+
+/// Values of ConfigMaps by name and key.
+pub(crate) type Values = BTreeMap<String, BTreeMap<String, Vec<u8>>>;
+
+#[derive(Default)]
+pub(crate) struct State {
+    pub(crate) pods: BTreeMap<String, Pod>,
+    pub(crate) config_maps: Values,
+    pub(crate) secrets: Values,
+    pub(crate) events: Vec<PodEvent>,
+    pub(crate) deleted: Vec<String>,
+    /// Grows with each change, as a resourceVersion does.
+    pub(crate) version: u64,
+    /// Each status that was reported, by pod.
+    pub(crate) history: Vec<(String, PodStatus)>,
+}
+
+/// A small API in memory. Clones share it.
+#[derive(Clone, Default)]
+pub(crate) struct Api(Arc<Mutex<State>>);
+
+impl Api {
+    pub(crate) fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.0.lock().unwrap();
+        state.version += 1;
+        act(&mut state)
+    }
+
+    pub(crate) fn read<T>(&self, act: impl FnOnce(&State) -> T) -> T {
+        act(&self.0.lock().unwrap())
+    }
+
+    /// Stores a pod of that name in the namespace "test"; its uid is made from the name.
+    pub(crate) fn apply(&self, name: &str, spec: serde_json::Value) {
+        let pod = serde_json::json!({
+            "metadata": {"name": name, "namespace": "test", "uid": format!("uid-{name}"), "labels": {"app": name}},
+            "spec": spec,
+        });
+        let pod = serde_json::from_value(pod).unwrap();
+        self.with(|state| state.pods.insert(name.to_owned(), pod));
+    }
+
+    pub(crate) fn config_map(&self, name: &str, values: &[(&str, &str)]) {
+        let values =
+            values.iter().map(|(k, v)| ((*k).to_owned(), v.as_bytes().to_vec())).collect();
+        self.with(|state| state.config_maps.insert(name.to_owned(), values));
+    }
+
+    /// What `kubectl delete pod` does.
+    pub(crate) fn delete(&self, name: &str) {
+        self.with(|state| {
+            let metadata = &mut state.pods.get_mut(name).unwrap().metadata;
+            let now = k8s_openapi::jiff::Timestamp::now();
+            metadata.deletion_timestamp =
+                Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now));
+            metadata.deletion_grace_period_seconds = Some(20);
+        });
+    }
+
+    pub(crate) fn work(&self) -> Vec<PodWork> {
+        self.read(|state| {
+            let work = |pod: &Pod| PodWork {
+                pod: pod.clone(),
+                config_maps: state.config_maps.clone(),
+                secrets: state.secrets.clone(),
+                service_env: [("WEB_SERVICE_HOST".to_owned(), "10.96.0.9".to_owned())].into(),
+            };
+            state.pods.values().map(work).collect()
+        })
+    }
+
+    pub(crate) fn status(&self, name: &str) -> PodStatus {
+        self.read(|state| {
+            state.pods.get(name).and_then(|pod| pod.status.clone()).unwrap_or_default()
+        })
+    }
+
+    /// The pod's first container.
+    pub(crate) fn container(&self, name: &str) -> Option<ContainerStatus> {
+        self.status(name).container_statuses?.into_iter().next()
+    }
+
+    pub(crate) fn phase(&self, name: &str) -> String {
+        self.status(name).phase.unwrap_or_default()
+    }
+
+    pub(crate) fn is_ready(&self, name: &str) -> bool {
+        is_ready(&self.status(name))
+    }
+
+    /// Why the first container waits.
+    pub(crate) fn waiting(&self, name: &str) -> String {
+        let state = self.container(name).and_then(|c| c.state);
+        state.and_then(|s| s.waiting).and_then(|w| w.reason).unwrap_or_default()
+    }
+
+    /// How the first container ended: reason and code; of its last run when it runs again.
+    pub(crate) fn ended(&self, name: &str) -> Option<(String, i32, String)> {
+        let container = self.container(name)?;
+        let state = container.state.and_then(|s| s.terminated);
+        let ended = state.or(container.last_state.and_then(|s| s.terminated))?;
+        Some((ended.reason.unwrap_or_default(), ended.exit_code, ended.message.unwrap_or_default()))
+    }
+
+    /// The reasons of a pod's events, in order.
+    pub(crate) fn reasons(&self, name: &str) -> Vec<&'static str> {
+        self.read(|state| {
+            state.events.iter().filter(|e| e.pod.name == name).map(|e| e.reason).collect()
+        })
+    }
+}
+
+pub(crate) fn is_ready(status: &PodStatus) -> bool {
+    status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
+}
+
+#[async_trait]
+impl StatusReporter for Api {
+    async fn status(&self, pod: &PodRef, status: &PodStatus) -> Result<(), ReportError> {
+        self.with(|state| {
+            let stored = state.pods.get_mut(&pod.name).ok_or(ReportError::Gone)?;
+            stored.status = Some(status.clone());
+            state.history.push((pod.name.clone(), status.clone()));
+            Ok(())
+        })
+    }
+
+    async fn event(&self, event: &PodEvent) -> Result<(), ReportError> {
+        self.with(|state| state.events.push(event.clone()));
+        Ok(())
+    }
+
+    async fn deleted(&self, pod: &PodRef) -> Result<(), ReportError> {
+        self.with(|state| {
+            state.pods.remove(&pod.name);
+            state.deleted.push(pod.name.clone());
+        });
+        Ok(())
+    }
+}

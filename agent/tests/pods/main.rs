@@ -1,0 +1,10 @@
+//! The pod runner against a real containerd and runc.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test ends it")]
+#![forbid(unsafe_code)]
+
+mod api;
+mod failures;
+mod image;
+mod jobs;
+mod life;
+mod rig;

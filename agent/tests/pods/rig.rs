@@ -1,0 +1,311 @@
+//! A containerd of the test's own, in a network namespace of its own.
+//!
+//! ```text
+//!   test thread's netns:  containerd, runner, host side of each pod's veth (10.88.0.1)
+//!                                     |
+//!   pod's netns:                     eth0 10.88.0.N
+//! ```
+//!
+//! The CNI plugin is a shell script, so that nothing but containerd, runc and iproute2 is needed.
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use mesh_agent::pods::{Runner, RunnerOptions};
+use mesh_cri::Client;
+use tempfile::TempDir;
+
+use crate::api::Api;
+use crate::image;
+
+/// Nothing here takes longer, unless it fails.
+const LIMIT: Duration = Duration::from_secs(90);
+
+const PLUGIN: &str = r#"#!/bin/sh
+set -e
+dir=$(dirname "$0")/addresses
+mkdir -p "$dir"
+reply() { echo "{\"cniVersion\":\"1.0.0\",\"interfaces\":[{\"name\":\"$CNI_IFNAME\",\"sandbox\":\"$CNI_NETNS\"}],\"ips\":[{\"interface\":0,\"address\":\"$1\"}]}"; }
+case "$(basename "$0") $CNI_COMMAND" in
+*VERSION) echo '{"cniVersion":"1.0.0","supportedVersions":["0.3.1","0.4.0","1.0.0"]}' ;;
+"loopback ADD") nsenter --net="$CNI_NETNS" ip link set lo up; reply 127.0.0.1/8 ;;
+"wire ADD")
+  n=2; while ! mkdir "$dir/$n" 2>/dev/null; do n=$((n+1)); done
+  echo "$CNI_CONTAINERID" > "$dir/$n/owner"
+  ip link add "tp$n" type veth peer name "$CNI_IFNAME" netns "$CNI_NETNS"
+  ip addr add 10.88.0.1/32 dev "tp$n"; ip link set "tp$n" up; ip route add "10.88.0.$n/32" dev "tp$n"
+  nsenter --net="$CNI_NETNS" sh -c "ip addr add 10.88.0.$n/32 dev $CNI_IFNAME; ip link set $CNI_IFNAME up; ip route add 10.88.0.1/32 dev $CNI_IFNAME"
+  reply "10.88.0.$n/32" ;;
+"wire DEL")
+  for owner in "$dir"/*/owner; do
+    if [ "$(cat "$owner" 2>/dev/null)" = "$CNI_CONTAINERID" ]; then
+      n=$(basename "$(dirname "$owner")"); ip link del "tp$n" 2>/dev/null || true; rm -r "$dir/$n"
+    fi
+  done ;;
+esac
+"#;
+
+pub(crate) struct Rig {
+    pub(crate) api: Api,
+    pub(crate) client: Client,
+    directory: TempDir,
+    containerd: Option<Child>,
+    cgroup: String,
+}
+
+/// Runs a test as root in a network namespace of its own. Without root it is skipped, saying so; in CI that is a failure.
+pub(crate) fn run<F: Future<Output = ()>>(name: &'static str, test: impl FnOnce(Rig) -> F + Send + 'static) {
+    if !nix::unistd::geteuid().is_root() || !Path::new("/usr/bin/containerd").exists() {
+        assert!(std::env::var_os("CI").is_none(), "{name} needs root, containerd and runc");
+        eprintln!("skipped {name}: it needs root, containerd and runc");
+        return;
+    }
+    let thread = std::thread::spawn(move || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async { test(Rig::start(name).await).await });
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+impl Rig {
+    async fn start(name: &str) -> Self {
+        let directory = tempfile::Builder::new().prefix("mesh-pods-").tempdir().unwrap();
+        let root = directory.path();
+        let mut rig = Self {
+            api: Api::default(),
+            client: Client::new(&root.join("containerd.sock")),
+            cgroup: format!("mesh-test-{}-{name}", std::process::id()),
+            containerd: None,
+            directory,
+        };
+        for folder in ["cni/bin", "cni/conf"] {
+            std::fs::create_dir_all(rig.path(folder)).unwrap();
+        }
+        for plugin in ["loopback", "wire"] {
+            write_program(&rig.path("cni/bin").join(plugin), PLUGIN);
+        }
+        let conf = r#"{"cniVersion":"1.0.0","name":"test","plugins":[{"type":"wire"}]}"#;
+        std::fs::write(rig.path("cni/conf/10-test.conflist"), conf).unwrap();
+        rig.start_containerd().await;
+        image::write(&rig.path("images.tar"));
+        let imported = Command::new("ctr")
+            .arg("-a")
+            .arg(rig.path("containerd.sock"))
+            .args(["-n", "k8s.io", "images", "import", "--snapshotter", "native"])
+            .arg(rig.path("images.tar"))
+            .output()
+            .unwrap();
+        assert!(imported.status.success(), "{}", String::from_utf8_lossy(&imported.stderr));
+        rig
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub(crate) async fn start_containerd(&mut self) {
+        let at = |name: &str| format!("{:?}", self.path(name).display().to_string());
+        let config = format!(
+            r#"version = 2
+root = {root}
+state = {state}
+[grpc]
+  address = {socket}
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{pause}"
+  restrict_oom_score_adj = true
+  disable_apparmor = true
+  netns_mounts_under_state_dir = true
+  disable_tcp_service = true
+  stream_server_address = "127.0.0.1"
+[plugins."io.containerd.grpc.v1.cri".cni]
+  bin_dir = {bin}
+  conf_dir = {conf}
+[plugins."io.containerd.grpc.v1.cri".containerd]
+  snapshotter = "native"
+  default_runtime_name = "runc"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+  runtime_type = "io.containerd.runc.v2"
+"#,
+            root = at("root"),
+            state = at("state"),
+            socket = at("containerd.sock"),
+            bin = at("cni/bin"),
+            conf = at("cni/conf"),
+            pause = image::PAUSE,
+        );
+        std::fs::write(self.path("config.toml"), config).unwrap();
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.path("containerd.log"))
+            .unwrap();
+        let child = Command::new("containerd")
+            .arg("--config")
+            .arg(self.path("config.toml"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.containerd = Some(child);
+        let begun = Instant::now();
+        while self.client.version().await.is_err() {
+            assert!(begun.elapsed() < LIMIT, "containerd does not answer");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Ends containerd as a crash would; the containers stay.
+    pub(crate) fn kill_containerd(&mut self) {
+        if let Some(mut child) = self.containerd.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// A new runner, as a new agent would start it.
+    pub(crate) fn runner(&self) -> Runner {
+        let options = RunnerOptions {
+            containerd_socket: self.path("containerd.sock"),
+            cgroup_parent: format!("/{}", self.cgroup),
+            log_dir: self.path("log"),
+            state_dir: self.path("agent"),
+            run_dir: self.path("run"),
+            node_name: "node-1".parse().unwrap(),
+            node_addresses: vec!["127.0.0.1".parse().unwrap()],
+            cluster_domain: "cluster.local".to_owned(),
+            dns_servers: vec!["10.96.0.10".parse().unwrap()],
+            host_resolv_conf: "/etc/resolv.conf".into(),
+        };
+        let runner = Runner::start(options, self.api.clone());
+        runner.set_desired(self.api.work());
+        runner
+    }
+
+    /// Waits until it holds, passing each change of the API on to the runner, as a watch does.
+    pub(crate) async fn until(&self, runner: &Runner, what: &str, holds: impl Fn(&Api) -> bool) {
+        let begun = Instant::now();
+        let mut seen = None;
+        while !holds(&self.api) {
+            if begun.elapsed() > LIMIT {
+                let report = self.api.read(|state| {
+                    format!(
+                        "{:#?}\n{:#?}",
+                        state.pods.values().map(|p| &p.status).collect::<Vec<_>>(),
+                        state.events
+                    )
+                });
+                panic!("not seen: {what}\n{report}");
+            }
+            let version = self.api.read(|state| state.version);
+            if seen != Some(version) {
+                runner.set_desired(self.api.work());
+                seen = Some(version);
+            }
+            tokio::time::sleep(Duration::from_millis(30)).await;
+        }
+        runner.set_desired(self.api.work());
+    }
+
+    /// A container's log, as an HTTP client reads it.
+    pub(crate) async fn logs(&self, runner: &Runner, path: &str) -> (u16, String) {
+        use http_body_util::BodyExt as _;
+        use tower::ServiceExt as _;
+        let request = axum::http::Request::get(format!("/containerLogs/test/{path}"))
+            .body(axum::body::Body::empty())
+            .unwrap();
+        let response = runner.logs_router().oneshot(request).await.unwrap();
+        let status = response.status().as_u16();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    /// Identifiers of all sandboxes and containers.
+    pub(crate) async fn everything(&self) -> Vec<String> {
+        let sandboxes = self.client.list_sandboxes(Default::default()).await.unwrap();
+        let containers = self.client.list_containers(Default::default()).await.unwrap();
+        let sandboxes = sandboxes.into_iter().map(|s| s.id);
+        sandboxes.chain(containers.into_iter().map(|c| c.id)).collect()
+    }
+}
+
+/// Written by another process: a file that this one has just written may still be open in a child that another thread is
+/// starting, and cannot be executed then.
+fn write_program(path: &Path, text: &str) {
+    std::fs::write(path.with_extension("text"), text).unwrap();
+    let copied = Command::new("install")
+        .args(["-m", "755"])
+        .arg(path.with_extension("text"))
+        .arg(path)
+        .status()
+        .unwrap();
+    assert!(copied.success());
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(self.path("containerd.log")).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().filter(|l| l.contains("level=error")).collect();
+            eprintln!("containerd:\n{}", lines[lines.len().saturating_sub(15)..].join("\n"));
+        }
+        self.kill_containerd();
+        let marks = [self.directory.path().display().to_string(), self.cgroup.clone()];
+        for _ in 0..100 {
+            let pids = processes_of(&marks);
+            if pids.is_empty() {
+                break;
+            }
+            for pid in pids {
+                let _ = nix::sys::signal::kill(
+                    nix::unistd::Pid::from_raw(pid),
+                    nix::sys::signal::Signal::SIGKILL,
+                );
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        unmount_below(self.directory.path());
+        remove_cgroups(&self.cgroup);
+    }
+}
+
+/// Processes that were started with our directory in their arguments (shims), or that are in our control group.
+fn processes_of(marks: &[String; 2]) -> Vec<i32> {
+    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let text = |pid: i32, name: &str| {
+        let bytes = std::fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    pids.filter(|pid| *pid != own)
+        .filter(|pid| text(*pid, "cmdline").contains(&marks[0]) || text(*pid, "cgroup").contains(&marks[1]))
+        .collect()
+}
+
+fn unmount_below(directory: &Path) {
+    let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mut points: Vec<&str> = text.lines().filter_map(|line| line.split(' ').nth(4)).collect();
+    points.reverse();
+    for point in points.iter().filter(|point| Path::new(point).starts_with(directory)) {
+        let _ = nix::mount::umount2(*point, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+fn remove_cgroups(name: &str) {
+    let hierarchies = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+    let roots = hierarchies.map(|h| h.path()).chain([PathBuf::from("/sys/fs/cgroup")]);
+    for root in roots.map(|root| root.join(name)) {
+        for child in std::fs::read_dir(&root).into_iter().flatten().flatten() {
+            let _ = std::fs::remove_dir(child.path());
+        }
+        let _ = std::fs::remove_dir(root);
+    }
+}

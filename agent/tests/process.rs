@@ -1,0 +1,287 @@
+//! The real agent in a network namespace of its own, without a control service: it goes on from its saved snapshot.
+//!
+//! ```text
+//!   namespace of the test            this process
+//!     veth 192.0.2.1                   admin socket, signals
+//!     mesh-wg 10.244.1.1               (mesh-agent run: overlay, dns, ingress workers)
+//!     backend 10.244.1.1:8080  <-- VIP 10.96.0.77:80
+//! ```
+//!
+//! Needs root, eBPF and `ip`, `nft`, `nsenter`, `bash`.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+const VIP: &str = "10.96.0.77/80";
+
+struct Node {
+    name: String,
+    dir: PathBuf,
+    cgroup: PathBuf,
+    bpf: PathBuf,
+    agent: Option<Child>,
+}
+
+fn run(words: &[&str]) -> String {
+    let out = Command::new(words[0]).args(&words[1..]).output().unwrap();
+    assert!(out.status.success(), "{words:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+fn wait<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = ready() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Why this test cannot run here; a panic where everything has to run.
+fn skip(why: &str) -> bool {
+    assert!(std::env::var_os("CI").is_none(), "cannot run: {why}");
+    eprintln!("skipped: {why}");
+    true
+}
+
+fn cannot_run() -> bool {
+    if !nix::unistd::geteuid().is_root() {
+        return skip("not root");
+    }
+    if mesh_kernel::bpf::built_in_object().is_empty() {
+        return skip("built without eBPF programs: run `cargo xtask build-ebpf`");
+    }
+    if mesh_kernel::bpf::cgroup2_mount().is_none() {
+        return skip("no cgroup v2 hierarchy is mounted");
+    }
+    false
+}
+
+impl Node {
+    fn new() -> Self {
+        let name = format!("mat-{}", std::process::id());
+        let root = mesh_kernel::bpf::cgroup2_mount().unwrap();
+        let node = Self {
+            dir: std::env::temp_dir().join(&name),
+            cgroup: root.join(&name),
+            bpf: Path::new("/sys/fs/bpf").join(&name),
+            name,
+            agent: None,
+        };
+        run(&["ip", "netns", "add", &node.name]);
+        let inside = ["ip", "-n", &node.name];
+        run(&[&inside[..], &["link", "set", "lo", "up"]].concat());
+        run(&[&inside[..], &["link", "add", "up0", "type", "veth", "peer", "name", "up1"]].concat());
+        run(&[&inside[..], &["addr", "add", "192.0.2.1/24", "dev", "up0"]].concat());
+        for link in ["up0", "up1"] {
+            run(&[&inside[..], &["link", "set", link, "up"]].concat());
+        }
+        fs::create_dir_all(node.cgroup.join("daemons")).unwrap();
+        fs::create_dir_all(node.dir.join("state")).unwrap();
+        fs::write(node.dir.join("state/snapshot.json"), node.snapshot().to_string()).unwrap();
+        node
+    }
+
+    fn snapshot(&self) -> Value {
+        let key = "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=";
+        json!({
+            "cluster": {},
+            "node": {
+                "name": self.name,
+                "blocks": ["10.244.1.0/24", "fd10:244:0:1::/64"],
+                "addresses": ["192.0.2.1"],
+            },
+            "peers": [{
+                "node": "other", "publicKey": key, "endpoints": ["192.0.2.2:51900"],
+                "allowedIps": ["10.244.2.0/24", "fd10:244:0:2::/64"],
+            }],
+            "frontends": [{
+                "vip": "10.96.0.77", "protocol": "TCP", "port": 80, "kind": "clusterIp", "service": "default/web",
+                "portName": "", "affinitySecs": null,
+                "backends": [{"address": "10.244.1.1", "port": 8080, "node": self.name}],
+            }],
+            "dns": {"domain": "cluster.local", "services": [], "namespaces": ["default"], "podCidrs": []},
+            "l7": {"routes": [], "certificates": []},
+            "pods": [],
+        })
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let procs = self.cgroup.join("daemons/cgroup.procs");
+        let mut command = Command::new("bash");
+        let script = r#"echo $$ > "$0" && exec nsenter --net=/run/netns/"$1" "${@:2}""#;
+        command.args(["-c", script]).arg(procs).arg(&self.name).args(words);
+        command
+    }
+
+    fn settings(&self) -> Vec<String> {
+        let path = |path: PathBuf| path.display().to_string();
+        let settings = [
+            ("--node-name", self.name.clone()),
+            ("--node-ip", "192.0.2.1".to_owned()),
+            ("--server", "https://192.0.2.9:6443".to_owned()),
+            ("--token", format!("mesh1.{}.{}", "ab".repeat(32), "0f".repeat(16))),
+            ("--run-dir", path(self.dir.join("run"))),
+            ("--state-dir", path(self.dir.join("state"))),
+            ("--bpf-dir", path(self.bpf.clone())),
+            ("--cgroup", path(self.cgroup.clone())),
+            ("--cni-conf-dir", path(self.dir.join("net.d"))),
+            ("--dns-upstream", "192.0.2.9".to_owned()),
+            ("--overlay", "user".to_owned()),
+        ];
+        settings.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
+    }
+
+    fn agent(&self, command: &str) -> Command {
+        let settings = self.settings();
+        let mut words = vec![env!("CARGO_BIN_EXE_mesh-agent"), command];
+        words.extend(settings.iter().map(String::as_str));
+        self.command(&words)
+    }
+
+    fn start(&mut self) {
+        let log = fs::File::options().create(true).append(true).open(self.dir.join("log")).unwrap();
+        let child = self.agent("run").stdin(Stdio::null()).stderr(log).spawn().unwrap();
+        self.agent = Some(child);
+        let log = || fs::read_to_string(self.dir.join("log")).unwrap_or_default();
+        wait("the node's network is in place", || {
+            let status = self.ask("/mesh/v1/status")?;
+            let status: Value = serde_json::from_str(&status).ok()?;
+            let failures = status["failures"].as_array()?.iter().filter_map(Value::as_str);
+            let pending: Vec<&str> = failures.filter(|f| !f.starts_with("join")).collect();
+            let done = pending.is_empty() && self.dir.join("net.d/10-mesh.conflist").exists();
+            assert!(!log().contains("panicked"), "{}", log());
+            done.then_some(())
+        });
+    }
+
+    fn stop(&mut self, signal: Signal) {
+        let mut child = self.agent.take().unwrap();
+        kill(Pid::from_raw(child.id().cast_signed()), signal).unwrap();
+        child.wait().unwrap();
+    }
+
+    /// The body of an answer on the admin socket.
+    fn ask(&self, path: &str) -> Option<String> {
+        let mut stream = UnixStream::connect(self.dir.join("run/agent.sock")).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        Some(answer.split_once("\r\n\r\n")?.1.to_owned())
+    }
+
+    fn worker(&self, name: &str) -> i32 {
+        let identity = fs::read(self.dir.join(format!("run/{name}.pid"))).unwrap();
+        let identity: Value = serde_json::from_slice(&identity).unwrap();
+        i32::try_from(identity["pid"].as_i64().unwrap()).unwrap()
+    }
+
+    /// Whether a TCP connection to the service address works for a process of the node.
+    fn reaches_vip(&self) -> bool {
+        let script = format!("exec 3<>/dev/tcp/{VIP}");
+        let mut command = self.command(&["timeout", "2", "bash", "-c", &script]);
+        command.stderr(Stdio::null()).status().unwrap().success()
+    }
+
+    fn inside(&self, words: &[&str]) -> String {
+        let out = self.command(words).output().unwrap();
+        String::from_utf8(out.stdout).unwrap()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", fs::read_to_string(self.dir.join("log")).unwrap_or_default());
+        }
+        let daemons = self.cgroup.join("daemons");
+        for pid in fs::read_to_string(daemons.join("cgroup.procs")).unwrap_or_default().lines() {
+            if let Ok(pid) = pid.parse() {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        }
+        if let Some(mut child) = self.agent.take() {
+            let _ = child.wait();
+        }
+        let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
+        let _ = fs::remove_dir_all(&self.bpf);
+        let _ = fs::remove_dir_all(&self.dir);
+        for directory in [daemons, self.cgroup.clone()] {
+            for _ in 0..100 {
+                if fs::remove_dir(&directory).is_ok() {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+    }
+}
+
+/// Listens inside the namespace, for as long as the test process lives.
+fn serve_backend(namespace: &str) {
+    let path = format!("/run/netns/{namespace}");
+    let listener = std::thread::spawn(move || {
+        setns(fs::File::open(path).unwrap(), CloneFlags::CLONE_NEWNET).unwrap();
+        wait("the backend's address", || TcpListener::bind("10.244.1.1:8080").ok())
+    });
+    let listener = listener.join().unwrap();
+    std::thread::spawn(move || listener.incoming().for_each(drop));
+}
+
+#[test]
+fn a_node_without_control_survives_its_agent_and_is_clean_after_a_reset() {
+    if cannot_run() {
+        return;
+    }
+    let mut node = Node::new();
+    node.start();
+    serve_backend(&node.name);
+    assert!(node.reaches_vip(), "the service answers");
+    let peers: Value = serde_json::from_str(&node.ask("/mesh/v1/peers").unwrap()).unwrap();
+    assert_eq!(peers[0]["node"], "other");
+    assert!(node.ask("/metrics").unwrap().contains("mesh_map_capacity"));
+    assert!(node.inside(&["ip", "route"]).contains("10.244.2.0/24 dev mesh-wg"));
+
+    let workers = ["dns", "ingress", "overlay"].map(|name| (name, node.worker(name)));
+    node.stop(Signal::SIGKILL);
+    assert!(node.reaches_vip(), "without an agent");
+    node.start();
+    for (name, pid) in workers {
+        assert_eq!(node.worker(name), pid, "the next agent adopts the {name} worker");
+    }
+    let (_, dns) = workers[0];
+    kill(Pid::from_raw(dns), Signal::SIGKILL).unwrap();
+    wait("a new DNS worker", || (node.worker("dns") != dns).then_some(()));
+
+    node.stop(Signal::SIGTERM);
+    assert!(node.reaches_vip(), "a polite end changes nothing either");
+    let out = node.agent("reset").output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert!(!node.reaches_vip());
+    let links = node.inside(&["ip", "-o", "link"]);
+    assert!(!links.contains("mesh-wg") && links.lines().count() == 3, "{links}");
+    for family in ["-4", "-6"] {
+        let routes = node.inside(&["ip", family, "route"]);
+        assert!(!routes.contains("10.244") && !routes.contains("fd10"), "{routes}");
+    }
+    assert_eq!(node.inside(&["nft", "list", "ruleset"]), "");
+    assert!(!node.inside(&["ip", "addr", "show", "lo"]).contains("169.254.20.10"));
+    assert!(!node.bpf.exists() || fs::read_dir(&node.bpf).unwrap().next().is_none());
+    let left = fs::read_to_string(node.cgroup.join("daemons/cgroup.procs")).unwrap();
+    assert_eq!(left, "", "no process is left");
+    assert!(node.dir.join("state/overlay.key").exists(), "the key stays");
+}
