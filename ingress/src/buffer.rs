@@ -5,6 +5,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, ReadBuf};
 
 /// What a connection reads into at first.
@@ -154,6 +155,32 @@ impl Buffer {
         self.end - self.start >= BIG_BYTES
     }
 
+    /// Copies as much of `bytes` behind what is filled as there is room for; returns how much.
+    pub(crate) fn append(&mut self, bytes: &[u8]) -> usize {
+        if self.storage.is_empty() {
+            self.storage = take_small();
+        }
+        if self.end + bytes.len() > self.storage.len() {
+            self.enlarge();
+        }
+        let n = bytes.len().min(self.storage.len() - self.end);
+        self.storage[self.end..self.end + n].copy_from_slice(&bytes[..n]);
+        self.end += n;
+        n
+    }
+
+    /// Takes the first `n` bytes without copying them, together with the memory they are in; only when that is
+    /// worth it, and nothing else is filled.
+    pub(crate) fn detach(&mut self, n: usize) -> Option<Bytes> {
+        if n < SMALL_BYTES / 2 || n != self.end - self.start {
+            return None;
+        }
+        let storage = std::mem::take(&mut self.storage);
+        let piece = Piece { storage, start: self.start, end: self.end };
+        (self.start, self.end) = (0, 0);
+        Some(Bytes::from_owner(piece))
+    }
+
     /// Reads into big memory from now on: for bodies that are worth it.
     pub(crate) fn enlarge(&mut self) {
         if self.storage.len() < HUGE_BYTES
@@ -223,6 +250,25 @@ impl Buffer {
     }
 }
 
+/// Filled memory that has left its buffer.
+struct Piece {
+    storage: Box<[u8]>,
+    start: usize,
+    end: usize,
+}
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        &self.storage[self.start..self.end]
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        give_storage(std::mem::take(&mut self.storage));
+    }
+}
+
 impl Drop for Buffer {
     fn drop(&mut self) {
         if !self.storage.is_empty() {
@@ -284,6 +330,20 @@ mod tests {
         held.into_iter().for_each(give_storage);
         buffer.enlarge();
         assert_eq!((buffer.storage.len(), buffer.filled()), (HUGE_BYTES, &b"x"[..]));
+    }
+
+    #[test]
+    fn whole_contents_leave_without_a_copy() {
+        let mut buffer = Buffer::default();
+        let input: Vec<u8> = (0..10_000).map(|i| i as u8).collect();
+        assert_eq!(buffer.append(&input), input.len());
+        assert!(buffer.detach(9000).is_none(), "what is left would be lost");
+        buffer.consume(1000);
+        let place = buffer.filled().as_ptr();
+        let piece = buffer.detach(9000).unwrap();
+        assert_eq!((&piece[..], piece.as_ptr()), (&input[1000..], place));
+        assert!(buffer.is_empty() && buffer.storage.is_empty());
+        assert_eq!(buffer.append(&[0; 2 * HUGE_BYTES]), HUGE_BYTES, "as much as there is room for");
     }
 
     #[tokio::test]

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use h2::server::{Builder, Connection};
 use tokio::time::Instant;
 
+use crate::batch::Batch;
 use crate::http1::Io;
 use crate::request::Peer;
 use crate::shard::Shard;
@@ -42,7 +43,8 @@ struct Client {
 pub(crate) async fn serve<IO: Io>(io: IO, peer: Peer, shard: Arc<Shard>) {
     let drained = shard.drained();
     let options = &shard.core.options;
-    let handshake = builder(options.limits.h2_streams, options.limits.head_bytes).handshake(io);
+    let handshake =
+        builder(options.limits.h2_streams, options.limits.head_bytes).handshake(Batch::new(io));
     let handshake = tokio::time::timeout(options.timeouts.head, handshake).await;
     let Ok(Ok(connection)) = handshake else { return };
     let keep_alive = options.timeouts.keep_alive;
@@ -82,7 +84,7 @@ fn builder(streams: u32, head_bytes: usize) -> Builder {
 }
 
 struct Serving<IO> {
-    connection: Connection<IO, Bytes>,
+    connection: Connection<Batch<IO>, Bytes>,
     client: Arc<Client>,
     timer: Timer,
     idle_since: Instant,

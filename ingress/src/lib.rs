@@ -17,6 +17,7 @@ mod access;
 mod answer;
 mod authority;
 mod backend;
+mod batch;
 mod body;
 mod buffer;
 mod field;

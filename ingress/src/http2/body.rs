@@ -215,8 +215,15 @@ impl Download {
             match self.decoder.step(upstream.input.filled())? {
                 Step::NeedMore => break,
                 Step::Data { skip, len } => {
-                    piece.extend_from_slice(&upstream.input.filled()[skip..skip + len]);
-                    upstream.input.consume(skip + len);
+                    upstream.input.consume(skip);
+                    if piece.is_empty()
+                        && let Some(whole) = upstream.input.detach(len)
+                    {
+                        self.pending = whole;
+                        return self.end_of_length();
+                    }
+                    piece.extend_from_slice(&upstream.input.filled()[..len]);
+                    upstream.input.consume(len);
                 }
                 Step::End { used, trailers } => {
                     upstream.input.consume(used);
@@ -227,6 +234,12 @@ impl Download {
             }
         }
         self.pending = piece.freeze();
+        Ok(())
+    }
+
+    /// A body of known length ends without another byte: its last piece says so.
+    fn end_of_length(&mut self) -> Result<(), DownloadError> {
+        self.ended = self.decoder.is_empty();
         Ok(())
     }
 

@@ -29,29 +29,29 @@ use crate::tunnel;
 use crate::upstream::{Attempts, Upstream};
 
 /// Serves one stream.
-pub(super) async fn serve(
+pub(super) fn serve(
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
     client: Arc<Client>,
-) {
-    let shard = Arc::clone(&client.shard);
-    let _open = InProgress::new(shard.counters());
-    let (head, body) = request.into_parts();
-    let log = Entry::begin_http2(&shard, &client.peer, &head);
-    let mut exchange = Exchange { client, respond, timer: Timer::default(), log };
+) -> impl Future<Output = ()> {
+    // The head is read here, so that the task need not hold it.
+    let shard = &client.shard;
     let max_target = shard.core.options.limits.target_bytes;
-    let prepared = prepare_http2(
-        &head,
-        body.is_end_stream(),
-        max_target,
-        &exchange.client.peer,
-        &shard.core.table.load(),
-    );
-    match prepared {
-        Ok(prepared) => exchange.run(prepared, body).await,
-        Err(reject) => {
-            shard.counters().malformed.add();
-            exchange.answer(reject, false, head.method == Method::HEAD);
+    let (head, body) = request.into_parts();
+    let log = Entry::begin_http2(shard, &client.peer, &head);
+    let table = shard.core.table.load();
+    let prepared = prepare_http2(&head, body.is_end_stream(), max_target, &client.peer, &table);
+    let is_head = head.method == Method::HEAD;
+    let mut exchange = Exchange { client, respond, timer: Timer::default(), log };
+    async move {
+        let shard = Arc::clone(&exchange.client.shard);
+        let _open = InProgress::new(shard.counters());
+        match prepared {
+            Ok(prepared) => exchange.run(prepared, body).await,
+            Err(reject) => {
+                shard.counters().malformed.add();
+                exchange.answer(reject, false, is_head);
+            }
         }
     }
 }
@@ -111,7 +111,7 @@ impl Exchange {
                     };
                 }
                 Ok(Received::Switch(head)) => {
-                    return self.tunnel(head, upstream, upload.into_body()).await;
+                    return Box::pin(self.tunnel(head, upstream, upload.into_body())).await;
                 }
                 Ok(Received::Final(response)) => {
                     buffer::give_text(request.head);
