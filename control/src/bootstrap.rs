@@ -90,7 +90,7 @@ fn dns_service(cluster: &ClusterConfig) -> Value {
         "metadata": {
             "name": wellknown::DNS_SERVICE,
             "namespace": wellknown::SYSTEM_NAMESPACE,
-            "labels": {"k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "Mesh DNS"},
+            "labels": {"k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "MeshDNS"},
         },
         "spec": {
             "clusterIP": vips.first(),

@@ -109,3 +109,44 @@ pub trait Object:
             .expect("every type with an Object impl has a row in the table of kinds")
     }
 }
+
+/// Runs an expression with a type alias for the Rust type of a kind.
+macro_rules! with_kind {
+    ($kind:expr, $alias:ident => $body:expr) => {{
+        use k8s_openapi::api::{apps, coordination, core, discovery, networking};
+        match $kind.kind {
+            "Namespace" => with_kind!(@ $alias, core::v1::Namespace, $body),
+            "Node" => with_kind!(@ $alias, core::v1::Node, $body),
+            "Pod" => with_kind!(@ $alias, core::v1::Pod, $body),
+            "Service" => with_kind!(@ $alias, core::v1::Service, $body),
+            "ConfigMap" => with_kind!(@ $alias, core::v1::ConfigMap, $body),
+            "Secret" => with_kind!(@ $alias, core::v1::Secret, $body),
+            "Event" => with_kind!(@ $alias, core::v1::Event, $body),
+            "ServiceAccount" => with_kind!(@ $alias, core::v1::ServiceAccount, $body),
+            "Deployment" => with_kind!(@ $alias, apps::v1::Deployment, $body),
+            "ReplicaSet" => with_kind!(@ $alias, apps::v1::ReplicaSet, $body),
+            "Lease" => with_kind!(@ $alias, coordination::v1::Lease, $body),
+            "EndpointSlice" => with_kind!(@ $alias, discovery::v1::EndpointSlice, $body),
+            "Ingress" => with_kind!(@ $alias, networking::v1::Ingress, $body),
+            "IngressClass" => with_kind!(@ $alias, networking::v1::IngressClass, $body),
+            other => unreachable!("kind {other} is in the table of kinds but has no type"),
+        }
+    }};
+    (@ $alias:ident, $type:ty, $body:expr) => {{
+        type $alias = $type;
+        $body
+    }};
+}
+pub(crate) use with_kind;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_its_type() {
+        for kind in kinds::KINDS {
+            assert_eq!(with_kind!(kind, K => K::kind()), kind);
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! The HTTP side of the API: paths, verbs, who may do what, and the forms of requests and answers.
+//!
+//! Never does: TLS, storage, rules about objects. Entry: [`Api::handle`].
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::response::{IntoResponse as _, Response};
+use http::{HeaderMap, Method, Request, StatusCode};
+use mesh_model::join::JOIN_PATH;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::ApiError;
+use crate::pki::Authority;
+use crate::registry::Registry;
+
+pub mod body;
+pub mod caller;
+mod join;
+mod patch;
+mod paths;
+mod proxy;
+pub mod query;
+mod read;
+mod respond;
+mod selector;
+mod strict;
+mod target;
+mod watch;
+mod write;
+
+use body::Raw;
+use caller::{Access, Caller, Verb};
+pub use proxy::Agents;
+use query::Query;
+use respond::Form;
+use target::Target;
+
+/// Everything that requests need. Cheap to clone.
+#[derive(Clone)]
+pub struct Api(Arc<Parts>);
+
+struct Parts {
+    registry: Registry,
+    authority: Arc<Authority>,
+    secret: String,
+    agents: Agents,
+    stopping: CancellationToken,
+}
+
+/// A request, taken apart.
+struct Asked {
+    caller: Caller,
+    method: Method,
+    target: Target,
+    query: Query,
+    headers: HeaderMap,
+}
+
+impl Api {
+    /// The API over `registry`. `secret` lets nodes in; `stopping` ends watches.
+    pub fn new(
+        registry: Registry,
+        authority: Arc<Authority>,
+        secret: String,
+        agents: Agents,
+        stopping: CancellationToken,
+    ) -> Self {
+        Self(Arc::new(Parts { registry, authority, secret, agents, stopping }))
+    }
+
+    /// Answers a request of `caller`: the subject of its client certificate, if it showed one.
+    pub async fn handle(&self, caller: Option<Caller>, request: Request<Body>) -> Response {
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        let user = caller.as_ref().map(|c| c.user.clone());
+        let result = self.route(caller, request).await;
+        let response = result.unwrap_or_else(|error| respond::failure(&error));
+        tracing::debug!(%method, path, user, status = response.status().as_u16(), "request");
+        response
+    }
+
+    async fn route(
+        &self,
+        caller: Option<Caller>,
+        request: Request<Body>,
+    ) -> Result<Response, ApiError> {
+        let path = request.uri().path().to_owned();
+        match path.as_str() {
+            "/version" => return Ok(respond::json(StatusCode::OK, &crate::discovery::version())),
+            "/healthz" | "/readyz" | "/livez" | "/livez/ping" | "/readyz/ping" => {
+                return Ok("ok".into_response());
+            }
+            JOIN_PATH => return self.join(request).await,
+            _ => {}
+        }
+        let caller = caller.ok_or_else(|| {
+            ApiError::Unauthorized("a client certificate of the cluster's CA is needed".to_owned())
+        })?;
+        if let Some(response) = paths::fixed(&path, request.method(), request.headers())? {
+            return Ok(response);
+        }
+        let (group, version, rest) = paths::resource(&path)?;
+        let target = target::parse(group, version, rest)?;
+        let query = Query::parse(request.uri().query())?;
+        let (parts, body) = request.into_parts();
+        let asked = Asked { caller, method: parts.method, target, query, headers: parts.headers };
+        self.resource(asked, body).await
+    }
+
+    async fn resource(&self, asked: Asked, body: Body) -> Result<Response, ApiError> {
+        match (asked.method.as_str(), asked.target.sub.as_deref()) {
+            (_, Some("proxy")) => {
+                let verb = if asked.method == Method::GET { Verb::Read } else { Verb::Create };
+                self.allow(&asked, verb, None, false)?;
+                self.proxy_node(asked, body).await
+            }
+            ("GET" | "HEAD", _) => self.read(asked).await,
+            ("POST" | "PUT" | "PATCH" | "DELETE", Some("log")) => Err(ApiError::MethodNotAllowed),
+            ("POST" | "PUT" | "PATCH" | "DELETE", _) => self.write(asked, body).await,
+            _ => Err(ApiError::MethodNotAllowed),
+        }
+    }
+
+    async fn read(&self, asked: Asked) -> Result<Response, ApiError> {
+        self.allow(&asked, Verb::Read, None, false)?;
+        let registry = &self.0.registry;
+        let Asked { target, query, headers, .. } = &asked;
+        let form = Form::of(headers, query);
+        match (target.name.as_deref(), target.sub.as_deref()) {
+            (_, None) if query.flag("watch")? => {
+                watch::start(registry, target, query, form?, self.0.stopping.clone())
+            }
+            (None, _) => read::list(registry, target, query, form?),
+            (Some(name), None | Some("status")) => read::get(registry, target, name, form?),
+            (Some(name), Some("scale")) => {
+                let scale = write::scale::get(registry, target, name)?;
+                Ok(respond::json(StatusCode::OK, &scale))
+            }
+            (Some(name), Some("log")) => self.proxy_logs(&asked, name).await,
+            _ => Err(ApiError::MethodNotAllowed),
+        }
+    }
+
+    async fn write(&self, asked: Asked, body: Body) -> Result<Response, ApiError> {
+        let raw = Raw::read(&asked.headers, body).await?;
+        let verb = match asked.method.as_str() {
+            "POST" => Verb::Create,
+            "DELETE" if asked.target.name.is_none() => Verb::DeleteCollection,
+            "DELETE" => Verb::Delete,
+            _ => Verb::Update,
+        };
+        let at_once = verb == Verb::Delete && write::asks_no_grace(&asked.query, &raw);
+        self.allow(&asked, verb, Some(&raw), at_once)?;
+        let writing = write::Writing {
+            registry: &self.0.registry,
+            target: &asked.target,
+            query: &asked.query,
+            raw: &raw,
+            form: Form::of(&asked.headers, &asked.query)?,
+        };
+        match asked.method.as_str() {
+            "POST" => writing.create().await,
+            "PUT" => writing.update().await,
+            "PATCH" => writing.patch().await,
+            _ if asked.target.name.is_none() => writing.delete_collection().await,
+            _ if asked.target.sub.is_some() => Err(ApiError::MethodNotAllowed),
+            _ => writing.delete().await,
+        }
+    }
+
+    /// Refuses what the caller may not do.
+    fn allow(
+        &self,
+        asked: &Asked,
+        verb: Verb,
+        raw: Option<&Raw>,
+        no_grace: bool,
+    ) -> Result<(), ApiError> {
+        if asked.caller.is_admin() {
+            return Ok(());
+        }
+        let target = &asked.target;
+        let created = raw.filter(|_| verb == Verb::Create && target.name.is_none());
+        let created = created.and_then(|raw| raw.value().ok());
+        let created = created.as_ref().and_then(|v| v["metadata"]["name"].as_str());
+        let name = target.name.as_deref().or(created);
+        let pod_node = self.pod_node(target);
+        let access = Access {
+            verb,
+            kind: target.kind,
+            ns: target.ns.as_deref(),
+            name,
+            sub: target.sub.as_deref(),
+            pod_node: pod_node.as_deref(),
+            no_grace,
+        };
+        asked.caller.may(&access).map_err(|detail| ApiError::Forbidden {
+            kind: target.kind,
+            name: name.unwrap_or_default().to_owned(),
+            detail,
+        })
+    }
+
+    /// The node that the pod of a request is bound to.
+    fn pod_node(&self, target: &Target) -> Option<String> {
+        let name = target.name.as_deref().filter(|_| target.kind.kind == "Pod")?;
+        let pod: k8s_openapi::api::core::v1::Pod =
+            self.0.registry.get(target.ns.as_deref(), name).ok()?;
+        pod.spec?.node_name
+    }
+}

@@ -1,0 +1,180 @@
+//! Who asks, and what they may do.
+
+use mesh_model::kinds::Kind;
+use mesh_model::wellknown::{GROUP_ADMINS, GROUP_NODES, LEASE_NAMESPACE, NODE_USER_PREFIX};
+use rustls_pki_types::CertificateDer;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+/// The subject of a client certificate that the cluster's CA signed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// Common name.
+    pub user: String,
+    /// Organisations.
+    pub groups: Vec<String>,
+}
+
+/// What a request does to a kind of objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verb {
+    /// get, list, watch.
+    Read,
+    /// create.
+    Create,
+    /// update, patch.
+    Update,
+    /// delete.
+    Delete,
+    /// deletecollection.
+    DeleteCollection,
+}
+
+impl Verb {
+    /// As Kubernetes says it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Read => "get",
+            Self::Create => "create",
+            Self::Update => "update",
+            Self::Delete => "delete",
+            Self::DeleteCollection => "deletecollection",
+        }
+    }
+}
+
+/// What a request is about.
+#[derive(Debug, Clone, Copy)]
+pub struct Access<'a> {
+    /// What it does.
+    pub verb: Verb,
+    /// The kind.
+    pub kind: &'static Kind,
+    /// The namespace of the path.
+    pub ns: Option<&'a str>,
+    /// The name in the path, or in the body of a create.
+    pub name: Option<&'a str>,
+    /// The subresource.
+    pub sub: Option<&'a str>,
+    /// The node that the pod is bound to, where the request is about a pod.
+    pub pod_node: Option<&'a str>,
+    /// Whether a deletion asks for no grace period.
+    pub no_grace: bool,
+}
+
+impl Caller {
+    /// The subject of a verified certificate.
+    pub fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
+        let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+        let subject = certificate.subject();
+        let user = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
+        let groups = subject.iter_organization().filter_map(|o| o.as_str().ok());
+        Some(Self { user, groups: groups.map(str::to_owned).collect() })
+    }
+
+    /// Whether the caller may do everything.
+    pub fn is_admin(&self) -> bool {
+        self.groups.iter().any(|g| g == GROUP_ADMINS)
+    }
+
+    /// The node that the caller is.
+    pub fn node(&self) -> Option<&str> {
+        let member = self.groups.iter().any(|g| g == GROUP_NODES);
+        self.user.strip_prefix(NODE_USER_PREFIX).filter(|_| member)
+    }
+
+    /// Whether the caller may do it; else why not.
+    pub fn may(&self, access: &Access<'_>) -> Result<(), String> {
+        if self.is_admin() {
+            return Ok(());
+        }
+        let allowed = self.node().is_some_and(|node| node_may(node, access));
+        if allowed {
+            return Ok(());
+        }
+        let resource = match access.sub {
+            Some(sub) => format!("{}/{sub}", access.kind.plural),
+            None => access.kind.plural.to_owned(),
+        };
+        let place = match access.ns {
+            Some(ns) => format!("in the namespace \"{ns}\""),
+            None => "at the cluster scope".to_owned(),
+        };
+        Err(format!(
+            "User \"{}\" cannot {} resource \"{resource}\" in API group \"{}\" {place}",
+            self.user,
+            access.verb.name(),
+            access.kind.group
+        ))
+    }
+}
+
+fn node_may(node: &str, access: &Access<'_>) -> bool {
+    let own = access.name == Some(node);
+    match (access.kind.kind, access.verb, access.sub) {
+        // Logs and node reports are for people.
+        (_, Verb::Read, sub) => !matches!(sub, Some("log" | "proxy")),
+        ("Node", Verb::Create, None) | ("Node", Verb::Update, None | Some("status")) => own,
+        ("Lease", Verb::Create | Verb::Update, None) => own && access.ns == Some(LEASE_NAMESPACE),
+        ("Event", Verb::Create | Verb::Update, None) => true,
+        ("Pod", Verb::Update, Some("status")) => access.pod_node == Some(node),
+        ("Pod", Verb::Delete, None) => access.pod_node == Some(node) && access.no_grace,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_model::kinds::by_any_name;
+
+    use super::*;
+
+    fn access(verb: Verb, kind: &str, name: &'static str) -> Access<'static> {
+        let kind = by_any_name(kind).unwrap();
+        Access {
+            verb,
+            kind,
+            ns: None,
+            name: Some(name),
+            sub: None,
+            pod_node: None,
+            no_grace: false,
+        }
+    }
+
+    #[test]
+    fn nodes_write_their_own_objects_only() {
+        let groups = vec![GROUP_NODES.to_owned()];
+        let node = Caller { user: "system:node:n1".to_owned(), groups };
+        assert!(node.may(&access(Verb::Read, "secrets", "x")).is_ok());
+        assert!(node.may(&access(Verb::Create, "nodes", "n1")).is_ok());
+        assert!(node.may(&access(Verb::Update, "nodes", "n2")).is_err());
+        assert!(node.may(&access(Verb::Delete, "nodes", "n1")).is_err());
+        assert!(node.may(&access(Verb::Create, "deployments", "d")).is_err());
+        let lease = Access { ns: Some(LEASE_NAMESPACE), ..access(Verb::Update, "leases", "n1") };
+        assert!(node.may(&lease).is_ok());
+        assert!(node.may(&Access { ns: Some("default"), ..lease }).is_err());
+        let status = Access {
+            sub: Some("status"),
+            pod_node: Some("n1"),
+            ..access(Verb::Update, "pods", "p")
+        };
+        assert!(node.may(&status).is_ok());
+        assert!(node.may(&Access { pod_node: Some("n2"), ..status }).is_err());
+        let delete = Access { pod_node: Some("n1"), ..access(Verb::Delete, "pods", "p") };
+        assert!(node.may(&delete).is_err(), "stopping a pod is not a node's decision");
+        assert!(node.may(&Access { no_grace: true, ..delete }).is_ok());
+    }
+
+    #[test]
+    fn others_may_nothing_and_a_name_alone_is_not_enough() {
+        let read = access(Verb::Read, "pods", "p");
+        let stranger = Caller { user: "system:node:n1".to_owned(), groups: vec![] };
+        let why = stranger.may(&read).unwrap_err();
+        assert_eq!(
+            why,
+            "User \"system:node:n1\" cannot get resource \"pods\" in API group \"\" at the cluster scope"
+        );
+        let admin = Caller { user: "a".to_owned(), groups: vec![GROUP_ADMINS.to_owned()] };
+        assert!(admin.may(&access(Verb::DeleteCollection, "pods", "p")).is_ok());
+    }
+}
