@@ -87,7 +87,7 @@ impl Controller {
         tracing::debug!(namespace = ns, deployment = objects::name(&deployment.metadata), %step, "deployment");
         let bounds = Bounds::of(&deployment);
         match step {
-            Step::Create(set) => return self.create(deployment, *set).await,
+            Step::Create(set) => return Box::pin(self.create(deployment, *set)).await,
             Step::Revision(revision) => {
                 let mut new = deployment;
                 let annotations = new.metadata.annotations.get_or_insert_default();
@@ -231,7 +231,7 @@ impl Reconcile for Controller {
         let plan = self.plan(&deployment);
         let mut current = (*deployment).clone();
         for step in plan.steps {
-            current = self.apply(current, step).await?;
+            current = Box::pin(self.apply(current, step)).await?;
         }
         let collisions = current.status.as_ref().and_then(|s| s.collision_count);
         if collisions != plan.status.collision_count {

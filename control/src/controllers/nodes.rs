@@ -103,7 +103,7 @@ impl Controller {
         let spec = new.spec.get_or_insert_default();
         spec.pod_cidr = blocks.first().cloned();
         spec.pod_cidrs = Some(blocks);
-        Ok(self.write(Part::Main, new).await?)
+        self.write(Part::Main, new).await
     }
 
     /// Marks the node as lost or found. Returns when to look again.

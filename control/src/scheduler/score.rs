@@ -24,7 +24,7 @@ pub(super) fn best<'a>(request: &Request, candidates: &[Candidate<'a>]) -> Optio
         scaled(candidates.iter().map(|c| value(request, c)).collect())
     };
     let avoid = scale(|r, c| -avoided(r, c));
-    let nodes = scale(|r, c| preference(r, c));
+    let nodes = scale(preference);
     let pods = scale(|r, c| r.topology.wish(&c.facts.labels));
     let crowding = scale(|r, c| -r.topology.crowding(&c.facts.labels));
     let spread = scale(|r, c| -siblings(r, c));
