@@ -58,11 +58,12 @@ impl Api {
     /// What `kubectl delete pod` does.
     pub(crate) fn delete(&self, name: &str) {
         self.with(|state| {
-            let metadata = &mut state.pods.get_mut(name).unwrap().metadata;
+            let pod = state.pods.get_mut(name).unwrap();
+            let grace = pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds);
             let now = k8s_openapi::jiff::Timestamp::now();
-            metadata.deletion_timestamp =
+            pod.metadata.deletion_timestamp =
                 Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now));
-            metadata.deletion_grace_period_seconds = Some(20);
+            pod.metadata.deletion_grace_period_seconds = grace;
         });
     }
 

@@ -20,7 +20,8 @@ fn ended_pods_keep_their_outcome() {
         let api = rig.api.clone();
         api.apply("good", job(shell("echo done; echo last words > /dev/termination-log")));
         api.apply("bad", job(shell("exit 7")));
-        let mut hungry = shell("x=$(tail -c 200m /dev/zero | tr '\\0' 'x'); echo $x | wc -c");
+        let mut hungry =
+            serde_json::json!({"command": ["dd", "if=/dev/zero", "of=/dev/null", "bs=200M"]});
         hungry["resources"] = serde_json::json!({"limits": {"memory": "24Mi", "cpu": "500m"}});
         api.apply("hungry", job(hungry));
         let mut slow = job(shell("sleep 1000"));
