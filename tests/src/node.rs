@@ -16,6 +16,9 @@ use crate::layout::{Layout, NodeLayout, Subnet};
 use crate::process::{self, Daemon, Launch};
 use crate::{cgroups, underlay};
 
+/// Where Debian's containernetworking-plugins has the plugin that containerd always calls.
+const LOOPBACK: &str = "/usr/lib/cni/loopback";
+
 /// One node of a cluster.
 #[derive(Debug, Clone)]
 pub struct Node {
@@ -127,6 +130,8 @@ impl Node {
         let bin = containerd::cni_bin(&self.layout);
         fs::create_dir_all(&bin).with_context(|| format!("make {}", bin.display()))?;
         process::install(plugin, &bin.join("mesh-cni"))?;
+        // containerd itself calls this one before ours, for the pod's `lo`.
+        process::install(Path::new(LOOPBACK), &bin.join("loopback"))?;
         let daemon = self.agent();
         let launch = self.launch(self.agent_words(cluster, program));
         if daemon.runs(&launch) {

@@ -9,20 +9,23 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail};
 use mesh_tests::{Artifacts, Cluster, Layout, Spec, artifacts, teardown};
 
-use crate::{programs, prove, say, tools};
+use crate::{UpArgs, programs, prove, say, tools};
 
 /// Id of the cluster that `up` makes.
 const ID: &str = "dev";
 
 /// Builds and starts the local cluster, or changes the one that runs; then proves that it works.
-pub(crate) fn up(nodes: u8, subnet: u8, release: bool) -> Result<()> {
+pub(crate) fn up(args: &UpArgs) -> Result<()> {
     let start = Instant::now();
     need_root("up")?;
     say::step("tools");
     tools::ensure()?;
-    programs::build(release)?;
+    let release = args.profile.release;
+    if !args.no_build {
+        programs::build(release)?;
+    }
     let built = Artifacts::locate(release);
-    let spec = Spec { id: ID.to_owned(), nodes, subnet, owner: None };
+    let spec = Spec { id: ID.to_owned(), nodes: args.nodes, subnet: args.subnet, owner: None };
     let serial = Mutex::new(());
     let progress = |what: &str| {
         let _one_at_a_time = serial.lock();

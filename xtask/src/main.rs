@@ -86,6 +86,9 @@ struct UpArgs {
     /// Third octet of the underlay, 10.213.N.0/24
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=250))]
     subnet: u8,
+    /// Take the programs as they are, without building
+    #[arg(long)]
+    no_build: bool,
     #[command(flatten)]
     profile: Profile,
 }
@@ -137,7 +140,7 @@ struct BenchArgs {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
-        Command::Up(args) => local::up(args.nodes, args.subnet, args.profile.release),
+        Command::Up(args) => local::up(&args),
         Command::Down => local::down(),
         Command::Status => status::print(),
         Command::Exec(args) => return code(local::exec(&args.node, &args.command)),

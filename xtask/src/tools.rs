@@ -11,9 +11,10 @@ use crate::ebpf::{Compiler, search_path};
 use crate::{programs, say};
 
 /// A Debian package, and a file or program by which its presence is known.
-const PACKAGES: [(&str, &str); 11] = [
+const PACKAGES: [(&str, &str); 12] = [
     ("containerd", "containerd"),
     ("runc", "runc"),
+    ("containernetworking-plugins", "/usr/lib/cni/loopback"),
     ("iproute2", "ip"),
     ("nftables", "nft"),
     ("busybox-static", "busybox"),
