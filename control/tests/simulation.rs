@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::Ingress;
@@ -180,6 +181,8 @@ async fn pods_of_a_removed_node_are_removed_and_its_block_rests() {
         })
         .await;
     cluster.rolled_out("web").await;
+    let leases = || cluster.list::<Lease>().len();
+    cluster.eventually("its lease is gone", || leases() == 1).await;
     let _again = FakeNode::start(&cluster.registry, "node-1").await;
     cluster.eventually("a block", || !blocks("node-1").is_empty()).await;
     assert_ne!(blocks("node-1"), first, "the freed block rests");

@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use ipnet::IpNet;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
 use k8s_openapi::jiff::Timestamp;
 use mesh_model::wellknown::LEASE_NAMESPACE;
 use tokio::time::Instant;
 
 use self::eviction::evictions;
-use self::health::{Monitor, Sign, judged};
+use self::health::{Life, Monitor, Sign, judged};
 use super::queue::WorkQueue;
 use super::recorder::Recorder;
 use super::runtime::{Context, Reconcile, until};
@@ -120,13 +122,16 @@ impl Controller {
                 .map(|t| t.0),
         };
         let now = Instant::now();
-        let deadline = {
+        let (deadline, before) = {
             let mut monitor = self.monitor.lock().unwrap_or_else(PoisonError::into_inner);
-            monitor.deadline(name, sign, self.context.options.node_grace, now)
+            let deadline = monitor.deadline(name, sign, self.context.options.node_grace, now);
+            monitor.note(&node);
+            (deadline, monitor.before(name))
         };
         let lost = deadline <= now;
         let was_lost = objects::is_node_lost(&node);
-        let mut new = judged(&node, lost, Timestamp::now());
+        let life = if lost { Life::Lost } else { Life::Alive(before.as_deref()) };
+        let mut new = judged(&node, life, Timestamp::now());
         if new.status != node.status {
             // The status first: taints alone would not take the node's pods out of rotation.
             let written = self.write(Part::Status, new.clone()).await?;
@@ -202,7 +207,7 @@ impl Controller {
         Ok(plan.next)
     }
 
-    /// Removes the pods of a node that no longer exists.
+    /// Removes the pods and the lease of a node that no longer exists.
     async fn clean_up(&self, name: &str) -> Result<Option<Duration>, ApiError> {
         self.monitor.lock().unwrap_or_else(PoisonError::into_inner).forget(name);
         let pods = self.pods_of(name);
@@ -210,7 +215,8 @@ impl Controller {
             matches!(self.context.registry.get::<Node>(None, name), Err(ApiError::NotFound { .. }));
         let since = {
             let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
-            if pods.is_empty() || !gone {
+            let lease = self.context.leases.get(LEASE_NAMESPACE, name);
+            if !gone || (pods.is_empty() && lease.is_none()) {
                 missing.remove(name);
                 return Ok(None);
             }
@@ -225,6 +231,12 @@ impl Controller {
             let message = format!("Deleting pod of the removed node {name}");
             self.recorder.normal(&*pod, "NodeRemoved", message);
             self.context.delete_pod(&pod, Some(0)).await?;
+        }
+        let options = DeleteOptions::default();
+        match self.context.registry.delete::<Lease>(Some(LEASE_NAMESPACE), name, &options).await {
+            Ok(deleted) => self.context.leases.deleted(deleted),
+            Err(ApiError::NotFound { .. }) => {}
+            Err(error) => return Err(error),
         }
         Ok(Some(quarantine))
     }

@@ -5,6 +5,7 @@ use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
 use crate::objects::{self, Labels};
+use crate::registry::Object;
 
 /// Revision number, on Deployments and their ReplicaSets.
 pub(in crate::controllers) const REVISION: &str = "deployment.kubernetes.io/revision";
@@ -43,7 +44,21 @@ pub(super) fn has_template(set: &ReplicaSet, deployment: &Deployment) -> bool {
     let (Some(spec), Some(wanted)) = (&set.spec, &deployment.spec) else {
         return false;
     };
-    spec.template.as_ref().is_some_and(|t| without_hash(t) == without_hash(&wanted.template))
+    let same = |set: &Option<PodTemplateSpec>, wanted: &PodTemplateSpec| {
+        set.as_ref().is_some_and(|template| without_hash(template) == without_hash(wanted))
+    };
+    // One of them may have been stored by a version of this program that had other defaults.
+    same(&spec.template, &wanted.template)
+        || same(
+            &defaulted(set).spec.unwrap_or_default().template,
+            &defaulted(deployment).spec.unwrap_or_default().template,
+        )
+}
+
+fn defaulted<K: Object>(object: &K) -> K {
+    let mut object = object.clone();
+    object.set_defaults();
+    object
 }
 
 fn without_hash(template: &PodTemplateSpec) -> PodTemplateSpec {

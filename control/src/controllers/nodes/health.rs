@@ -25,6 +25,8 @@ pub(super) struct Monitor {
 struct Heard {
     sign: Sign,
     at: Instant,
+    /// The Ready condition's status before the node was lost.
+    before: Option<String>,
 }
 
 /// A sign of life; any change of it counts.
@@ -48,14 +50,29 @@ impl Monitor {
         grace: Duration,
         now: Instant,
     ) -> Instant {
-        let heard = self
-            .heard
-            .entry(node.to_owned())
-            .or_insert_with(|| Heard { sign: sign.clone(), at: now });
+        let heard = self.heard.entry(node.to_owned()).or_insert_with(|| Heard {
+            sign: sign.clone(),
+            at: now,
+            before: None,
+        });
         if heard.sign != sign {
-            *heard = Heard { sign, at: now };
+            (heard.sign, heard.at) = (sign, now);
         }
         heard.at + grace
+    }
+
+    /// Notes what the node said of itself before it was lost.
+    pub(super) fn note(&mut self, node: &Node) {
+        let status = objects::node_condition(node, "Ready").map(|c| c.status.clone());
+        let heard = self.heard.get_mut(objects::name(&node.metadata));
+        if let (Some(heard), Some(status)) = (heard, status.filter(|s| s != "Unknown")) {
+            heard.before = Some(status);
+        }
+    }
+
+    /// What the node said of itself before it was lost; unknown after a start of this program.
+    pub(super) fn before(&self, node: &str) -> Option<String> {
+        self.heard.get(node)?.before.clone()
     }
 
     /// Forgets a deleted node.
@@ -64,10 +81,18 @@ impl Monitor {
     }
 }
 
+/// Whether a node lives, and what it said before it did not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Life<'a> {
+    Lost,
+    /// With the status of the Ready condition to go back to; without one, the agent has to report it.
+    Alive(Option<&'a str>),
+}
+
 /// The node as it should be: conditions Unknown while it is lost, taints that follow its Ready condition.
-pub(super) fn judged(node: &Node, lost: bool, now: Timestamp) -> Node {
+pub(super) fn judged(node: &Node, life: Life<'_>, now: Timestamp) -> Node {
     let mut node = node.clone();
-    judge_conditions(&mut node, lost, now);
+    judge_conditions(&mut node, life, now);
     let wanted = wanted_taints(&node);
     let spec = node.spec.get_or_insert_default();
     let mut taints = spec.taints.take().unwrap_or_default();
@@ -88,7 +113,8 @@ pub(super) fn judged(node: &Node, lost: bool, now: Timestamp) -> Node {
     node
 }
 
-fn judge_conditions(node: &mut Node, lost: bool, now: Timestamp) {
+fn judge_conditions(node: &mut Node, life: Life<'_>, now: Timestamp) {
+    let lost = life == Life::Lost;
     let conditions = node.status.get_or_insert_default().conditions.get_or_insert_default();
     if lost && !conditions.iter().any(|c| c.type_ == "Ready") {
         conditions.push(NodeCondition { type_: "Ready".to_owned(), ..NodeCondition::default() });
@@ -103,10 +129,12 @@ fn judge_conditions(node: &mut Node, lost: bool, now: Timestamp) {
             condition.reason = Some(LOST_REASON.to_owned());
             condition.message = Some("Agent stopped renewing its lease.".to_owned());
             condition.last_transition_time = Some(Time(now));
-        } else if !lost && ours && condition.status == "Unknown" {
-            // The agent will report more; until then, that it lives is what counts.
-            let good = if condition.type_ == "Ready" { "True" } else { "False" };
-            condition.status = good.to_owned();
+        } else if let Life::Alive(Some(before)) = life
+            && condition.type_ == "Ready"
+            && condition.status == "Unknown"
+            && ours
+        {
+            condition.status = before.to_owned();
             condition.reason = Some(FOUND_REASON.to_owned());
             condition.message = Some("Agent renews its lease again.".to_owned());
             condition.last_transition_time = Some(Time(now));
@@ -175,27 +203,28 @@ mod tests {
     #[test]
     fn a_lost_node_is_marked_once_and_comes_back() {
         let own = json!([{"key": "gpu", "effect": "NoSchedule"}]);
-        let lost = judged(&node(Some("True"), own), true, at(0));
+        let lost = judged(&node(Some("True"), own), Life::Lost, at(0));
         assert_eq!(ready(&lost), "Unknown");
         assert_eq!(
             taints(&lost),
             ["gpu:NoSchedule", "unreachable:NoSchedule", "unreachable:NoExecute"]
         );
-        assert_eq!(judged(&lost, true, at(60)), lost, "the time it was lost stays");
-        let back = judged(&lost, false, at(90));
+        assert_eq!(judged(&lost, Life::Lost, at(60)), lost, "the time it was lost stays");
+        assert_eq!(judged(&lost, Life::Alive(None), at(90)), lost, "the agent will report");
+        let back = judged(&lost, Life::Alive(Some("True")), at(90));
         assert_eq!((ready(&back), taints(&back)), ("True".into(), vec!["gpu:NoSchedule".into()]));
-        assert_eq!(judged(&back, false, at(91)), back);
+        assert_eq!(judged(&back, Life::Alive(Some("True")), at(91)), back);
     }
 
     #[test]
     fn what_the_agent_reports_is_believed_while_it_lives() {
-        let not_ready = judged(&node(Some("False"), json!(null)), false, at(0));
+        let not_ready = judged(&node(Some("False"), json!(null)), Life::Alive(Some("True")), at(0));
         assert_eq!(taints(&not_ready), ["not-ready:NoSchedule", "not-ready:NoExecute"]);
         assert_eq!(ready(&not_ready), "False");
-        let silent = judged(&node(None, json!(null)), false, at(0));
+        let silent = judged(&node(None, json!(null)), Life::Alive(None), at(0));
         assert_eq!(taints(&silent), ["not-ready:NoSchedule"]);
-        assert_eq!(ready(&judged(&silent, true, at(0))), "Unknown");
+        assert_eq!(ready(&judged(&silent, Life::Lost, at(0))), "Unknown");
         let good = node(Some("True"), json!(null));
-        assert_eq!(judged(&good, false, at(0)).spec.unwrap().taints, None);
+        assert_eq!(judged(&good, Life::Alive(None), at(0)).spec.unwrap().taints, None);
     }
 }
