@@ -1,7 +1,7 @@
 //! The proxy's sockets: bound before anything else, so that a taken port is the first thing that one hears of.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -19,6 +19,7 @@ pub struct BindError {
 }
 
 const BACKLOG: i32 = 4096;
+const EAFNOSUPPORT: i32 = nix::libc::EAFNOSUPPORT;
 
 /// Sockets for all threads of a proxy.
 pub struct Listeners {
@@ -30,7 +31,7 @@ pub struct Listeners {
 impl Listeners {
     /// Binds each address once for each of `threads` (as in [`ProxyOptions`](crate::ProxyOptions)).
     ///
-    /// Another process may hold the same addresses, if it is a proxy of the same user: a new worker starts beside the
+    /// `[::]` serves IPv6 only, and is left out where the system has none. Another process may hold the same addresses, if it is a proxy of the same user: a new worker starts beside the
     /// old one, and none is refused between them.
     pub fn bind(
         http: &[SocketAddr],
@@ -45,6 +46,12 @@ impl Listeners {
             let mut bound = Vec::new();
             for address in addresses {
                 let mut address = *address;
+                if address == SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), address.port())
+                    && !has_ipv6()
+                {
+                    tracing::info!(%address, "not served: the system has no IPv6");
+                    continue;
+                }
                 for sockets in &mut shards {
                     let list = if secure { &mut sockets.https } else { &mut sockets.http };
                     let fail = |source| BindError { address, source };
@@ -60,6 +67,18 @@ impl Listeners {
         let (http, https) = (all(http, false)?, all(https, true)?);
         Ok(Self { shards, http, https })
     }
+}
+
+/// Whether any IPv6 address can be bound (the module may be missing, or disabled by sysctl).
+fn has_ipv6() -> bool {
+    let probe = || {
+        let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))?;
+        socket.bind(&SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0).into())
+    };
+    !probe().is_err_and(|error: io::Error| {
+        matches!(error.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported)
+            || error.raw_os_error() == Some(EAFNOSUPPORT)
+    })
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use mesh_model::snapshot::L7Config;
 use mesh_worker::server::ServeError;
 use mesh_worker::{Handler, privileges};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::listen::{BindError, Listeners};
-use crate::options::WorkerOptions;
+use crate::options::{Limits, WorkerOptions};
 use crate::proxy::{Proxy, StartError};
 use crate::status::Status;
 
@@ -49,12 +50,40 @@ impl Handler for Worker {
     }
 }
 
+/// Descriptors that are not connections: sockets, files, runtimes.
+const OTHER_DESCRIPTORS: u64 = 256;
+
+/// Takes as many descriptors as the system allows; returns how many that are.
+fn raise_descriptor_limit() -> u64 {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1024 };
+    match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+        Ok(()) => hard,
+        Err(_) => soft,
+    }
+}
+
+/// Each client may need a second descriptor for its backend.
+fn fit_connections(limits: &mut Limits, descriptors: u64) {
+    let fit = descriptors.saturating_sub(OTHER_DESCRIPTORS).max(64) / 2;
+    let fit = usize::try_from(fit).unwrap_or(usize::MAX);
+    if fit < limits.connections {
+        tracing::warn!(
+            descriptors,
+            connections = fit,
+            "fewer connections than asked for: raise the limit of open files"
+        );
+        limits.connections = fit;
+    }
+}
+
 /// Runs the worker until SIGTERM or SIGINT, then lets requests end for the drain time.
 ///
 /// Binds first, then gives up all privileges of the calling thread and of the threads that serve, which it makes
 /// afterwards. Call it on a current-thread runtime: threads that exist already keep what they have.
 pub async fn run(options: WorkerOptions) -> Result<(), RunError> {
+    let mut options = options;
     let listeners = Listeners::bind(&options.http, &options.https, options.proxy.threads)?;
+    fit_connections(&mut options.proxy.limits, raise_descriptor_limit());
     privileges::drop_all_but(&[]).map_err(RunError::Privileges)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signal)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signal)?;
@@ -77,4 +106,20 @@ pub async fn run(options: WorkerOptions) -> Result<(), RunError> {
         () = worker.0.drain() => {}
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_fit_the_descriptors() {
+        let mut limits = Limits::default();
+        fit_connections(&mut limits, 1 << 20);
+        assert_eq!(limits.connections, Limits::default().connections);
+        fit_connections(&mut limits, 1024);
+        assert_eq!(limits.connections, 384);
+        fit_connections(&mut limits, 10);
+        assert_eq!(limits.connections, 32);
+    }
 }
