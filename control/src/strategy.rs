@@ -13,6 +13,7 @@ mod data;
 pub mod names;
 mod network;
 pub mod pod;
+mod rules;
 mod workload;
 
 /// Collects what is wrong with an object, with the path of each field.

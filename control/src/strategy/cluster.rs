@@ -1,10 +1,13 @@
 //! Namespaces, nodes, leases.
 
+use ipnet::IpNet;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Namespace, NamespaceStatus, Node};
 
-use super::Object;
+use super::rules::{at_least, invalid, one_of, required};
+use super::{Causes, Object, names};
 
+const EFFECTS: [&str; 3] = ["NoExecute", "NoSchedule", "PreferNoSchedule"];
 const PROTECTED: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 
 impl Object for Namespace {
@@ -55,6 +58,51 @@ impl Object for Node {
     fn copy_status(&mut self, from: &Self) {
         self.status.clone_from(&from.status);
     }
+
+    fn set_defaults(&mut self) {
+        if let Some(spec) = &mut self.spec
+            && spec.pod_cidr.is_none()
+        {
+            spec.pod_cidr = spec.pod_cidrs.as_ref().and_then(|all| all.first().cloned());
+        }
+    }
+
+    fn validate(&self, causes: &mut Causes) {
+        let Some(spec) = &self.spec else { return };
+        for (i, text) in spec.pod_cidrs.iter().flatten().enumerate() {
+            if text.parse::<IpNet>().is_err() {
+                let rule = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
+                invalid(format!("spec.podCIDRs[{i}]"), text, rule, causes);
+            }
+        }
+        for (i, taint) in spec.taints.iter().flatten().enumerate() {
+            let field = format!("spec.taints[{i}]");
+            if taint.key.is_empty() {
+                required(format!("{field}.key"), causes);
+            } else if !names::is_qualified(&taint.key) {
+                invalid(format!("{field}.key"), &taint.key, "must be a label key", causes);
+            }
+            let effect = Some(taint.effect.as_str());
+            one_of(&format!("{field}.effect"), effect, &EFFECTS, causes);
+        }
+    }
+
+    fn validate_update(&self, old: &Self, causes: &mut Causes) {
+        let blocks = |node: &Self| node.spec.as_ref().and_then(|s| s.pod_cidrs.clone());
+        let before = blocks(old).filter(|b| !b.is_empty());
+        if before.is_some() && before != blocks(self) {
+            let rule = "node updates may not change podCIDR except from \"\" to valid";
+            causes.add("spec.podCIDRs", format!("Forbidden: {rule}"));
+        }
+    }
 }
 
-impl Object for Lease {}
+impl Object for Lease {
+    fn validate(&self, causes: &mut Causes) {
+        let Some(spec) = &self.spec else { return };
+        let secs = spec.lease_duration_seconds.map(i64::from);
+        at_least("spec.leaseDurationSeconds", secs, 1, causes);
+        let transitions = spec.lease_transitions.map(i64::from);
+        at_least("spec.leaseTransitions", transitions, 0, causes);
+    }
+}

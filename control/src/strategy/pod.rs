@@ -1,19 +1,51 @@
 //! Pods.
 
-use k8s_openapi::api::core::v1::{Binding, Pod, PodCondition, PodStatus};
+use k8s_openapi::api::core::v1::{Binding, Pod, PodCondition, PodSpec, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
-use super::Object;
+use super::rules::forbidden;
+use super::{Causes, Object};
 use crate::error::ApiError;
 
+pub(super) mod defaults;
+pub(super) mod spec;
+
+mod containers;
+mod volumes;
+
 const DEFAULT_GRACE_SECS: i64 = 30;
+const FROZEN: &str = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations)";
 
 impl Object for Pod {
     const GENERATION: bool = true;
 
     fn prepare_create(&mut self) {
         self.status = Some(PodStatus { phase: Some("Pending".to_owned()), ..PodStatus::default() });
+    }
+
+    fn set_defaults(&mut self) {
+        if let Some(spec) = &mut self.spec {
+            defaults::pod_spec(spec);
+        }
+    }
+
+    fn validate(&self, causes: &mut Causes) {
+        match &self.spec {
+            Some(spec) => spec::pod_spec("spec", spec, causes),
+            None => causes.add("spec", "Required value"),
+        }
+    }
+
+    fn validate_update(&self, old: &Self, causes: &mut Causes) {
+        let (Some(new), Some(old)) = (&self.spec, &old.spec) else { return };
+        if new.containers.len() != old.containers.len() {
+            forbidden("spec.containers", "pod updates may not add or remove containers", causes);
+            return;
+        }
+        if with_mutable_fields(old, new) != *new {
+            forbidden("spec", FROZEN, causes);
+        }
     }
 
     fn copy_status(&mut self, from: &Self) {
@@ -34,6 +66,27 @@ impl Object for Pod {
         let own = spec.and_then(|s| s.termination_grace_period_seconds);
         Some(requested.or(own).unwrap_or(DEFAULT_GRACE_SECS))
     }
+}
+
+/// `old` with those fields of `new` that may change while the pod lives.
+fn with_mutable_fields(old: &PodSpec, new: &PodSpec) -> PodSpec {
+    let mut allowed = old.clone();
+    for (old, new) in allowed.containers.iter_mut().zip(&new.containers) {
+        old.image.clone_from(&new.image);
+    }
+    let old_init = allowed.init_containers.iter_mut().flatten();
+    for (old, new) in old_init.zip(new.init_containers.iter().flatten()) {
+        old.image.clone_from(&new.image);
+    }
+    let (before, after) = (old.active_deadline_seconds, new.active_deadline_seconds);
+    if after.is_some_and(|after| before.is_none_or(|before| after <= before)) {
+        allowed.active_deadline_seconds = after;
+    }
+    let kept = old.tolerations.as_deref().unwrap_or_default();
+    if kept.iter().all(|t| new.tolerations.iter().flatten().any(|n| n == t)) {
+        allowed.tolerations.clone_from(&new.tolerations);
+    }
+    allowed
 }
 
 /// The pod with the node of a binding.
@@ -73,3 +126,6 @@ pub(crate) fn bound(pod: &Pod, binding: &Binding) -> Result<Pod, ApiError> {
     });
     Ok(new)
 }
+
+#[cfg(test)]
+mod tests;

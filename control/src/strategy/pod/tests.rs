@@ -1,0 +1,106 @@
+use serde_json::{Value, json};
+
+use super::*;
+
+fn pod(spec: Value) -> Pod {
+    let value = json!({"metadata": {"name": "p", "namespace": "n"}, "spec": spec});
+    let mut pod: Pod = serde_json::from_value(value).unwrap();
+    pod.set_defaults();
+    pod
+}
+
+fn causes(spec: Value) -> Vec<String> {
+    let mut causes = Causes::default();
+    pod(spec).validate(&mut causes);
+    causes.into_vec().into_iter().map(|c| format!("{}: {}", c.field, c.message)).collect()
+}
+
+#[test]
+fn defaults_are_those_of_kubernetes_and_stay_when_set_again() {
+    let mut pod = pod(json!({"containers": [{"name": "c", "image": "i",
+        "ports": [{"containerPort": 80}], "resources": {"limits": {"cpu": 1}},
+        "readinessProbe": {"httpGet": {"port": 80}}}],
+        "volumes": [{"name": "v", "configMap": {"name": "m"}}]}));
+    let spec = serde_json::to_value(pod.spec.as_ref().unwrap()).unwrap();
+    assert_eq!(spec["restartPolicy"], "Always");
+    assert_eq!(spec["terminationGracePeriodSeconds"], 30);
+    let container = &spec["containers"][0];
+    assert_eq!(container["imagePullPolicy"], "Always");
+    assert_eq!(container["ports"][0]["protocol"], "TCP");
+    assert_eq!(container["resources"]["requests"]["cpu"], "1");
+    assert_eq!(container["readinessProbe"]["failureThreshold"], 3);
+    assert_eq!(container["readinessProbe"]["httpGet"]["scheme"], "HTTP");
+    assert_eq!(spec["volumes"][0]["configMap"]["defaultMode"], 420);
+    let once = pod.clone();
+    pod.set_defaults();
+    assert_eq!(pod, once);
+}
+
+#[test]
+fn each_wrong_field_is_named() {
+    let good = json!({"name": "c", "image": "i"});
+    for (spec, cause) in [
+        (json!({"containers": []}), "spec.containers: Required value"),
+        (json!({"containers": [{"name": "c"}]}), "spec.containers[0].image: Required value"),
+        (json!({"containers": [good, good]}), "spec.containers[1].name: Duplicate value: \"c\""),
+        (
+            json!({"containers": [{"name": "c", "image": "i", "ports": [{"containerPort": 70000}]}]}),
+            "spec.containers[0].ports[0].containerPort: Invalid value: 70000: must be between 1 and 65535, inclusive",
+        ),
+        (
+            json!({"containers": [good], "restartPolicy": "Sometimes"}),
+            "spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"Never\", \"OnFailure\"",
+        ),
+        (
+            json!({"containers": [{"name": "c", "image": "i", "volumeMounts": [{"name": "v", "mountPath": "/v"}]}]}),
+            "spec.containers[0].volumeMounts[0].name: Not found: \"v\"",
+        ),
+        (
+            json!({"containers": [good], "volumes": [{"name": "v"}]}),
+            "spec.volumes[0]: Required value: must specify a volume type",
+        ),
+        (
+            json!({"containers": [{"name": "c", "image": "i", "livenessProbe": {"periodSeconds": 1}}]}),
+            "spec.containers[0].livenessProbe: Required value: must specify a handler type",
+        ),
+        (
+            json!({"containers": [{"name": "c", "image": "i", "env": [{"name": "a=b"}]}]}),
+            "spec.containers[0].env[0].name: Invalid value: \"a=b\"",
+        ),
+        (
+            json!({"containers": [{"name": "c", "image": "i", "resources":
+                {"requests": {"cpu": "2"}, "limits": {"cpu": "1"}}}]}),
+            "spec.containers[0].resources.requests: Invalid value: \"2\": must be less than or equal to cpu limit of 1",
+        ),
+        (
+            json!({"containers": [{"name": "c", "image": "i", "resources": {"requests": {"cpu": "lots"}}}]}),
+            "spec.containers[0].resources.requests[cpu]: Invalid value: \"lots\"",
+        ),
+        (
+            json!({"containers": [good], "tolerations": [{"key": "k", "effect": "Never"}]}),
+            "spec.tolerations[0].effect: Unsupported value: \"Never\"",
+        ),
+    ] {
+        let found = causes(spec);
+        assert!(found.iter().any(|f| f.starts_with(cause)), "{cause}\n{found:?}");
+    }
+    assert_eq!(causes(json!({"containers": [good]})), Vec::<String>::new());
+}
+
+#[test]
+fn a_living_pod_keeps_its_spec() {
+    let old = pod(json!({"containers": [{"name": "c", "image": "i:1"}]}));
+    let check = |new: &Pod| {
+        let mut causes = Causes::default();
+        new.validate_update(&old, &mut causes);
+        causes.into_vec().len()
+    };
+    let mut new = old.clone();
+    new.spec.as_mut().unwrap().containers[0].image = Some("i:2".to_owned());
+    assert_eq!(check(&new), 0);
+    new.spec.as_mut().unwrap().containers[0].command = Some(vec!["x".to_owned()]);
+    assert_eq!(check(&new), 1);
+    let mut new = old.clone();
+    new.spec.as_mut().unwrap().node_name = Some("n".to_owned());
+    assert_eq!(check(&new), 1, "only a binding chooses the node");
+}

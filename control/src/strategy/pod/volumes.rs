@@ -1,0 +1,93 @@
+//! Rules for volumes.
+
+use k8s_openapi::api::core::v1::{KeyToPath, Volume};
+
+use super::super::rules::{duplicate, forbidden, invalid, required};
+use super::super::{Causes, names};
+use super::containers::Seen;
+
+pub(super) fn volumes<'a>(
+    field: &str,
+    volumes: &'a [Volume],
+    seen: &mut Seen<'a>,
+    causes: &mut Causes,
+) {
+    for (i, volume) in volumes.iter().enumerate() {
+        let field = format!("{field}[{i}]");
+        if volume.name.is_empty() {
+            required(format!("{field}.name"), causes);
+        } else {
+            names::label(&format!("{field}.name"), &volume.name, causes);
+            if !seen.volumes.insert(&volume.name) {
+                duplicate(format!("{field}.name"), &volume.name, causes);
+            }
+        }
+        match sources(volume) {
+            0 => causes.add(&field, "Required value: must specify a volume type"),
+            1 => {}
+            _ => forbidden(&field, "may not specify more than 1 volume type", causes),
+        }
+        content(&field, volume, causes);
+    }
+}
+
+/// How many sources are set: every field of a volume but its name is one.
+fn sources(volume: &Volume) -> usize {
+    let value = serde_json::to_value(volume).unwrap_or_default();
+    value.as_object().map_or(0, |map| map.keys().filter(|key| *key != "name").count())
+}
+
+fn content(field: &str, volume: &Volume, causes: &mut Causes) {
+    if let Some(source) = &volume.config_map {
+        if source.name.is_empty() {
+            required(format!("{field}.configMap.name"), causes);
+        }
+        items(&format!("{field}.configMap.items"), source.items.as_deref(), causes);
+        mode(&format!("{field}.configMap.defaultMode"), source.default_mode, causes);
+    }
+    if let Some(source) = &volume.secret {
+        if source.secret_name.as_deref().unwrap_or_default().is_empty() {
+            required(format!("{field}.secret.secretName"), causes);
+        }
+        items(&format!("{field}.secret.items"), source.items.as_deref(), causes);
+        mode(&format!("{field}.secret.defaultMode"), source.default_mode, causes);
+    }
+    if let Some(source) = &volume.host_path {
+        let path = &source.path;
+        if path.is_empty() {
+            required(format!("{field}.hostPath.path"), causes);
+        } else if path.split('/').any(|part| part == "..") {
+            invalid(format!("{field}.hostPath.path"), path, "must not contain '..'", causes);
+        }
+    }
+    if let Some(claim) = &volume.persistent_volume_claim
+        && claim.claim_name.is_empty()
+    {
+        required(format!("{field}.persistentVolumeClaim.claimName"), causes);
+    }
+}
+
+fn items(field: &str, items: Option<&[KeyToPath]>, causes: &mut Causes) {
+    for (i, item) in items.into_iter().flatten().enumerate() {
+        if item.key.is_empty() {
+            required(format!("{field}[{i}].key"), causes);
+        }
+        let path = &item.path;
+        let field_path = format!("{field}[{i}].path");
+        if path.is_empty() {
+            required(field_path, causes);
+        } else if path.starts_with('/') {
+            invalid(field_path, path, "must be a relative path", causes);
+        } else if path.split('/').any(|part| part == "..") {
+            invalid(field_path, path, "must not contain '..'", causes);
+        }
+        mode(&format!("{field}[{i}].mode"), item.mode, causes);
+    }
+}
+
+fn mode(field: &str, mode: Option<i32>, causes: &mut Causes) {
+    if let Some(mode) = mode.filter(|m| !(0..=0o777).contains(m)) {
+        let rule = "must be a number between 0 and 0777 (octal), both inclusive";
+        invalid(field, mode, rule, causes);
+    }
+}
