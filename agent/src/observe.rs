@@ -4,11 +4,12 @@
 //! [`Desired::synced`] says when all kinds have been listed.
 
 use std::fmt::Debug;
+use std::hash::{BuildHasher as _, RandomState};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::Ingress;
@@ -19,6 +20,7 @@ use mesh_model::{ClusterConfig, NodeName, Objects, Snapshot, compile, wellknown}
 use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, watch};
 
+use crate::errors::chain;
 use crate::join::write_private;
 
 /// Changes that come within this time are compiled together: a rollout touches many objects at once.
@@ -169,17 +171,60 @@ where
     let (store, writer) = reflector::store();
     let api: Api<K> = Api::all(client.clone());
     let changed = Arc::clone(changed);
-    let events = reflector::reflector(writer, watcher(api, config).default_backoff());
-    let watching = events.map_err(|error| {
-        tracing::warn!(kind = %K::kind(&()), error = &error as &dyn std::error::Error, "watch interrupted");
-    });
-    tokio::spawn(watching.for_each(move |event| {
-        if event.is_ok() {
-            changed.notify_one();
+    // Who wrote which field is of no use here, and often larger than the rest.
+    let events = watcher(api, config).modify(|object| object.meta_mut().managed_fields = None);
+    let events = reflector::reflector(writer, events.backoff(Backoff::default()));
+    let mut interrupted = false;
+    tokio::spawn(events.for_each(move |event| {
+        let kind = K::kind(&());
+        match event {
+            Ok(_) => {
+                if std::mem::take(&mut interrupted) {
+                    tracing::info!(%kind, "watching again");
+                }
+                changed.notify_one();
+            }
+            Err(error) if interrupted => {
+                tracing::debug!(%kind, error = chain(&error), "still away")
+            }
+            Err(error) => {
+                interrupted = true;
+                tracing::warn!(%kind, error = chain(&error), "watch interrupted, trying again");
+            }
         }
         std::future::ready(())
     }));
     store
+}
+
+/// Pauses between attempts: doubled up to three seconds, so that a control service that comes back is soon noticed,
+/// and spread a little, so that its nodes do not all come at once.
+struct Backoff(Duration);
+
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(3);
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self(FIRST_PAUSE)
+    }
+}
+
+impl Iterator for Backoff {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let pause = self.0;
+        self.0 = (pause * 2).min(LONGEST_PAUSE);
+        let random = RandomState::new().hash_one(()) % 256;
+        Some(pause + pause * u32::try_from(random).unwrap_or(0) / 1024)
+    }
+}
+
+impl kube::runtime::utils::Backoff for Backoff {
+    fn reset(&mut self) {
+        *self = Self::default();
+    }
 }
 
 #[cfg(test)]
@@ -196,5 +241,17 @@ mod tests {
         assert_eq!(saved(&file), Some(snapshot));
         std::fs::write(&file, b"{\"cluster\":").unwrap();
         assert_eq!(saved(&file), None);
+    }
+
+    #[test]
+    fn pauses_grow_to_three_seconds_and_start_anew() {
+        use kube::runtime::utils::Backoff as _;
+        let mut backoff = Backoff::default();
+        let pauses: Vec<Duration> = backoff.by_ref().take(20).collect();
+        assert!(pauses[0] < Duration::from_millis(130));
+        assert!(pauses.iter().all(|pause| *pause < Duration::from_secs(4)));
+        assert!(pauses[19] >= LONGEST_PAUSE);
+        backoff.reset();
+        assert!(backoff.next().unwrap() < Duration::from_millis(130));
     }
 }

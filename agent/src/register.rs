@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -12,11 +13,15 @@ use mesh_model::{NodeName, wellknown};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use crate::errors::chain;
+
 mod facts;
 mod lease;
 
 use facts::Facts;
 
+/// The form is the API's; nobody parses it.
+const UNKNOWN_RUNTIME: &str = "unknown://unknown";
 /// Between two reports of an unchanged status.
 const HEARTBEAT: Duration = Duration::from_secs(60);
 /// After a report that did not get through.
@@ -30,7 +35,8 @@ pub(crate) struct Registration {
     pub(crate) public_key: WgKey,
     pub(crate) overlay: &'static str,
     pub(crate) overlay_port: u16,
-    pub(crate) container_runtime: String,
+    /// Name and version of the container runtime, once it has answered.
+    pub(crate) container_runtime: Arc<OnceLock<String>>,
 }
 
 /// Whether pods can be started here.
@@ -62,6 +68,7 @@ pub(crate) async fn run(
     let facts = Facts::read();
     let mut transition = Timestamp::now();
     let mut reported: Option<bool> = None;
+    let mut away = false;
     loop {
         let now = readiness.borrow_and_update().clone();
         if reported != Some(now.ready) {
@@ -69,6 +76,7 @@ pub(crate) async fn run(
         }
         let pause = match report(&nodes, &registration, &facts, &now, transition).await {
             Ok(()) => {
+                away = false;
                 if reported != Some(now.ready) {
                     tracing::info!(ready = now.ready, reason = now.reason, "node status reported");
                 }
@@ -76,10 +84,11 @@ pub(crate) async fn run(
                 HEARTBEAT
             }
             Err(error) => {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "node status not reported"
-                );
+                if std::mem::replace(&mut away, true) {
+                    tracing::debug!(error = chain(&error), "node status still not reported");
+                } else {
+                    tracing::warn!(error = chain(&error), "node status not reported, trying again");
+                }
                 RETRY
             }
         };
@@ -164,7 +173,7 @@ fn status(
             "lastTransitionTime": lease::seconds(transition),
         }],
         "daemonEndpoints": {"kubeletEndpoint": {"Port": wellknown::AGENT_PORT}},
-        "nodeInfo": facts.node_info(&registration.container_runtime),
+        "nodeInfo": facts.node_info(registration.container_runtime.get().map_or(UNKNOWN_RUNTIME, String::as_str)),
     }})
 }
 
@@ -180,7 +189,7 @@ mod tests {
             public_key: WgKey([7; 32]),
             overlay: "user",
             overlay_port: 51_900,
-            container_runtime: "containerd://1.6".to_owned(),
+            container_runtime: Arc::default(),
         };
         let mut object = metadata(&registration);
         let endpoints = &object["metadata"]["annotations"][wellknown::ANNOTATION_ENDPOINTS];

@@ -35,8 +35,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Libraries that say something about each question, unless they are asked for by name.
-const QUIET: &str = "hickory_server=warn,hickory_resolver=warn";
+/// Libraries that say something about each question or each failed call, unless they are asked for by name.
+const QUIET: &str = "hickory_server=warn,hickory_resolver=warn,kube_client=off";
 
 /// `MESH_LOG` filters, as `RUST_LOG` does elsewhere; `MESH_LOG_FORMAT=json` is for machines.
 fn log_to_stderr() {

@@ -8,6 +8,7 @@
 //! ```
 //!
 //! Needs root, eBPF and `ip`, `nft`, `nsenter`, `bash`.
+#![allow(clippy::unwrap_used, reason = "a failed test panics")]
 
 use std::fs;
 use std::io::{Read as _, Write as _};

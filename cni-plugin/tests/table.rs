@@ -5,6 +5,7 @@
 //!   test --exec--> mesh-cni --unix socket--> mesh_agent::cni --> FakePodNetwork
 //!          env + stdin                        journal on disk
 //! ```
+#![allow(clippy::unwrap_used, reason = "a failed test panics")]
 
 use std::collections::BTreeMap;
 use std::io::Write as _;

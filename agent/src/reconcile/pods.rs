@@ -1,6 +1,6 @@
 //! The pods of the node.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use mesh_model::Snapshot;
@@ -43,9 +43,17 @@ impl Concern for Pods {
 }
 
 /// Keeps the board informed about the container runtime, for ever.
-pub(crate) async fn watch_runtime(runner: Arc<Runner>, board: Board) {
+pub(crate) async fn watch_runtime(
+    runner: Arc<Runner>,
+    board: Board,
+    version: Arc<OnceLock<String>>,
+) {
     loop {
-        let failures = complaints(&runner.runtime_health().await);
+        let health = runner.runtime_health().await;
+        if !health.version.is_empty() {
+            let _ = version.set(health.version.clone());
+        }
+        let failures = complaints(&health);
         let pause = if failures.is_empty() { HEALTH_INTERVAL } else { IMPATIENT_INTERVAL };
         if failures.is_empty() {
             board.done(RUNTIME);

@@ -8,6 +8,8 @@ use kube::api::{Api, Patch, PatchParams, PostParams};
 use mesh_model::{NodeName, wellknown};
 use serde_json::{Value, json};
 
+use crate::errors::chain;
+
 const PERIOD: Duration = Duration::from_secs(10);
 const DURATION_SECS: u32 = 40;
 /// A renewal that hangs must not eat the next one.
@@ -17,18 +19,22 @@ const RETRY: Duration = Duration::from_secs(2);
 /// Renews the node's lease for ever.
 pub(super) async fn renew(client: kube::Client, node: NodeName) {
     let leases: Api<Lease> = Api::namespaced(client, wellknown::LEASE_NAMESPACE);
+    let mut away = false;
     loop {
-        let pause = match tokio::time::timeout(LIMIT, once(&leases, &node)).await {
-            Ok(Ok(())) => PERIOD,
-            Ok(Err(error)) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "lease not renewed");
-                RETRY
-            }
-            Err(_) => {
-                tracing::warn!("lease not renewed in time");
-                RETRY
-            }
+        let failure = match tokio::time::timeout(LIMIT, once(&leases, &node)).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(chain(&error)),
+            Err(_) => Some("no answer in time".to_owned()),
         };
+        let pause = if failure.is_none() { PERIOD } else { RETRY };
+        match failure {
+            None => away = false,
+            Some(error) if away => tracing::debug!(error, "lease still not renewed"),
+            Some(error) => {
+                away = true;
+                tracing::warn!(error, "lease not renewed, trying again");
+            }
+        }
         tokio::time::sleep(pause).await;
     }
 }

@@ -32,7 +32,7 @@ impl Agent {
                 mesh_overlay::Kind::User => "user",
             },
             overlay_port: identity.cluster.overlay_port,
-            container_runtime: self.container_runtime().await,
+            container_runtime: Arc::clone(&self.runtime_version),
         };
         tokio::spawn(register::run(client.clone(), registration, self.node.subscribe()));
         tokio::spawn(Arc::clone(&self).serve_https(identity.clone()));
@@ -63,7 +63,8 @@ impl Agent {
         let reporter = KubeReporter::new(client.clone(), self.options.node.as_str());
         let runner = Arc::new(Runner::start(options, reporter));
         let _ = self.logs.set(runner.logs_router());
-        tokio::spawn(pods::watch_runtime(Arc::clone(&runner), self.board.clone()));
+        let version = Arc::clone(&self.runtime_version);
+        tokio::spawn(pods::watch_runtime(Arc::clone(&runner), self.board.clone(), version));
         self.drive(Pods(runner));
     }
 
@@ -97,14 +98,6 @@ impl Agent {
             }
             tokio::time::sleep(pause).await;
             pause = longer(pause);
-        }
-    }
-
-    async fn container_runtime(&self) -> String {
-        let client = mesh_cri::Client::new(&self.options.containerd);
-        match tokio::time::timeout(Duration::from_secs(2), client.version()).await {
-            Ok(Ok(version)) => format!("{}://{}", version.runtime_name, version.runtime_version),
-            _ => "containerd://unknown".to_owned(),
         }
     }
 
