@@ -50,12 +50,12 @@ impl Agents {
         let address = SocketAddr::new(address, port);
         let connecting = tokio::time::timeout(LIMIT, self.connect(address));
         let stream = connecting.await.map_err(|_| late(address))?.map_err(|e| lost(address, &e))?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream))
-                .await
-                .map_err(|e| lost(address, &e))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|e| lost(address, &e))?;
         tokio::spawn(connection);
-        let host = HeaderValue::from_str(&address.to_string()).expect("an address is a valid header");
+        let host =
+            HeaderValue::from_str(&address.to_string()).expect("an address is a valid header");
         request.headers_mut().insert(header::HOST, host);
         let answering = tokio::time::timeout(ANSWER_LIMIT, sender.send_request(request));
         let answer = answering.await.map_err(|_| late(address))?.map_err(|e| lost(address, &e))?;

@@ -30,9 +30,11 @@ pub async fn run(registry: &Registry, advertise: &[IpAddr], port: u16) -> Result
     ensure::<Service>(registry, dns_service(&cluster)).await?;
     ensure::<IngressClass>(registry, ingress_class()).await?;
     ensure::<Service>(registry, api_service(&cluster)).await?;
+    // From another machine, or from a pod, a loopback address means something else.
+    let reachable = advertise.iter().filter(|a| !a.is_loopback());
     for (family, version) in [("IPv4", 4), ("IPv6", 6)] {
         let own: Vec<&IpAddr> =
-            advertise.iter().filter(|a| a.is_ipv4() == (version == 4)).collect();
+            reachable.clone().filter(|a| a.is_ipv4() == (version == 4)).collect();
         if !own.is_empty() {
             follow(registry, api_slice(family, &own, port)).await?;
         }

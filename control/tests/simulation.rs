@@ -1,7 +1,7 @@
 //! The controllers against a real registry and pretended nodes: what people see when they scale, roll out, lose a
 //! node, delete, and restart the control service in the middle.
 
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -50,8 +50,7 @@ impl Api {
     }
 
     pub(crate) fn config_map(&self, name: &str, values: &[(&str, &str)]) {
-        let values =
-            values.iter().map(|(k, v)| ((*k).to_owned(), v.as_bytes().to_vec())).collect();
+        let values = values.iter().map(|(k, v)| ((*k).to_owned(), v.as_bytes().to_vec())).collect();
         self.with(|state| state.config_maps.insert(name.to_owned(), values));
     }
 

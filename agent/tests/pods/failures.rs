@@ -18,9 +18,15 @@ fn failures_are_named_and_tried_again() {
         let api = rig.api.clone();
         api.apply("crash", one(serde_json::json!({"command": ["sh", "-c", "echo run; exit 3"]})));
         api.apply("no-image", one(serde_json::json!({"image": "localhost:1/nope:1"})));
-        api.apply("never", one(serde_json::json!({"image": "mesh.test/nope:1", "imagePullPolicy": "Never"})));
-        api.apply("no-config", one(serde_json::json!({"command": ["sleep", "1000"],
-            "envFrom": [{"configMapRef": {"name": "late"}}]})));
+        api.apply(
+            "never",
+            one(serde_json::json!({"image": "mesh.test/nope:1", "imagePullPolicy": "Never"})),
+        );
+        api.apply(
+            "no-config",
+            one(serde_json::json!({"command": ["sleep", "1000"],
+            "envFrom": [{"configMapRef": {"name": "late"}}]})),
+        );
         api.apply("no-volume", {
             let mut spec = one(serde_json::json!({"command": ["sleep", "1000"]}));
             spec["volumes"] = serde_json::json!([{"name": "v", "configMap": {"name": "late"}}]);
@@ -34,18 +40,38 @@ fn failures_are_named_and_tried_again() {
         let runner = rig.runner();
 
         rig.until(&runner, "crash loops", |api| api.waiting("crash") == "CrashLoopBackOff").await;
-        assert_eq!(api.ended("crash").map(|(reason, code, _)| (reason, code)), Some(("Error".to_owned(), 3)));
+        assert_eq!(
+            api.ended("crash").map(|(reason, code, _)| (reason, code)),
+            Some(("Error".to_owned(), 3))
+        );
         assert_eq!(api.phase("crash"), "Running");
         assert!(api.container("crash").is_some_and(|c| c.restart_count >= 1));
-        rig.until(&runner, "the back-off has an event", |api| api.reasons("crash").contains(&"BackOff")).await;
+        rig.until(&runner, "the back-off has an event", |api| {
+            api.reasons("crash").contains(&"BackOff")
+        })
+        .await;
         assert_eq!(rig.logs(&runner, "crash/c?previous=true").await, (200, "run\n".to_owned()));
 
-        rig.until(&runner, "the image is missed", |api| api.waiting("no-image") == "ImagePullBackOff").await;
+        rig.until(&runner, "the image is missed", |api| {
+            api.waiting("no-image") == "ImagePullBackOff"
+        })
+        .await;
         let was_named = api.read(|state| {
             let reason = |s: &k8s_openapi::api::core::v1::PodStatus| {
-                s.container_statuses.as_ref()?.first()?.state.as_ref()?.waiting.as_ref()?.reason.clone()
+                s.container_statuses
+                    .as_ref()?
+                    .first()?
+                    .state
+                    .as_ref()?
+                    .waiting
+                    .as_ref()?
+                    .reason
+                    .clone()
             };
-            state.history.iter().any(|(name, s)| name == "no-image" && reason(s).as_deref() == Some("ErrImagePull"))
+            state
+                .history
+                .iter()
+                .any(|(name, s)| name == "no-image" && reason(s).as_deref() == Some("ErrImagePull"))
         });
         assert!(was_named);
         assert_eq!(api.phase("no-image"), "Pending");
@@ -55,21 +81,38 @@ fn failures_are_named_and_tried_again() {
         let (code, message) = rig.logs(&runner, "no-image/c").await;
         assert_eq!(code, 400, "{message}");
         rig.until(&runner, "never pulled", |api| api.waiting("never") == "ErrImageNeverPull").await;
-        rig.until(&runner, "the variable is missed", |api| api.waiting("no-config") == "CreateContainerConfigError").await;
-        rig.until(&runner, "root is refused", |api| api.waiting("root") == "CreateContainerConfigError").await;
-        rig.until(&runner, "the volume is missed", |api| api.reasons("no-volume").contains(&"FailedMount")).await;
+        rig.until(&runner, "the variable is missed", |api| {
+            api.waiting("no-config") == "CreateContainerConfigError"
+        })
+        .await;
+        rig.until(&runner, "root is refused", |api| {
+            api.waiting("root") == "CreateContainerConfigError"
+        })
+        .await;
+        rig.until(&runner, "the volume is missed", |api| {
+            api.reasons("no-volume").contains(&"FailedMount")
+        })
+        .await;
         rig.until(&runner, "the program is missed", |api| {
-            api.waiting("no-command") == "CrashLoopBackOff" || api.waiting("no-command") == "RunContainerError"
-        }).await;
+            api.waiting("no-command") == "CrashLoopBackOff"
+                || api.waiting("no-command") == "RunContainerError"
+        })
+        .await;
 
         // What was missing appears: no back-off is waited for.
         api.config_map("late", &[("KEY", "value")]);
-        rig.until(&runner, "both run", |api| api.phase("no-config") == "Running" && api.phase("no-volume") == "Running").await;
+        rig.until(&runner, "both run", |api| {
+            api.phase("no-config") == "Running" && api.phase("no-volume") == "Running"
+        })
+        .await;
 
         rig.until(&runner, "sick is restarted", |api| {
             api.container("sick").is_some_and(|c| c.restart_count >= 1 && c.ready)
-        }).await;
-        assert!(api.reasons("sick").contains(&"Unhealthy") && api.reasons("sick").contains(&"Killing"));
+        })
+        .await;
+        assert!(
+            api.reasons("sick").contains(&"Unhealthy") && api.reasons("sick").contains(&"Killing")
+        );
 
         // A pod whose image never came can still be deleted.
         for name in ["no-image", "crash", "sick"] {

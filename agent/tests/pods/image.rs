@@ -29,7 +29,8 @@ pub(crate) fn write(path: &Path) {
             "rootfs": {"type": "layers", "diff_ids": [layer["digest"]]},
         });
         let config = config.to_string();
-        let config = blob(&mut blobs, "application/vnd.oci.image.config.v1+json", config.as_bytes());
+        let config =
+            blob(&mut blobs, "application/vnd.oci.image.config.v1+json", config.as_bytes());
         let media = "application/vnd.oci.image.manifest.v1+json";
         let manifest =
             json!({"schemaVersion": 2, "mediaType": media, "config": config, "layers": [layer]});

@@ -31,9 +31,12 @@ fn ended_pods_keep_their_outcome() {
         let mut retry = job(shell("test -e /v/x && exit 0; touch /v/x; exit 1"));
         retry["restartPolicy"] = "OnFailure".into();
         retry["volumes"] = serde_json::json!([{"name": "v", "emptyDir": {}}]);
-        retry["containers"][0]["volumeMounts"] = serde_json::json!([{"name": "v", "mountPath": "/v"}]);
+        retry["containers"][0]["volumeMounts"] =
+            serde_json::json!([{"name": "v", "mountPath": "/v"}]);
         api.apply("retry", retry);
-        let mut locked = shell("id -u; id -g; grep CapEff /proc/self/status; grep -E 'NoNewPrivs|Seccomp:' /proc/self/status; touch /x || echo read-only; cat /v/token; hostname");
+        let mut locked = shell(
+            "id -u; id -g; grep CapEff /proc/self/status; grep -E 'NoNewPrivs|Seccomp:' /proc/self/status; touch /x || echo read-only; cat /v/token; hostname",
+        );
         locked["securityContext"] = serde_json::json!({"runAsUser": 1000, "runAsGroup": 3000, "readOnlyRootFilesystem": true,
             "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}});
         locked["volumeMounts"] = serde_json::json!([{"name": "v", "mountPath": "/v"}]);
@@ -41,7 +44,9 @@ fn ended_pods_keep_their_outcome() {
         locked["hostname"] = "inside".into();
         locked["volumes"] = serde_json::json!([{"name": "v", "secret": {"secretName": "keys"}}]);
         api.with(|state| {
-            state.secrets.insert("keys".to_owned(), [("token".to_owned(), b"s3cret\n".to_vec())].into())
+            state
+                .secrets
+                .insert("keys".to_owned(), [("token".to_owned(), b"s3cret\n".to_vec())].into())
         });
         api.apply("locked", locked);
         api.apply("host", {
@@ -51,9 +56,15 @@ fn ended_pods_keep_their_outcome() {
         });
         let runner = rig.runner();
 
-        for (name, phase) in [("good", "Succeeded"), ("bad", "Failed"), ("hungry", "Failed"), ("slow", "Failed"),
-            ("retry", "Succeeded"), ("locked", "Succeeded"), ("host", "Succeeded")]
-        {
+        for (name, phase) in [
+            ("good", "Succeeded"),
+            ("bad", "Failed"),
+            ("hungry", "Failed"),
+            ("slow", "Failed"),
+            ("retry", "Succeeded"),
+            ("locked", "Succeeded"),
+            ("host", "Succeeded"),
+        ] {
             rig.until(&runner, &format!("{name} is {phase}"), |api| api.phase(name) == phase).await;
         }
         let ended = |name: &str| api.ended(name).unwrap_or_default();
@@ -72,7 +83,10 @@ fn ended_pods_keep_their_outcome() {
             "{log}"
         );
         assert!(log.ends_with("read-only\ns3cret\ninside\n"), "{log}");
-        assert!(rig.path("run/pods/uid-locked/volumes/v/token").exists(), "Secrets are in the run directory");
+        assert!(
+            rig.path("run/pods/uid-locked/volumes/v/token").exists(),
+            "Secrets are in the run directory"
+        );
         let (_, log) = rig.logs(&runner, "host/c").await;
         assert!(log.contains("127.0.0.1/8"), "{log}");
         assert_eq!(api.status("host").pod_ip.as_deref(), Some("127.0.0.1"));

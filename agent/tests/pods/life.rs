@@ -42,7 +42,10 @@ fn a_pod_lives_through_restarts_of_agent_and_runtime() {
         rig.until(&runner, "web runs", |api| api.phase("web") == "Running").await;
         let status = api.status("web");
         assert!(!is_ready(&status), "there is no /healthz yet");
-        assert!(status.pod_ip.as_deref().is_some_and(|ip| ip.starts_with("10.88.0.")), "{status:?}");
+        assert!(
+            status.pod_ip.as_deref().is_some_and(|ip| ip.starts_with("10.88.0.")),
+            "{status:?}"
+        );
         assert_eq!(status.qos_class.as_deref(), Some("BestEffort"));
 
         // The file appears in the running container, all at once, and the probe sees it.
@@ -56,7 +59,11 @@ fn a_pod_lives_through_restarts_of_agent_and_runtime() {
         assert_eq!(code, 200);
         assert_eq!(lines[..2], ["hello green 10.96.0.9", "prepared"], "{log}");
         assert!(lines[2].starts_with(&ip) && lines[2].ends_with("web"), "{log}");
-        assert!(log.contains("nameserver 10.96.0.10") && log.contains("search test.svc.cluster.local svc.cluster.local cluster.local"), "{log}");
+        assert!(
+            log.contains("nameserver 10.96.0.10")
+                && log.contains("search test.svc.cluster.local svc.cluster.local cluster.local"),
+            "{log}"
+        );
         assert!(log.contains("options ndots:5"), "{log}");
         let (_, tail) = rig.logs(&runner, "web/web?tailLines=1&timestamps=true").await;
         assert!(tail.starts_with("20") && tail.ends_with("options ndots:5\n"), "{tail}");
@@ -71,8 +78,11 @@ fn a_pod_lives_through_restarts_of_agent_and_runtime() {
         let starts = started();
         drop(runner);
         let runner = rig.runner();
-        api.apply("other", serde_json::json!({"restartPolicy": "Never", "containers": [
-            {"name": "c", "image": BUSYBOX, "command": ["true"]}]}));
+        api.apply(
+            "other",
+            serde_json::json!({"restartPolicy": "Never", "containers": [
+            {"name": "c", "image": BUSYBOX, "command": ["true"]}]}),
+        );
         rig.until(&runner, "the new agent works", |api| api.phase("other") == "Succeeded").await;
         let now = rig.everything().await;
         assert!(before.iter().all(|id| now.contains(id)), "{before:?} {now:?}");
@@ -81,21 +91,30 @@ fn a_pod_lives_through_restarts_of_agent_and_runtime() {
         // So does another containerd.
         rig.kill_containerd();
         rig.start_containerd().await;
-        api.apply("third", serde_json::json!({"restartPolicy": "Never", "containers": [
-            {"name": "c", "image": BUSYBOX, "command": ["true"]}]}));
-        rig.until(&runner, "the new containerd works", |api| api.phase("third") == "Succeeded").await;
+        api.apply(
+            "third",
+            serde_json::json!({"restartPolicy": "Never", "containers": [
+            {"name": "c", "image": BUSYBOX, "command": ["true"]}]}),
+        );
+        rig.until(&runner, "the new containerd works", |api| api.phase("third") == "Succeeded")
+            .await;
         let now = rig.everything().await;
         assert!(before.iter().all(|id| now.contains(id)), "{before:?} {now:?}");
         assert_eq!(started(), starts);
         let unready = api.read(|state| {
-            state.history[reports..].iter().filter(|(name, s)| name == "web" && !is_ready(s)).count()
+            state.history[reports..]
+                .iter()
+                .filter(|(name, s)| name == "web" && !is_ready(s))
+                .count()
         });
         assert_eq!(unready, 0, "web was reported unready during the restarts");
 
         // A graceful end, confirmed when nothing is left. A follower of the log reads the last word.
         let follow = rig.logs(&runner, "web/web?follow=true&tailLines=0");
         api.delete("web");
-        let gone = rig.until(&runner, "web is gone", |api| api.read(|s| s.deleted.contains(&"web".to_owned())));
+        let gone = rig.until(&runner, "web is gone", |api| {
+            api.read(|s| s.deleted.contains(&"web".to_owned()))
+        });
         let ((code, last), ()) = tokio::join!(follow, gone);
         assert_eq!((code, last.as_str()), (200, "bye\n"));
         let last = api.read(|state| {

@@ -56,7 +56,10 @@ pub(crate) struct Rig {
 }
 
 /// Runs a test as root in a network namespace of its own. Without root it is skipped, saying so; in CI that is a failure.
-pub(crate) fn run<F: Future<Output = ()>>(name: &'static str, test: impl FnOnce(Rig) -> F + Send + 'static) {
+pub(crate) fn run<F: Future<Output = ()>>(
+    name: &'static str,
+    test: impl FnOnce(Rig) -> F + Send + 'static,
+) {
     if !nix::unistd::geteuid().is_root() || !Path::new("/usr/bin/containerd").exists() {
         assert!(std::env::var_os("CI").is_none(), "{name} needs root, containerd and runc");
         eprintln!("skipped {name}: it needs root, containerd and runc");
@@ -286,7 +289,9 @@ fn processes_of(marks: &[String; 2]) -> Vec<i32> {
         String::from_utf8_lossy(&bytes).into_owned()
     };
     pids.filter(|pid| *pid != own)
-        .filter(|pid| text(*pid, "cmdline").contains(&marks[0]) || text(*pid, "cgroup").contains(&marks[1]))
+        .filter(|pid| {
+            text(*pid, "cmdline").contains(&marks[0]) || text(*pid, "cgroup").contains(&marks[1])
+        })
         .collect()
 }
 

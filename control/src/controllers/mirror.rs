@@ -198,7 +198,9 @@ mod tests {
         object
     }
 
-    fn log(mirror: &Mirror<ConfigMap>) -> Arc<Mutex<Vec<(Option<u64>, Option<u64>)>>> {
+    type Log = Arc<Mutex<Vec<(Option<u64>, Option<u64>)>>>;
+
+    fn log(mirror: &Mirror<ConfigMap>) -> Log {
         let log = Arc::new(Mutex::new(Vec::new()));
         let sink = log.clone();
         mirror.listen(move |old, new| {

@@ -143,25 +143,26 @@ impl Controller {
         } else if let Some(latest) = self.context.nodes.get("", objects::name(&new.metadata)) {
             current = latest;
         }
-        match (was_lost, objects::is_node_lost(&current)) {
+        self.tell(was_lost, &current);
+        let wait = deadline.saturating_duration_since(now);
+        Ok((current, if lost { self.context.options.node_grace } else { wait }))
+    }
+
+    fn tell(&self, was_lost: bool, node: &Node) {
+        let name = objects::name(&node.metadata);
+        match (was_lost, objects::is_node_lost(node)) {
             (false, true) => {
-                tracing::warn!(node = objects::name(&current.metadata), "node is lost");
-                let message = format!(
-                    "Node {} status is now: NodeNotReady",
-                    objects::name(&current.metadata)
-                );
-                self.recorder.normal(&*current, "NodeNotReady", message);
+                tracing::warn!(node = name, "node is lost");
+                let message = format!("Node {name} status is now: NodeNotReady");
+                self.recorder.warning(node, "NodeNotReady", message);
             }
             (true, false) => {
-                tracing::info!(node = objects::name(&current.metadata), "node is back");
-                let message =
-                    format!("Node {} status is now: NodeReady", objects::name(&current.metadata));
-                self.recorder.normal(&*current, "NodeReady", message);
+                tracing::info!(node = name, "node is back");
+                let message = format!("Node {name} status is now: NodeReady");
+                self.recorder.normal(node, "NodeReady", message);
             }
             _ => {}
         }
-        let wait = deadline.saturating_duration_since(now);
-        Ok((current, if lost { self.context.options.node_grace } else { wait }))
     }
 
     async fn write(&self, part: Part, node: Node) -> Result<Arc<Node>, ApiError> {

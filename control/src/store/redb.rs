@@ -155,12 +155,15 @@ struct Writer {
     revision: u64,
 }
 
+/// What a writer is told.
+type Outcome = Result<u64, TxnError>;
+
 /// What a batch does to the keys that it touches, before it is durable.
 #[derive(Default)]
 struct Batch {
     touched: HashMap<String, Option<Arc<Record>>>,
     changes: Vec<(u64, Vec<Change>)>,
-    replies: Vec<(oneshot::Sender<Result<u64, TxnError>>, Result<u64, TxnError>)>,
+    replies: Vec<(oneshot::Sender<Outcome>, Outcome)>,
 }
 
 impl Writer {

@@ -44,13 +44,19 @@ fn kubectl_shows(world: &World) -> Result<()> {
 fn kubectl_changes(world: &World) -> Result<()> {
     let kubectl = &world.kubectl;
     world.clean(&["deployment/short", "configmap/short"])?;
-    kubectl.run(&[
-        "create",
-        "deployment",
-        "short",
-        "--image=mesh.local/hello:1",
-        "--replicas=1",
-    ])?;
+    kubectl.apply(
+        "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: short}
+spec:
+  replicas: 1
+  selector: {matchLabels: {app: short}}
+  template:
+    metadata: {labels: {app: short}}
+    spec: {containers: [{name: hello, image: 'mesh.local/hello:1'}]}
+",
+    )?;
     kubectl.run(&["rollout", "status", "deployment/short", "--timeout=60s"])?;
     kubectl.run(&["scale", "deployment/short", "--replicas=2"])?;
     kubectl.wait_ready("app=short", 2, PATIENCE)?;
@@ -103,8 +109,12 @@ fn meshctl_shows(world: &World) -> Result<()> {
 fn config_reaches_pods(world: &World) -> Result<()> {
     world.clean(&["pod/configured", "configmap/settings", "secret/settings"])?;
     let kubectl = &world.kubectl;
-    kubectl.run(&["create", "configmap", "settings", "--from-literal=colour=green"])?;
-    kubectl.run(&["create", "secret", "generic", "settings", "--from-literal=word=xyzzy"])?;
+    kubectl.apply(
+        "{apiVersion: v1, kind: ConfigMap, metadata: {name: settings}, data: {colour: green}}",
+    )?;
+    kubectl.apply(
+        "{apiVersion: v1, kind: Secret, metadata: {name: settings}, stringData: {word: xyzzy}}",
+    )?;
     kubectl.apply(
         "
 apiVersion: v1

@@ -15,7 +15,8 @@ fn timing(success_threshold: u32, failure_threshold: u32) -> Timing {
 #[test]
 fn verdicts_need_their_threshold() {
     // Answers, and the verdicts that they lead to, one for one.
-    let table: &[(u32, u32, Option<bool>, &[bool], &[Option<bool>])] = &[
+    type Row = (u32, u32, Option<bool>, &'static [bool], &'static [Option<bool>]);
+    let table: &[Row] = &[
         (1, 3, None, &[true, true], &[Some(true), None]),
         (1, 3, Some(true), &[false, false, false, false], &[None, None, Some(false), None]),
         (

@@ -1,1 +1,220 @@
+use std::time::Duration;
 
+use super::*;
+use crate::pods::memory::{Task, Verdicts};
+use crate::pods::observed::{Exit, Instance, Sandbox, State};
+use crate::pods::restart::after;
+
+const NOW: &str = "2026-01-01T00:10:00Z";
+
+fn now() -> Timestamp {
+    NOW.parse().unwrap()
+}
+
+fn pod(spec: serde_json::Value) -> Pod {
+    serde_json::from_value(serde_json::json!({
+        "metadata": {"name": "p", "namespace": "d", "uid": "u"}, "spec": spec,
+        "status": {"conditions": [{"type": "PodScheduled", "status": "True"}]}}))
+    .unwrap()
+}
+
+fn run(name: &str, attempt: u32, state: State) -> Instance {
+    Instance {
+        id: format!("{name}-{attempt}"),
+        sandbox: "s".to_owned(),
+        name: name.to_owned(),
+        attempt,
+        created_at: now(),
+        state,
+        image_id: "sha256:1".to_owned(),
+        hash: String::new(),
+        delay_secs: 0,
+    }
+}
+
+fn running() -> State {
+    State::Running { started_at: now() }
+}
+
+fn exited(code: i32) -> State {
+    let reason = if code == 0 { "Completed" } else { "Error" }.to_owned();
+    let message = String::new();
+    State::Exited(Exit { started_at: now(), finished_at: now(), code, reason, message })
+}
+
+fn observed(instances: Vec<Instance>) -> Observed {
+    let sandbox = Sandbox {
+        id: "s".to_owned(),
+        attempt: 0,
+        ready: true,
+        created_at: now(),
+        ips: Vec::new(),
+        grace_secs: None,
+    };
+    Observed::new(vec![sandbox], instances)
+}
+
+struct Case {
+    pod: Pod,
+    observed: Observed,
+    memory: Memory,
+    previous: PodStatus,
+    now: Timestamp,
+}
+
+impl Case {
+    fn new(spec: serde_json::Value, instances: Vec<Instance>) -> Self {
+        let observed = observed(instances);
+        let ready = Verdicts { started: true, ready: true, dead: None };
+        let verdicts = observed.instances.iter().map(|i| (i.id.clone(), ready.clone())).collect();
+        let memory = Memory { verdicts, ..Memory::default() };
+        Self { pod: pod(spec), observed, memory, previous: PodStatus::default(), now: now() }
+    }
+
+    fn status(&self) -> PodStatus {
+        let ips = ["10.244.1.5".parse().unwrap(), "fd10::5".parse().unwrap()];
+        View {
+            pod: &self.pod,
+            observed: &self.observed,
+            memory: &self.memory,
+            previous: &self.previous,
+            host_ips: &["192.0.2.1".parse().unwrap()],
+            pod_ips: &ips,
+            now: self.now,
+        }
+        .status()
+    }
+
+    /// Phase, then the conditions that are true, then each container's state.
+    fn summary(&self) -> (String, String, String) {
+        let status = self.status();
+        let conditions = status.conditions.iter().flatten().filter(|c| c.status == "True");
+        let conditions: Vec<&str> = conditions.map(|c| c.type_.as_str()).collect();
+        let state = |c: &ContainerStatus| {
+            let state = c.state.clone().unwrap_or_default();
+            let text = state
+                .waiting
+                .and_then(|w| w.reason)
+                .or(state.running.map(|_| "running".to_owned()))
+                .or(state.terminated.map(|t| format!("exit {}", t.exit_code)));
+            text.unwrap_or_default()
+        };
+        let all = status.container_statuses.iter().flatten();
+        let states: Vec<String> = all.map(state).collect();
+        (status.phase.unwrap_or_default(), conditions.join(" "), states.join(", "))
+    }
+}
+
+fn one(policy: &str) -> serde_json::Value {
+    serde_json::json!({"restartPolicy": policy, "containers": [{"name": "a", "image": "i:1"}]})
+}
+
+fn check(case: &Case, phase: &str, conditions: &str, states: &str) {
+    let expected = (phase.to_owned(), conditions.to_owned(), states.to_owned());
+    assert_eq!(case.summary(), expected);
+}
+
+const BASE: &str = "PodScheduled PodReadyToStartContainers Initialized";
+const ALL: &str = "PodScheduled PodReadyToStartContainers Initialized Ready ContainersReady";
+
+#[test]
+fn phases_and_states() {
+    check(&Case::new(one("Always"), vec![]), "Pending", BASE, "ContainerCreating");
+    check(&Case::new(one("Always"), vec![run("a", 0, running())]), "Running", ALL, "running");
+    check(&Case::new(one("Always"), vec![run("a", 0, exited(1))]), "Running", BASE, "exit 1");
+    let ended = Case::new(one("Never"), vec![run("a", 0, exited(1))]);
+    check(&ended, "Failed", BASE, "exit 1");
+    let ended = Case::new(one("OnFailure"), vec![run("a", 0, exited(0))]);
+    check(&ended, "Succeeded", BASE, "exit 0");
+    let looping = Case::new(one("Always"), vec![run("a", 0, exited(1)), run("a", 1, exited(2))]);
+    check(&looping, "Running", BASE, "CrashLoopBackOff");
+    let container = looping.status().container_statuses.unwrap().remove(0);
+    assert_eq!(container.restart_count, 1);
+    assert_eq!(container.last_state.unwrap().terminated.unwrap().exit_code, 2);
+}
+
+#[test]
+fn readiness_is_what_the_probe_says() {
+    let mut case = Case::new(one("Always"), vec![run("a", 0, running())]);
+    case.memory.verdicts.get_mut("a-0").unwrap().ready = false;
+    check(&case, "Running", BASE, "running");
+    let status = case.status();
+    let ready = status.conditions.iter().flatten().find(|c| c.type_ == "Ready").unwrap();
+    assert_eq!(ready.reason.as_deref(), Some("ContainersNotReady"));
+    assert_eq!(ready.message.as_deref(), Some("containers with unready status: [a]"));
+    case.memory.verdicts.get_mut("a-0").unwrap().ready = true;
+    case.pod.spec.as_mut().unwrap().readiness_gates = Some(vec![
+        serde_json::from_value(serde_json::json!({"conditionType": "example.org/lb"})).unwrap(),
+    ]);
+    let ready = |case: &Case| case.summary().1.contains(" Ready");
+    assert!(!ready(&case));
+    let gate = serde_json::json!({"type": "example.org/lb", "status": "True"});
+    let conditions = case.pod.status.as_mut().unwrap().conditions.as_mut().unwrap();
+    conditions.push(serde_json::from_value(gate).unwrap());
+    assert!(ready(&case));
+}
+
+#[test]
+fn failures_are_shown_by_name_and_then_as_a_back_off() {
+    let mut case = Case::new(one("Always"), vec![]);
+    case.memory.fail(Task::Start("a".to_owned()), "ErrImagePull", "not found".to_owned(), now());
+    check(&case, "Pending", BASE, "ErrImagePull");
+    case.now = after(now(), Duration::from_secs(4));
+    check(&case, "Pending", BASE, "ImagePullBackOff");
+    let mut case = Case::new(one("Always"), vec![run("a", 0, exited(1))]);
+    let task = Task::Start("a".to_owned());
+    case.memory.fail(
+        task,
+        "CreateContainerConfigError",
+        "secret \"x\" not found".to_owned(),
+        now(),
+    );
+    check(&case, "Running", BASE, "CreateContainerConfigError");
+}
+
+#[test]
+fn init_containers_hold_up_the_pod() {
+    let spec = serde_json::json!({
+        "initContainers": [{"name": "i"}, {"name": "s", "restartPolicy": "Always"}], "containers": [{"name": "a"}]});
+    let begun = "PodScheduled PodReadyToStartContainers";
+    check(
+        &Case::new(spec.clone(), vec![run("i", 0, running())]),
+        "Pending",
+        begun,
+        "PodInitializing",
+    );
+    let both = vec![run("i", 0, exited(0)), run("s", 0, running()), run("a", 0, running())];
+    check(&Case::new(spec.clone(), both), "Running", ALL, "running");
+    // A sidecar that crashed takes readiness away, not the phase.
+    let crashed = vec![run("i", 0, exited(0)), run("s", 0, exited(1)), run("a", 0, running())];
+    check(&Case::new(spec, crashed), "Running", BASE, "running");
+}
+
+#[test]
+fn transitions_keep_their_time() {
+    let mut case = Case::new(one("Always"), vec![run("a", 0, running())]);
+    case.previous = case.status();
+    case.now = after(now(), Duration::from_secs(60));
+    assert_eq!(case.status(), case.previous, "the same state is the same status");
+    case.memory.verdicts.clear();
+    let status = case.status();
+    let time = |name: &str| {
+        let all = status.conditions.iter().flatten();
+        all.clone()
+            .find(|c| c.type_ == name)
+            .and_then(|c| c.last_transition_time.clone())
+            .map(|t| t.0)
+    };
+    assert_eq!(time("Initialized"), Some(now()));
+    assert_eq!(time("Ready"), Some(case.now));
+    assert_eq!(status.start_time.map(|t| t.0), Some(now()));
+}
+
+#[test]
+fn addresses_and_class_are_reported() {
+    let status = Case::new(one("Always"), vec![run("a", 0, running())]).status();
+    assert_eq!(status.pod_ip.as_deref(), Some("10.244.1.5"));
+    assert_eq!(status.pod_ips.map(|ips| ips.len()), Some(2));
+    assert_eq!(status.host_ip.as_deref(), Some("192.0.2.1"));
+    assert_eq!(status.qos_class.as_deref(), Some("BestEffort"));
+}
