@@ -15,6 +15,8 @@ use hyper_util::rt::TokioIo;
 use mesh_model::join::{InvalidToken, JOIN_PATH, JoinRequest, JoinResponse, JoinToken};
 use mesh_model::{ClusterConfig, NodeName};
 use rcgen::{CertificateParams, KeyPair};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
 use tokio::net::TcpStream;
 
 mod pinned;
@@ -144,8 +146,19 @@ fn load(dir: &Path, server: Option<&str>) -> Option<Identity> {
         server: server.map_or(joined.server, str::to_owned),
         cluster: joined.cluster,
     };
-    let complete = [&identity.certificate, &identity.key, &identity.ca].iter().all(|f| f.exists());
-    complete.then_some(identity)
+    let complete = identity.key.exists() && identity.ca.exists();
+    (complete && is_valid(&fs::read(&identity.certificate).ok()?)).then_some(identity)
+}
+
+/// Whether the certificate has not run out. One that cannot be read is as good as none.
+fn is_valid(pem: &[u8]) -> bool {
+    let Ok(der) = CertificateDer::from_pem_slice(pem) else { return false };
+    let parsed = x509_parser::parse_x509_certificate(&der);
+    let valid = parsed.is_ok_and(|(_, certificate)| certificate.validity().is_valid());
+    if !valid {
+        tracing::warn!("the node's certificate has run out, joining again");
+    }
+    valid
 }
 
 #[derive(serde::Serialize, serde::Deserialize)]
@@ -252,8 +265,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert!(load(dir.path(), None).is_none());
         let key = KeyPair::generate().unwrap();
+        let certificate = |year| {
+            let mut params = CertificateParams::new(vec![]).unwrap();
+            params.not_after = rcgen::date_time_ymd(year, 1, 1);
+            params.self_signed(&key).unwrap().pem()
+        };
         let answer = JoinResponse {
-            certificate_pem: "c".into(),
+            certificate_pem: certificate(4000),
             ca_pem: "a".into(),
             cluster: ClusterConfig::default(),
         };
@@ -261,6 +279,10 @@ mod tests {
         let identity = load(dir.path(), None).unwrap();
         assert_eq!(identity.server, "https://192.0.2.1:6443");
         assert_eq!(load(dir.path(), Some("https://b")).unwrap().server, "https://b");
+        fs::write(dir.path().join("node.crt"), certificate(2001)).unwrap();
+        assert!(load(dir.path(), None).is_none(), "it has run out");
+        fs::write(dir.path().join("node.crt"), certificate(4000)).unwrap();
+        assert!(load(dir.path(), None).is_some());
         fs::remove_file(dir.path().join("node.key")).unwrap();
         assert!(load(dir.path(), None).is_none());
     }

@@ -35,6 +35,8 @@ pub(crate) struct Registration {
     pub(crate) public_key: WgKey,
     pub(crate) overlay: &'static str,
     pub(crate) overlay_port: u16,
+    /// How long the first report waits for the node to be ready.
+    pub(crate) patience: Duration,
     /// Name and version of the container runtime, once it has answered.
     pub(crate) container_runtime: Arc<OnceLock<String>>,
 }
@@ -64,6 +66,9 @@ pub(crate) async fn run(
     mut readiness: watch::Receiver<Readiness>,
 ) {
     tokio::spawn(lease::renew(client.clone(), registration.node.clone()));
+    // A node that was ready a moment ago, and whose pods run, is not to be called unready because its agent restarts.
+    let ready = readiness.wait_for(|readiness| readiness.ready);
+    let _ = tokio::time::timeout(registration.patience, ready).await;
     let nodes: Api<Node> = Api::all(client);
     let facts = Facts::read();
     let mut transition = Timestamp::now();
@@ -189,6 +194,7 @@ mod tests {
             public_key: WgKey([7; 32]),
             overlay: "user",
             overlay_port: 51_900,
+            patience: Duration::ZERO,
             container_runtime: Arc::default(),
         };
         let mut object = metadata(&registration);

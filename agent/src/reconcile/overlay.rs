@@ -1,8 +1,10 @@
 //! The overlay's peers.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use mesh_overlay::{Overlay, OverlayConfig, PeerConfig};
+use ipnet::IpNet;
+use mesh_overlay::{Overlay, OverlayConfig, PeerConfig, Status};
 
 use super::{Concern, Failures};
 use crate::errors::chain;
@@ -27,7 +29,68 @@ impl Concern for Peers {
         })
     }
 
-    async fn apply(&mut self, slice: &OverlayConfig, _heal: bool) -> Result<(), Failures> {
+    async fn apply(&mut self, slice: &OverlayConfig, heal: bool) -> Result<(), Failures> {
+        if heal {
+            let status = self.overlay.status().await.map_err(|error| vec![chain(&error)])?;
+            if is_in_force(slice, &status) {
+                return Ok(());
+            }
+            tracing::warn!("somebody else changed the overlay's peers, repairing");
+        }
         self.overlay.configure(slice).await.map_err(|error| vec![chain(&error)])
+    }
+}
+
+/// Whether the device has what the configuration asks for; endpoints are left out, because peers may roam.
+fn is_in_force(config: &OverlayConfig, status: &Status) -> bool {
+    let wanted = config.peers.iter().map(|p| (p.public_key, prefixes(&p.allowed_ips)));
+    let present = status.peers.iter().map(|p| (p.public_key, prefixes(&p.allowed_ips)));
+    status.listen_port == config.listen_port
+        && status.mtu == config.mtu
+        && wanted.collect::<BTreeMap<_, _>>() == present.collect::<BTreeMap<_, _>>()
+}
+
+fn prefixes(list: &[IpNet]) -> BTreeSet<IpNet> {
+    list.iter().map(IpNet::trunc).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roaming_is_no_drift_but_a_lost_peer_is() {
+        let config: OverlayConfig = serde_json::from_value(serde_json::json!({
+            "listenPort": 51900, "mtu": 1420, "peers": [{
+                "publicKey": "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=",
+                "endpoints": ["192.0.2.2:51900"], "allowedIps": ["10.244.2.0/24"],
+            }],
+        }))
+        .unwrap();
+        let peer = mesh_overlay::PeerStatus {
+            public_key: config.peers[0].public_key,
+            endpoint: Some("198.51.100.7:4".parse().unwrap()),
+            allowed_ips: config.peers[0].allowed_ips.clone(),
+            handshake_age_ms: None,
+            received_bytes: 0,
+            sent_bytes: 0,
+            unanswered: 0,
+            preshared: false,
+        };
+        let mut status = Status {
+            kind: mesh_overlay::Kind::User,
+            device: "mesh-wg".to_owned(),
+            public_key: config.peers[0].public_key,
+            listen_port: 51900,
+            mtu: 1420,
+            peers: vec![peer],
+            traffic: mesh_overlay::status::Traffic::default(),
+            drops: BTreeMap::new(),
+        };
+        assert!(is_in_force(&config, &status));
+        status.peers[0].allowed_ips.clear();
+        assert!(!is_in_force(&config, &status));
+        status.peers.clear();
+        assert!(!is_in_force(&config, &status));
     }
 }

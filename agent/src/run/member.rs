@@ -15,6 +15,9 @@ use crate::reconcile::pods::{self, Pods};
 use crate::register::{self, Registration};
 use crate::{api, server};
 
+/// What an agent that goes on from a saved snapshot may take to be as ready as the one before.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 impl Agent {
     /// Everything that needs the node to be a member of the cluster. Ends only when it can never become one.
     pub(super) async fn member(self: Arc<Self>) -> anyhow::Result<()> {
@@ -32,6 +35,7 @@ impl Agent {
                 mesh_overlay::Kind::User => "user",
             },
             overlay_port: identity.cluster.overlay_port,
+            patience: if self.desired.borrow().is_some() { PATIENCE } else { Duration::ZERO },
             container_runtime: Arc::clone(&self.runtime_version),
         };
         tokio::spawn(register::run(client.clone(), registration, self.node.subscribe()));
