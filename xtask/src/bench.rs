@@ -81,7 +81,7 @@ fn two_pods(cluster: &Cluster) -> Result<(Pod, Pod)> {
 }
 
 fn overlay(cluster: &Cluster, rounds: usize, secs: u64) -> Result<()> {
-    tools::apt_install(&["iperf3", "iputils-ping"])?;
+    tools::apt_install(&["iperf3"])?;
     let (a, b) = two_pods(cluster)?;
     let (pod, node) = (b.v4()?.to_owned(), b.node.addresses().0.to_string());
     let _servers = [
@@ -115,32 +115,41 @@ fn overlay(cluster: &Cluster, rounds: usize, secs: u64) -> Result<()> {
         let name = format!("TCP {streams} streams, pod to pod, through the tunnel");
         figure(&name, &mut tunnel, "Gbit/s", Some(reference));
     }
+    round_trips(&a, &b, rounds, secs)
+}
+
+/// One line there and back over a TCP connection, to the server in the pod and to the same one on its node.
+fn round_trips(a: &Pod, b: &Pod, rounds: usize, secs: u64) -> Result<()> {
+    let hello = Artifacts::locate(false).hello.display().to_string();
+    let serve = [hello.as_str(), "serve", "--http", "0", "--udp", "0", "--tcp", "5997"];
+    let _server = Server::start(b.node.command(serve))?;
+    thread::sleep(Duration::from_millis(300));
+    let time = secs.to_string();
+    let settings = ["--secs", &time, "--workers", "1", "--rate", "1000000"];
     let (mut plain, mut tunnel) = (Vec::new(), Vec::new());
     for round in 1..=rounds {
         say::step(&format!("round-trip times, round {round}"));
-        plain.push(ping_us(&mut a.node.command(ping(&node)))?);
-        tunnel.push(ping_us(&mut a.network_command(&ping(&pod))?)?);
+        for (url, from_pod, times) in [
+            (format!("stream://{}:5997", b.node.addresses().0), false, &mut plain),
+            (format!("stream://{}:9000", b.v4()?), true, &mut tunnel),
+        ] {
+            let mut words = vec![hello.as_str(), "load", &url];
+            words.extend(settings);
+            let command = if from_pod { a.network_command(&words)? } else { a.node.command(words) };
+            let report = Load::start(command)?.wait()?;
+            #[allow(clippy::cast_precision_loss, reason = "microseconds of a short run")]
+            times.push(report.p50_us as f64);
+        }
     }
-    let reference = figure("round trip, node to node, plain, mean", &mut plain, "us", None);
-    figure("round trip, pod to pod, through the tunnel, mean", &mut tunnel, "us", Some(reference));
+    let reference = figure("round trip, node to node, plain, p50", &mut plain, "us", None);
+    figure("round trip, pod to pod, through the tunnel, p50", &mut tunnel, "us", Some(reference));
     Ok(())
-}
-
-fn ping(to: &str) -> [&str; 7] {
-    ["ping", "-q", "-c", "200", "-i", "0.01", to]
 }
 
 fn gigabits(command: &mut Command) -> Result<f64> {
     let report: Value = serde_json::from_str(&output(command)?).context("understand iperf3")?;
     let bits = report["end"]["sum_received"]["bits_per_second"].as_f64();
     Ok(bits.context("iperf3 reports no rate")? / 1e9)
-}
-
-/// The mean of `rtt min/avg/max/mdev = 0.1/0.2/0.3/0.1 ms`.
-fn ping_us(command: &mut Command) -> Result<f64> {
-    let text = output(command)?;
-    let mean = text.lines().find_map(|l| l.strip_prefix("rtt ")?.split('/').nth(4));
-    Ok(mean.context("ping reports no times")?.parse::<f64>()? * 1000.0)
 }
 
 fn balancing(cluster: &Cluster, rounds: usize, secs: u64) -> Result<()> {

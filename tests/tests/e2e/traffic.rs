@@ -50,7 +50,7 @@ fn pods_reach_a_service_by_address(world: &World) -> Result<()> {
         for url in
             [format!("http://{vip}/"), format!("tcp://{vip}:9000"), format!("udp://{vip}:9001")]
         {
-            let load = world.pod_load(&a, &url, &["--secs", "2", "--rate", "100"])?;
+            let load = world.pod_load(&a, &url, &["--secs", "1", "--rate", "100"])?;
             let report = load.wait()?;
             report.none_failed()?;
             let hosts: BTreeSet<String> = report.hosts.into_keys().collect();
