@@ -19,6 +19,7 @@ pub mod caller;
 mod join;
 mod patch;
 mod paths;
+mod protobuf;
 mod proxy;
 pub mod query;
 mod read;

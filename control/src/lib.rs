@@ -1,7 +1,6 @@
 //! The control service: the API, address assignment, the scheduler and the controllers.
 #![forbid(unsafe_code)]
 
-pub mod agents;
 pub mod api;
 pub mod bootstrap;
 pub mod controllers;

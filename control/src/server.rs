@@ -28,6 +28,9 @@ pub use config::ConfigError;
 /// How often the serving certificate is made anew: long before it ends, and without a restart.
 const RENEW_EVERY: Duration = Duration::from_secs(86_400);
 
+/// How often the cluster's own objects are looked after.
+const UPKEEP_EVERY: Duration = Duration::from_secs(15);
+
 /// What the service needs to know.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -91,6 +94,7 @@ pub struct Server {
     stopping: CancellationToken,
     listener: JoinHandle<()>,
     renewal: JoinHandle<()>,
+    upkeep: JoinHandle<()>,
     controllers: controllers::Handle,
 }
 
@@ -123,23 +127,35 @@ impl Server {
             stopping.clone(),
         );
         let controllers = controllers::start(registry.clone(), cluster);
+        let upkeep = tokio::spawn(keep_up(registry.clone(), advertised.clone(), address.port()));
         let listener = tokio::spawn(listener::serve(socket, tls, api, stopping.clone()));
         let url = url(&advertised, address);
         // Last: who sees the file finds the service answering.
         authority.admin_kubeconfig(&url)?;
         tracing::info!(%address, url, data_dir = %options.data_dir.display(), "serving");
-        Ok(Self { address, registry, stopping, listener, renewal, controllers })
+        Ok(Self { address, registry, stopping, listener, renewal, upkeep, controllers })
     }
 
     /// Ends watches, lets other requests finish for a while, stops the controllers, closes the store.
     pub async fn stop(self) {
         self.stopping.cancel();
         self.renewal.abort();
+        self.upkeep.abort();
         self.controllers.stop().await;
         if let Err(error) = self.listener.await {
             tracing::error!(%error, "the listener failed");
         }
         tracing::info!(revision = self.registry.revision(), "stopped");
+    }
+}
+
+/// Makes the cluster's own objects again when somebody deletes them.
+async fn keep_up(registry: Registry, advertised: Vec<IpAddr>, port: u16) {
+    loop {
+        tokio::time::sleep(UPKEEP_EVERY).await;
+        if let Err(error) = bootstrap::run(&registry, &advertised, port).await {
+            tracing::warn!(%error, "making the cluster's own objects failed; will retry");
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use mesh_model::kinds::Kind;
 use serde_json::Value;
 
+use super::protobuf::{self, DecodeError};
 use super::query::FieldValidation;
 use super::strict;
 use crate::error::ApiError;
@@ -45,6 +46,12 @@ impl Raw {
         match self.media_type.as_str() {
             "" | "application/json" | "text/json" => json(&self.bytes),
             "application/yaml" | "application/x-yaml" | "text/yaml" => yaml(&self.bytes),
+            protobuf::MEDIA_TYPE => protobuf::decode(&self.bytes).map_err(|error| match error {
+                DecodeError::Kind(_) | DecodeError::Field { .. } => {
+                    ApiError::UnsupportedMediaType(error.to_string())
+                }
+                _ => ApiError::BadRequest(error.to_string()),
+            }),
             other => Err(ApiError::UnsupportedMediaType(format!(
                 "the body of the request was in an unknown format - accepted media types include: \
                  application/json, application/yaml (got {other})"

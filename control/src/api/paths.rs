@@ -1,5 +1,6 @@
 //! Paths that are not about objects: discovery and the description of the API.
 
+use axum::body::Body;
 use axum::response::Response;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use serde_json::Value;
@@ -9,6 +10,9 @@ use super::target::not_served;
 use crate::error::ApiError;
 use crate::{discovery, openapi};
 
+const OPENAPI_V2: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+/// The same, as Go can parse it in an answer.
+const OPENAPI_V2_ANSWER: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 
 /// The answer of a fixed path; `None` when the path is about objects.
@@ -23,6 +27,13 @@ pub(crate) fn fixed(
             let value = discovery::aggregated(parts == ["api"]);
             let mut response = respond::json(StatusCode::OK, &value);
             let form = HeaderValue::from_static(AGGREGATED);
+            response.headers_mut().insert(header::CONTENT_TYPE, form);
+            return Ok(Some(response));
+        }
+        // Only asked for kinds that are not served: an empty document says that nothing is known of them.
+        ["openapi", "v2"] if wants(headers, OPENAPI_V2) => {
+            let mut response = Response::new(Body::empty());
+            let form = HeaderValue::from_static(OPENAPI_V2_ANSWER);
             response.headers_mut().insert(header::CONTENT_TYPE, form);
             return Ok(Some(response));
         }
@@ -58,6 +69,12 @@ pub(crate) fn resource(path: &str) -> Result<(&str, &str, &str), ApiError> {
         })
     };
     found.ok_or_else(|| not_served(&format!("nothing is at {path}")))
+}
+
+/// Whether the first form of the `Accept` header is that one.
+fn wants(headers: &HeaderMap, form: &str) -> bool {
+    let accept = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    accept.split(',').next().unwrap_or_default().trim() == form
 }
 
 fn wants_aggregated(headers: &HeaderMap) -> bool {

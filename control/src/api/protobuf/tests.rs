@@ -1,0 +1,104 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn varint(mut value: u64, out: &mut Vec<u8>) {
+    while value >= 0x80 {
+        out.push(u8::try_from(value & 0x7f).unwrap() | 0x80);
+        value >>= 7;
+    }
+    out.push(u8::try_from(value).unwrap());
+}
+
+fn bytes(field: u64, content: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    varint(field << 3 | 2, &mut out);
+    varint(content.len() as u64, &mut out);
+    out.extend_from_slice(content);
+    out
+}
+
+fn number(field: u64, value: i64) -> Vec<u8> {
+    let mut out = Vec::new();
+    varint(field << 3, &mut out);
+    varint(u64::from_ne_bytes(value.to_ne_bytes()), &mut out);
+    out
+}
+
+fn body(version: &str, kind: &str, raw: &[u8]) -> Vec<u8> {
+    let meta = [bytes(1, version.as_bytes()), bytes(2, kind.as_bytes())].concat();
+    [MAGIC.to_vec(), bytes(1, &meta), bytes(2, raw), bytes(3, b""), bytes(4, b"")].concat()
+}
+
+#[test]
+fn every_message_of_the_table_is_there() {
+    let special = ["s", "b", "i", "t", "skip", "Time", "MicroTime", "Quantity", "IntOrString"];
+    for (name, fields) in messages() {
+        for field in fields.values() {
+            let known = special.contains(&field.type_) || messages().contains_key(field.type_);
+            assert!(known, "{name}.{}: {}", field.name, field.type_);
+        }
+    }
+}
+
+#[test]
+fn a_deployment_as_kubectl_writes_it() {
+    let resources = bytes(2, &[bytes(1, b"cpu"), bytes(2, &bytes(1, b"100m"))].concat());
+    let container =
+        [bytes(1, b"c"), bytes(2, b"image"), bytes(5, b""), bytes(8, &resources), number(16, 0)]
+            .concat();
+    let pod_spec = [bytes(2, &container), bytes(3, b""), number(11, 0)].concat();
+    let labels = bytes(11, &[bytes(1, b"app"), bytes(2, b"web")].concat());
+    let template = [bytes(1, &labels), bytes(2, &pod_spec)].concat();
+    let rolling = bytes(2, &bytes(1, &[number(1, 1), number(2, 0), bytes(3, b"25%")].concat()));
+    let spec = [number(1, 0), bytes(3, &template), bytes(4, &rolling), number(5, 0)].concat();
+    let zero_time = bytes(8, &[number(1, -62_135_596_800), number(2, 0)].concat());
+    let meta = [bytes(1, b"web"), bytes(2, b""), zero_time].concat();
+    let raw = [bytes(1, &meta), bytes(2, &spec), bytes(3, b"")].concat();
+    let object = decode(&body("apps/v1", "Deployment", &raw)).unwrap();
+    assert_eq!(
+        object,
+        json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
+            "spec": {"replicas": 0,
+                "template": {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [
+                    {"name": "c", "image": "image", "resources": {"requests": {"cpu": "100m"}}}]}},
+                "strategy": {"rollingUpdate": {"maxUnavailable": "25%"}}},
+            "status": {}})
+    );
+}
+
+#[test]
+fn inlined_messages_bytes_and_times() {
+    let reference = bytes(1, &bytes(1, b"map"));
+    let volume = [bytes(1, b"v"), bytes(2, &bytes(19, &reference))].concat();
+    let raw = bytes(2, &bytes(1, &volume));
+    let object = decode(&body("v1", "Pod", &raw)).unwrap();
+    assert_eq!(object["spec"]["volumes"], json!([{"name": "v", "configMap": {"name": "map"}}]));
+    let raw = [
+        bytes(1, &bytes(8, &number(1, 1_700_000_000))),
+        bytes(2, &[bytes(1, b"k"), bytes(2, b"\x00\xff")].concat()),
+    ]
+    .concat();
+    let object = decode(&body("v1", "Secret", &raw)).unwrap();
+    assert_eq!(object["metadata"]["creationTimestamp"], "2023-11-14T22:13:20Z");
+    assert_eq!(object["data"]["k"], "AP8=");
+}
+
+#[test]
+fn what_is_not_understood_is_refused() {
+    assert_eq!(decode(b"{}"), Err(DecodeError::Magic));
+    let unknown = decode(&body("v1", "ConfigMap", &number(99, 1)));
+    assert_eq!(unknown, Err(DecodeError::Field { message: "ConfigMap".to_owned(), field: 99 }));
+    let kind = decode(&body("batch/v1", "Job", b""));
+    assert_eq!(kind, Err(DecodeError::Kind("Job".to_owned())));
+    let wrong = decode(&body("v1", "ConfigMap", &number(1, 1)));
+    assert!(matches!(wrong, Err(DecodeError::Damaged(_))));
+}
+
+proptest! {
+    #[test]
+    fn nothing_panics(raw in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let _ = decode(&body("v1", "Pod", &raw));
+        let _ = decode(&[MAGIC, &raw].concat());
+    }
+}
