@@ -31,6 +31,10 @@ pub(crate) fn run(parts: Parts, filter: Option<&str>) -> Result<()> {
 
 fn unit(filter: Option<&str>) -> Result<()> {
     say::step("unit, property and program tests");
+    // Tests of the overlay run its worker as a process; `--tests` alone leaves examples out.
+    let mut engine = programs::cargo();
+    engine.args(["build", "--workspace", "--example", "engine"]);
+    programs::call(engine)?;
     let mut command = programs::cargo();
     command.args(["test", "--workspace", "--tests", "--no-fail-fast"]).args(filter);
     programs::call(command)
