@@ -1,6 +1,7 @@
 //! The cluster's own life: its machines, its start, and that nothing of it is left.
 
 use std::env;
+use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
@@ -45,6 +46,7 @@ pub(crate) fn with_cluster(
             tally.run(tests, selection, &world);
         }
     }
+    tally.one("no_program_panicked", || nothing_panicked(&cluster));
     if tally.any_failed() {
         let folder = artifacts::target().join("e2e-logs");
         cluster.save_logs(&folder)?;
@@ -78,6 +80,17 @@ fn runs_a_container(cluster: &Cluster) -> Result<()> {
         output(ctr(node.layout()).args(["tasks", "delete", "bare"]))
     })?;
     output(ctr(node.layout()).args(["containers", "delete", "bare"])).map(drop)
+}
+
+/// A panic of a task may go unnoticed, because the process lives on.
+fn nothing_panicked(cluster: &Cluster) -> Result<()> {
+    for entry in fs::read_dir(cluster.layout().logs())?.flatten() {
+        let text = fs::read(entry.path())?;
+        let text = String::from_utf8_lossy(&text);
+        let panic = text.lines().find(|l| l.contains("panicked at"));
+        ensure!(panic.is_none(), "{}: {panic:?}", entry.path().display());
+    }
+    Ok(())
 }
 
 fn leaves_nothing(cluster: &Cluster, before: &Inventory) -> Result<()> {

@@ -1,12 +1,17 @@
 //! Bad input is refused with a reason, nothing is stored, and nothing falls over.
 
 use anyhow::{Context as _, Result, ensure};
-use mesh_tests::command::wait_until;
+use mesh_tests::command::{at_once, run, wait_until};
 
 use crate::tests;
 use crate::world::{PATIENCE, World, expect};
 
-tests![bad_manifests_are_refused, a_missing_image_is_told, a_crashing_container_backs_off];
+tests![
+    bad_manifests_are_refused,
+    a_missing_image_is_told,
+    a_crashing_container_backs_off,
+    garbage_ends_no_process,
+];
 
 /// A manifest and what the refusal must name.
 const REFUSED: &[(&str, &str)] = &[
@@ -95,4 +100,44 @@ fn a_crashing_container_backs_off(world: &World) -> Result<()> {
         Ok(())
     })?;
     world.clean(&["pod/crash"])
+}
+
+/// Bytes that are no message of any protocol, and heads of messages that go on wrongly.
+const GARBAGE: &[&str] = &[
+    "x",
+    "\u{1}\u{2}\u{3}\u{4}\u{5}\u{6}\u{7}\u{8}\u{9}\u{b}\u{c}\u{e}\u{f}\u{10}",
+    "GET / HTTP/9.9\r\n\r\n",
+    "GET / HTTP/1.1\r\nHost: web.test\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\nabc",
+    "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nnonsense",
+    "{\"set\": 7}\n",
+];
+
+fn garbage_ends_no_process(world: &World) -> Result<()> {
+    let (pod, _) = world.two_pods()?;
+    let node = &pod.node;
+    let processes = || (node.agent().pid(), node.workers(), world.cluster.control().pid());
+    let before = processes();
+    let hello = world.artifacts.hello.display().to_string();
+    let own = node.addresses().0;
+    let api = world.cluster.subnet().control().0;
+    let outside = [
+        format!("tcp://{own}:80"),
+        format!("tcp://{own}:443"),
+        format!("tcp://{own}:10250"),
+        format!("udp://{own}:51900"),
+        format!("tcp://{api}:6443"),
+    ];
+    // An answer, a refusal and silence are all fine. Silence lasts seconds, so all are asked at once.
+    at_once(GARBAGE, |bytes| {
+        for target in ["udp://10.96.0.10:53", "tcp://10.96.0.10:53"] {
+            let _ = pod.exec(&["/bin/mesh-hello", "get", &format!("{target}/{bytes}")]);
+        }
+        at_once(&outside, |target| {
+            let _ = run(&hello, &["get", &format!("{target}/{bytes}")]);
+            Ok(())
+        })
+    })?;
+    ensure!(before == processes(), "before: {before:?}, after: {:?}", processes());
+    world.curl(node, "/", &[])?;
+    pod.get("http://web.default.svc.cluster.local/").map(drop)
 }
