@@ -141,7 +141,7 @@ async fn send(batch: Queue, reporter: &dyn StatusReporter) -> Queue {
 async fn send_one(pod: &PodRef, report: &mut Report, reporter: &dyn StatusReporter) -> bool {
     if let Some(status) = &report.status {
         match limited(reporter.status(pod, status)).await {
-            Err(ReportError::Unavailable(error)) => {
+            Err(ReportError::Unavailable(error) | ReportError::Conflict(error)) => {
                 tracing::debug!(%pod, error, "status not reported, will retry");
                 return false;
             }
@@ -154,7 +154,7 @@ async fn send_one(pod: &PodRef, report: &mut Report, reporter: &dyn StatusReport
     }
     if report.deleted {
         match limited(reporter.deleted(pod)).await {
-            Err(ReportError::Unavailable(error)) => {
+            Err(ReportError::Unavailable(error) | ReportError::Conflict(error)) => {
                 tracing::debug!(%pod, error, "deletion not confirmed, will retry");
                 return false;
             }

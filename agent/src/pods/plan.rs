@@ -243,8 +243,10 @@ impl Planner<'_> {
             return;
         }
         if self.memory.volumes.written.is_some() {
-            let attempt =
-                self.observed.sandboxes.iter().map(|s| s.attempt).max().map_or(0, |a| a + 1);
+            let last = self.observed.sandboxes.iter().map(|s| s.attempt).max();
+            // A failed attempt may have left its name behind.
+            let failed = self.memory.failures.get(&Task::RunSandbox).map_or(0, |f| f.count);
+            let attempt = last.map_or(0, |a| a + 1).saturating_add(failed);
             self.push(Step::RunSandbox { attempt });
         }
     }

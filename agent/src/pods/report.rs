@@ -19,6 +19,9 @@ pub enum ReportError {
     /// The pod is no longer in the API, or another one has its name.
     #[error("the pod is gone")]
     Gone,
+    /// Somebody else wrote at the same time.
+    #[error("conflict: {0}")]
+    Conflict(String),
     /// The API refuses it, and would again.
     #[error("refused: {0}")]
     Refused(String),
@@ -43,7 +46,7 @@ pub struct PodEvent {
 }
 
 /// Who takes the reports of the runner. Each call is tried again by the caller when it fails with
-/// [`ReportError::Unavailable`]; none of them is cancelled half-way except when the agent ends.
+/// [`ReportError::Unavailable`] or [`ReportError::Conflict`]; none of them is cancelled half-way except when the agent ends.
 #[async_trait]
 pub trait StatusReporter: Send + Sync + 'static {
     /// Makes this the pod's status.
@@ -84,6 +87,17 @@ impl KubeReporter {
 
     fn pods(&self, pod: &PodRef) -> Api<Pod> {
         Api::namespaced(self.client.clone(), &pod.namespace)
+    }
+
+    /// A conflict means that another pod has the name, or that somebody wrote at the same time.
+    async fn conflict(&self, pod: &PodRef, why: String) -> ReportError {
+        match self.pods(pod).get_metadata(&pod.name).await.map_err(report_error) {
+            Ok(found) if found.metadata.uid.as_deref() == Some(&pod.uid) => {
+                ReportError::Conflict(why)
+            }
+            Ok(_) => ReportError::Gone,
+            Err(error) => error,
+        }
     }
 
     /// Counts the event. None when it was written a moment ago.
@@ -153,11 +167,11 @@ impl StatusReporter for KubeReporter {
         let patch = Patch::Merge(status_patch(pod, status));
         let params =
             PatchParams { field_manager: Some(COMPONENT.to_owned()), ..Default::default() };
-        self.pods(pod)
-            .patch_status(&pod.name, &params, &patch)
-            .await
-            .map(drop)
-            .map_err(report_error)
+        let patched = self.pods(pod).patch_status(&pod.name, &params, &patch).await;
+        match patched.map_err(report_error) {
+            Err(ReportError::Conflict(why)) => Err(self.conflict(pod, why).await),
+            other => other.map(drop),
+        }
     }
 
     async fn event(&self, event: &PodEvent) -> Result<(), ReportError> {
@@ -194,7 +208,10 @@ impl StatusReporter for KubeReporter {
             }),
             ..Default::default()
         };
-        self.pods(pod).delete(&pod.name, &params).await.map(drop).map_err(report_error)
+        match self.pods(pod).delete(&pod.name, &params).await.map_err(report_error) {
+            Err(ReportError::Conflict(why)) => Err(self.conflict(pod, why).await),
+            other => other.map(drop),
+        }
     }
 }
 
@@ -216,7 +233,8 @@ fn status_patch(pod: &PodRef, status: &PodStatus) -> serde_json::Value {
 fn report_error(error: kube::Error) -> ReportError {
     match error {
         kube::Error::Api(status) => match status.code {
-            404 | 409 | 410 => ReportError::Gone,
+            404 | 410 => ReportError::Gone,
+            409 => ReportError::Conflict(status.message.clone()),
             429 | 500.. => ReportError::Unavailable(status.message.clone()),
             _ => ReportError::Refused(status.message.clone()),
         },
