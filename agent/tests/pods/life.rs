@@ -48,10 +48,14 @@ fn a_pod_lives_through_restarts_of_agent_and_runtime() {
         );
         assert_eq!(status.qos_class.as_deref(), Some("BestEffort"));
 
+        rig.until(&runner, "the probe failed once", |api| {
+            api.reasons("web").contains(&"Unhealthy")
+        })
+        .await;
+
         // The file appears in the running container, all at once, and the probe sees it.
         api.config_map("site", &[("index.html", "hi"), ("healthz", "ok")]);
         rig.until(&runner, "web is ready", |api| api.is_ready("web")).await;
-        assert!(api.reasons("web").contains(&"Unhealthy"));
 
         let (code, log) = rig.logs(&runner, "web/web").await;
         let lines: Vec<&str> = log.lines().collect();
