@@ -80,6 +80,8 @@ pub(crate) struct Memory {
     pub(crate) cleaned: bool,
     /// The API was told that the pod is gone.
     pub(crate) confirmed: bool,
+    /// When the pod's deletion was first seen.
+    pub(crate) deleting_since: Option<Timestamp>,
 }
 
 impl Memory {

@@ -13,8 +13,11 @@ use super::container::spec_hash;
 use super::memory::{Memory, Task};
 use super::observed::{DEFAULT_GRACE_SECS, Instance, Observed, Sandbox, State};
 use super::outcome::{Outcome, outcome};
-use super::restart::{Fate, Policy, fate, is_sidecar};
+use super::restart::{Fate, Policy, after, fate, is_sidecar};
 
+/// How long a deleted pod serves on, so that the nodes have taken it out of their services before it ends. They
+/// hear of it at once and act within milliseconds, but nothing acknowledges it yet.
+const DRAIN: Duration = Duration::from_secs(1);
 /// How long containers of a lost sandbox are asked to stop.
 const LOST_GRACE: Duration = Duration::from_secs(2);
 /// After this time a failed pull is shown as a back-off.
@@ -120,7 +123,14 @@ impl Planner<'_> {
         let Some(spec) = work.pod.spec.as_ref() else { return };
         let sidecars = sidecars(spec);
         if is_deleting(&work.pod) {
-            return self.terminate(grace_of(&work.pod), &sidecars, true);
+            let grace = grace_of(&work.pod);
+            return match self.drained_at(grace) {
+                Some(at) if self.now < at => {
+                    self.cancel_starts();
+                    self.wake(at);
+                }
+                _ => self.terminate(grace, &sidecars, true),
+            };
         }
         match outcome(&work.pod, self.observed, self.now) {
             Outcome::Open { deadline } => {
@@ -131,6 +141,13 @@ impl Planner<'_> {
             }
             Outcome::Ended { .. } => self.rest(grace_of(&work.pod), &sidecars),
         }
+    }
+
+    /// Until then a deleted pod serves on, because other nodes may still send to it. `None` when nothing of it runs.
+    fn drained_at(&self, grace: Duration) -> Option<Timestamp> {
+        let since = self.memory.deleting_since?;
+        let runs = self.observed.instances.iter().any(is_alive);
+        runs.then(|| after(since, DRAIN.min(grace / 2)))
     }
 
     /// A pod that has done its work keeps its containers, for their logs, and gives back its network.
@@ -350,7 +367,7 @@ impl Planner<'_> {
             return;
         }
         if let Some(failure) = self.memory.start_failure(name) {
-            let turns = super::restart::after(failure.at, FRESH_FAILURE);
+            let turns = after(failure.at, FRESH_FAILURE);
             if turns > self.now {
                 self.wake(turns);
             }

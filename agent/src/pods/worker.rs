@@ -158,6 +158,9 @@ impl Worker {
         let now = Timestamp::now();
         self.follow_probes();
         let work = self.work.clone().filter(|_| known);
+        if work.as_ref().is_some_and(|w| is_deleting(&w.pod)) {
+            self.memory.deleting_since.get_or_insert(now);
+        }
         let plan = plan(work.as_deref(), &self.observed, &self.memory, now);
         if let Some(work) = work {
             self.announce_back_off(&work);

@@ -386,6 +386,20 @@ fn deletion_cancels_what_was_begun_and_is_confirmed_once() {
 }
 
 #[test]
+fn a_deleted_pod_serves_on_until_others_have_heard_of_it() {
+    let mut world = World::new(two());
+    world.settle();
+    world.delete();
+    world.memory.deleting_since = Some(world.now);
+    let plan = world.plan();
+    assert!(plan.steps.is_empty(), "{:?}", plan.steps);
+    assert_eq!(plan.wake_at, Some(after(world.now, DRAIN)));
+    world.pass(DRAIN);
+    world.settle();
+    assert!(world.observed.is_empty() && world.memory.confirmed);
+}
+
+#[test]
 fn an_unknown_pod_is_taken_down_without_a_word() {
     let mut world = World::new(two());
     world.settle();
