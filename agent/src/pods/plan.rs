@@ -154,7 +154,8 @@ impl Planner<'_> {
     fn rest(&mut self, grace: Duration, sidecars: &[&str]) {
         self.cancel_starts();
         if self.stop_all(grace, sidecars, "the pod has ended") {
-            self.stop_sandboxes(|s| s.ready);
+            // Also one that is not ready: after a reboot its network is still held.
+            self.stop_sandboxes(|_| true);
         }
     }
 

@@ -94,8 +94,7 @@ fn ended_pods_keep_their_outcome() {
         assert_eq!(api.status("host").pod_ip.as_deref(), Some("127.0.0.1"));
 
         // Ended pods give their network back and keep their logs, also under the next agent.
-        let addresses = || std::fs::read_dir(rig.path("cni/bin/addresses")).unwrap().count();
-        rig.until(&runner, "networks are given back", |_| addresses() == 0).await;
+        rig.until(&runner, "networks are given back", |_| rig.addresses() == 0).await;
         let started = api.read(|s| s.events.iter().filter(|e| e.reason == "Started").count());
         drop(runner);
         let runner = rig.runner();

@@ -7,4 +7,5 @@ mod failures;
 mod image;
 mod jobs;
 mod life;
+mod restarts;
 mod rig;

@@ -32,16 +32,16 @@ case "$(basename "$0") $CNI_COMMAND" in
 *VERSION) echo '{"cniVersion":"1.0.0","supportedVersions":["0.3.1","0.4.0","1.0.0"]}' ;;
 "loopback ADD") nsenter --net="$CNI_NETNS" ip link set lo up; reply 127.0.0.1/8 ;;
 "wire ADD")
-  n=2; while ! mkdir "$dir/$n" 2>/dev/null; do n=$((n+1)); done
-  echo "$CNI_CONTAINERID" > "$dir/$n/owner"
+  # A link is made with its owner in one step: this program may be killed after each.
+  n=2; while ! ln -s "$CNI_CONTAINERID" "$dir/$n" 2>/dev/null; do n=$((n+1)); done
   ip link add "tp$n" type veth peer name "$CNI_IFNAME" netns "$CNI_NETNS"
   ip addr add 10.88.0.1/32 dev "tp$n"; ip link set "tp$n" up; ip route add "10.88.0.$n/32" dev "tp$n"
   nsenter --net="$CNI_NETNS" sh -c "ip addr add 10.88.0.$n/32 dev $CNI_IFNAME; ip link set $CNI_IFNAME up; ip route add 10.88.0.1/32 dev $CNI_IFNAME"
   reply "10.88.0.$n/32" ;;
 "wire DEL")
-  for owner in "$dir"/*/owner; do
-    if [ "$(cat "$owner" 2>/dev/null)" = "$CNI_CONTAINERID" ]; then
-      n=$(basename "$(dirname "$owner")"); ip link del "tp$n" 2>/dev/null || true; rm -r "$dir/$n"
+  for link in "$dir"/*; do
+    if [ "$(readlink "$link")" = "$CNI_CONTAINERID" ]; then
+      n=$(basename "$link"); ip link del "tp$n" 2>/dev/null || true; rm "$link"
     fi
   done ;;
 esac
@@ -173,6 +173,40 @@ state = {state}
         }
     }
 
+    /// What a power failure does: every process is gone, and with them the network namespaces.
+    pub(crate) async fn reboot(&mut self) {
+        self.kill_containerd();
+        self.kill_all();
+        unmount_below(self.directory.path());
+        for folder in ["state", "run"] {
+            let _ = std::fs::remove_dir_all(self.path(folder));
+        }
+        self.start_containerd().await;
+    }
+
+    /// Kills shims and containers.
+    fn kill_all(&self) {
+        let marks = [self.directory.path().display().to_string(), self.cgroup.clone()];
+        for _ in 0..100 {
+            let pids = processes_of(&marks);
+            if pids.is_empty() {
+                return;
+            }
+            for pid in pids {
+                let _ = nix::sys::signal::kill(
+                    nix::unistd::Pid::from_raw(pid),
+                    nix::sys::signal::Signal::SIGKILL,
+                );
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Addresses that the CNI plugin has given out.
+    pub(crate) fn addresses(&self) -> usize {
+        std::fs::read_dir(self.path("cni/bin/addresses")).map_or(0, Iterator::count)
+    }
+
     /// A new runner, as a new agent would start it.
     pub(crate) fn runner(&self) -> Runner {
         let options = RunnerOptions {
@@ -260,20 +294,7 @@ impl Drop for Rig {
             eprintln!("containerd:\n{}", lines[lines.len().saturating_sub(15)..].join("\n"));
         }
         self.kill_containerd();
-        let marks = [self.directory.path().display().to_string(), self.cgroup.clone()];
-        for _ in 0..100 {
-            let pids = processes_of(&marks);
-            if pids.is_empty() {
-                break;
-            }
-            for pid in pids {
-                let _ = nix::sys::signal::kill(
-                    nix::unistd::Pid::from_raw(pid),
-                    nix::sys::signal::Signal::SIGKILL,
-                );
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        self.kill_all();
         unmount_below(self.directory.path());
         remove_cgroups(&self.cgroup);
     }

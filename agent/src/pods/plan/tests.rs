@@ -314,6 +314,19 @@ fn ended_pods_rest() {
 }
 
 #[test]
+fn an_ended_pod_gives_back_its_network_after_a_reboot() {
+    let mut world =
+        World::new(serde_json::json!({"restartPolicy": "Never", "containers": [{"name": "a"}]}));
+    world.settle();
+    world.exit_named("a", 0);
+    world.lose_sandbox();
+    let steps = world.plan().steps;
+    assert!(matches!(steps[..], [Step::StopSandbox { .. }]), "{steps:?}");
+    world.settle();
+    assert_eq!(world.plan(), Plan::default());
+}
+
+#[test]
 fn a_lost_sandbox_is_replaced() {
     let mut world = World::new(two());
     world.settle();

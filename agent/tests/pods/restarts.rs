@@ -1,0 +1,126 @@
+//! Agents that are killed at any moment, nodes that lose power, and many pods at once.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use crate::image::BUSYBOX;
+use crate::rig::{self, Rig};
+
+const SERVE: &str = "trap 'exit 0' TERM; while true; do sleep 0.1; done";
+
+fn server() -> serde_json::Value {
+    serde_json::json!({"terminationGracePeriodSeconds": 5, "containers": [
+        {"name": "c", "image": BUSYBOX, "command": ["sh", "-c", SERVE]}]})
+}
+
+fn names(count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("pod-{n}")).collect()
+}
+
+async fn all_run(rig: &Rig, runner: &mesh_agent::pods::Runner, names: &[String]) {
+    rig.until(runner, "all pods are ready", |api| names.iter().all(|n| api.is_ready(n))).await;
+}
+
+/// Running containers of each pod.
+async fn running(rig: &Rig) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for container in rig.client.list_containers(Default::default()).await.unwrap() {
+        if container.state() == mesh_cri::v1::ContainerState::Running {
+            *counts.entry(container.labels["io.kubernetes.pod.name"].clone()).or_default() += 1;
+        }
+    }
+    counts
+}
+
+#[test]
+fn an_agent_may_die_at_any_moment() {
+    rig::run("moments", async |rig| {
+        let names = names(4);
+        for name in &names {
+            rig.api.apply(name, server());
+        }
+        // Each agent gets a little further than the one before.
+        for moment in 0..12 {
+            let runner = rig.runner();
+            tokio::time::sleep(Duration::from_millis(60 * moment)).await;
+            drop(runner);
+        }
+        let runner = rig.runner();
+        all_run(&rig, &runner, &names).await;
+        let counts = running(&rig).await;
+        assert!(names.iter().all(|n| counts.get(n) == Some(&1)), "{counts:?}");
+        for name in &names {
+            rig.api.delete(name);
+        }
+        for moment in 0..8 {
+            let runner = rig.runner();
+            tokio::time::sleep(Duration::from_millis(60 * moment)).await;
+            drop(runner);
+        }
+        let runner = rig.runner();
+        rig.until(&runner, "all are gone", |api| api.read(|s| s.pods.is_empty())).await;
+        assert_eq!(rig.everything().await, Vec::<String>::new());
+        assert_eq!(rig.addresses(), 0);
+    });
+}
+
+#[test]
+fn pods_come_back_after_a_power_failure() {
+    rig::run("reboot", async |mut rig| {
+        let names = names(3);
+        for name in &names {
+            rig.api.apply(name, server());
+        }
+        let job = serde_json::json!({"restartPolicy": "Never", "containers": [
+            {"name": "c", "image": BUSYBOX, "command": ["sh", "-c", "echo once"]}]});
+        rig.api.apply("job", job);
+        let runner = rig.runner();
+        all_run(&rig, &runner, &names).await;
+        rig.until(&runner, "the job has ended", |api| api.phase("job") == "Succeeded").await;
+        let before: Vec<_> =
+            names.iter().map(|n| rig.api.container(n).unwrap().container_id).collect();
+        drop(runner);
+        rig.reboot().await;
+
+        // The new agent has only what was saved: the pods as they were known before.
+        let runner = rig.runner();
+        rig.until(&runner, "all pods run again", |api| {
+            names
+                .iter()
+                .all(|n| api.is_ready(n) && api.container(n).is_some_and(|c| c.restart_count == 1))
+        })
+        .await;
+        let after: Vec<_> =
+            names.iter().map(|n| rig.api.container(n).unwrap().container_id).collect();
+        assert!(before.iter().zip(&after).all(|(a, b)| a != b));
+        assert_eq!(rig.api.phase("job"), "Succeeded");
+        assert_eq!(rig.logs(&runner, "job/c").await, (200, "once\n".to_owned()));
+        rig.until(&runner, "old networks are given back", |_| rig.addresses() == names.len()).await;
+    });
+}
+
+#[test]
+fn many_pods_leave_nothing() {
+    rig::run("many", async |rig| {
+        let names = names(20);
+        let runner = rig.runner();
+        for name in &names {
+            rig.api.apply(name, server());
+        }
+        let begun = Instant::now();
+        all_run(&rig, &runner, &names).await;
+        eprintln!("{} pods ready after {:?}", names.len(), begun.elapsed());
+        for name in &names {
+            rig.api.delete(name);
+        }
+        let begun = Instant::now();
+        rig.until(&runner, "all are gone", |api| api.read(|s| s.pods.is_empty())).await;
+        eprintln!("{} pods deleted after {:?}", names.len(), begun.elapsed());
+        assert_eq!(rig.everything().await, Vec::<String>::new());
+        assert_eq!(rig.addresses(), 0);
+        for folder in ["log", "agent/pods", "run/pods"] {
+            let left: Vec<_> = std::fs::read_dir(rig.path(folder)).unwrap().flatten().collect();
+            assert!(left.is_empty(), "{left:?}");
+        }
+    });
+}
