@@ -3,6 +3,10 @@
 //! A line of the file is `TIME STREAM TAGS TEXT`. The first tag is `F` for a whole line and `P` for a part of one that was
 //! longer than the runtime's buffer; parts are joined again.
 
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::path::Path;
+
 use jiff::Timestamp;
 
 mod follow;
@@ -111,6 +115,25 @@ impl Renderer {
             *left -= kept;
         }
     }
+}
+
+/// How much of a file is read for its last words.
+const LAST_BLOCK: u64 = 64 << 10;
+
+/// The last words of a log file, as people read them: at most so many bytes. Blocks.
+pub(crate) fn last_text(path: &Path, most: usize) -> std::io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let start = file.metadata()?.len().saturating_sub(LAST_BLOCK);
+    file.seek(SeekFrom::Start(start))?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    let (mut renderer, mut text) = (Renderer::new(&Wanted::default()), Vec::new());
+    for line in bytes.split(|byte| *byte == b'\n') {
+        renderer.render(line, &mut text);
+    }
+    let surplus = text.len().saturating_sub(most);
+    text.drain(..surplus);
+    Ok(text)
 }
 
 #[cfg(test)]

@@ -2,15 +2,19 @@
 
 use std::io::Read as _;
 use std::net::IpAddr;
-use std::path::Path;
 
+use k8s_openapi::api::core::v1::PodSpec;
 use mesh_cri::{CallError, Client};
 
 use super::layout::Layout;
+use super::logs;
 use super::observed::{self, Instance, Observed, PodRef, Sandbox, State};
+use super::ops::find_container;
 
 /// Last words of a container that are kept.
 const MAX_MESSAGE: u64 = 4096;
+/// The same, when they are taken from its log.
+const LOG_MESSAGE: usize = 2048;
 
 /// The pod's sandboxes and containers. What `before` has of something that did not change is taken from there, so
 /// that a look at an unchanged pod costs two calls.
@@ -19,6 +23,7 @@ pub(crate) async fn observe(
     pod: &PodRef,
     layout: &Layout,
     before: &Observed,
+    spec: Option<&PodSpec>,
 ) -> Result<Observed, CallError> {
     let listed = client.list_sandboxes(pod.labels()).await?;
     let mut sandboxes = Vec::with_capacity(listed.len());
@@ -48,8 +53,9 @@ pub(crate) async fn observe(
             Err(error) => return Err(error),
         };
         let mut instance = observed::instance(entry, &status);
-        let path = layout.termination(&pod.uid, &instance.name, instance.attempt);
-        last_words(&mut instance, &path);
+        let wanted = spec.and_then(|s| find_container(s, &instance.name));
+        let policy = wanted.and_then(|c| c.termination_message_policy.as_deref());
+        last_words(&mut instance, pod, layout, policy == Some("FallbackToLogsOnError"));
         instances.push(instance);
     }
     Ok(Observed::new(sandboxes, instances))
@@ -72,12 +78,21 @@ async fn addresses(client: &Client, sandbox: &str) -> Result<Vec<IpAddr>, CallEr
     Ok(std::iter::once(network.ip.as_str()).chain(more).filter_map(|ip| ip.parse().ok()).collect())
 }
 
-/// What the container wrote to its termination log is the message of its end.
-fn last_words(instance: &mut Instance, path: &Path) {
+/// What the container wrote to its termination log is the message of its end; of one that failed without a word it
+/// may be the end of its log.
+fn last_words(instance: &mut Instance, pod: &PodRef, layout: &Layout, or_log: bool) {
     let State::Exited(exit) = &mut instance.state else { return };
-    let Ok(file) = std::fs::File::open(path) else { return };
+    let path = layout.termination(&pod.uid, &instance.name, instance.attempt);
     let mut text = Vec::new();
-    if file.take(MAX_MESSAGE).read_to_end(&mut text).is_ok() && !text.is_empty() {
+    if let Ok(file) = std::fs::File::open(path) {
+        // What cannot be read is not said.
+        let _ = file.take(MAX_MESSAGE).read_to_end(&mut text);
+    }
+    if text.is_empty() && or_log && exit.code != 0 {
+        let log = layout.logs(pod).join(&instance.name).join(format!("{}.log", instance.attempt));
+        text = logs::last_text(&log, LOG_MESSAGE).unwrap_or_default();
+    }
+    if !text.is_empty() {
         exit.message = String::from_utf8_lossy(&text).into_owned();
     }
 }

@@ -148,6 +148,10 @@ impl Job {
     }
 
     async fn run_sandbox(&self, attempt: u32) -> Result<(), OpError> {
+        if attempt > 0 {
+            let message = "Pod sandbox changed, it will be killed and re-created.".to_owned();
+            self.event(false, "", "SandboxChanged", message);
+        }
         let directory = self.context.layout.logs(&self.pod);
         let made = tokio::fs::create_dir_all(&directory).await;
         made.map_err(|e| {

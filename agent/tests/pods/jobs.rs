@@ -19,7 +19,9 @@ fn ended_pods_keep_their_outcome() {
     rig::run("jobs", async |rig| {
         let api = rig.api.clone();
         api.apply("good", job(shell("echo done; echo last words > /dev/termination-log")));
-        api.apply("bad", job(shell("exit 7")));
+        let mut bad = shell("echo why; exit 7");
+        bad["terminationMessagePolicy"] = "FallbackToLogsOnError".into();
+        api.apply("bad", job(bad));
         let mut hungry =
             serde_json::json!({"command": ["dd", "if=/dev/zero", "of=/dev/null", "bs=200M"]});
         hungry["resources"] = serde_json::json!({"limits": {"memory": "24Mi", "cpu": "500m"}});
@@ -69,7 +71,7 @@ fn ended_pods_keep_their_outcome() {
         }
         let ended = |name: &str| api.ended(name).unwrap_or_default();
         assert_eq!(ended("good"), ("Completed".to_owned(), 0, "last words\n".to_owned()));
-        assert_eq!((ended("bad").0.as_str(), ended("bad").1), ("Error", 7));
+        assert_eq!(ended("bad"), ("Error".to_owned(), 7, "why\n".to_owned()));
         assert_eq!((ended("hungry").0.as_str(), ended("hungry").1), ("OOMKilled", 137));
         assert_eq!(api.status("slow").reason.as_deref(), Some("DeadlineExceeded"));
         assert_eq!(api.container("retry").map(|c| c.restart_count), Some(1));

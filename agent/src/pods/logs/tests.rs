@@ -63,6 +63,14 @@ async fn a_file_is_read_as_wanted() {
     assert_eq!(read(file.path(), limited).await, "one\ntw");
 }
 
+#[test]
+fn the_end_of_a_log_is_the_end_of_its_text() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), LOG.repeat(100)).unwrap();
+    assert_eq!(last_text(file.path(), 11).unwrap(), b"ps\no\n\nfour\n");
+    assert!(last_text(Path::new("/nonexistent"), 10).is_err());
+}
+
 #[tokio::test]
 async fn following_ends_with_the_container() {
     let file = tempfile::NamedTempFile::new().unwrap();

@@ -79,6 +79,33 @@ fn serving(body: &[u8]) -> Result<(), String> {
 mod tests {
     use super::*;
 
+    /// A server that answers one connection with that status of the health protocol.
+    async fn server(status: u8) -> SocketAddr {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let answer = hyper::service::service_fn(move |request: hyper::Request<_>| async move {
+                let body: hyper::body::Incoming = request.into_body();
+                let asked = body.collect().await.unwrap().to_bytes();
+                assert_eq!(asked[..], frame("web")[..]);
+                let body = Full::new(Bytes::from(vec![0, 0, 0, 0, 2, 8, status]));
+                hyper::Response::builder().header("grpc-status", "0").body(body)
+            });
+            let io = TokioIo::new(stream);
+            let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            let _ = builder.serve_connection(io, answer).await;
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn the_service_decides() {
+        assert_eq!(check(server(SERVING).await, "web").await, Ok(()));
+        let error = check(server(2).await, "web").await.unwrap_err();
+        assert_eq!(error, "gRPC: service is not serving (status 2)");
+    }
+
     #[test]
     fn frames_are_as_the_protocol_says() {
         assert_eq!(frame(""), [0, 0, 0, 0, 0]);
