@@ -143,9 +143,8 @@ impl Cluster {
     }
 
     /// Copies a program into the cluster's own folder, unless it is there already, and returns the copy's path.
-    pub fn install(&self, program: &Path) -> Result<PathBuf> {
-        let name = program.file_name().context("a program has a file name")?;
-        let copy = self.layout.bin().join(name);
+    fn install(&self, program: &Path) -> Result<PathBuf> {
+        let copy = self.installed(program)?;
         process::install(program, &copy)?;
         Ok(copy)
     }
@@ -174,8 +173,26 @@ impl Cluster {
         self.layout.state().join("images.tar")
     }
 
+    /// Where the cluster's own copy of a program is.
+    fn installed(&self, program: &Path) -> Result<PathBuf> {
+        let name = program.file_name().context("a program has a file name")?;
+        Ok(self.layout.bin().join(name))
+    }
+
+    /// Starts the control service again: the very program that ran before.
+    pub fn restart_control(&self, artifacts: &Artifacts) -> Result<()> {
+        let program = self.installed(&artifacts.control)?;
+        self.control().start(&self.launch_control(&program))?;
+        self.wait_control()
+    }
+
+    /// Starts a node's agent again: the very program that ran before.
+    pub fn restart_agent(&self, node: &Node, artifacts: &Artifacts) -> Result<()> {
+        node.start_agent(self, &self.installed(&artifacts.agent)?, &artifacts.cni)
+    }
+
     /// Starts the control service, or restarts it when its program changed; waits until it answers.
-    pub fn start_control(&self, artifacts: &Artifacts, progress: Progress) -> Result<()> {
+    fn start_control(&self, artifacts: &Artifacts, progress: Progress) -> Result<()> {
         let daemon = self.control();
         let program = self.install(&artifacts.control)?;
         let launch = self.launch_control(&program);

@@ -98,7 +98,7 @@ fn agent_killed(world: &World) -> Result<()> {
         node.agent().kill()?;
         thread::sleep(Duration::from_millis(500));
         let start = Instant::now();
-        start_agent(world, &node)?;
+        world.cluster.restart_agent(&node, &world.artifacts)?;
         wait_agent(&node)?;
         println!("  the agent is back after {} ms", start.elapsed().as_millis());
     }
@@ -109,11 +109,6 @@ fn agent_killed(world: &World) -> Result<()> {
         ensure!(restarts.as_u64() == Some(0), "{} was restarted", pod["metadata"]["name"]);
     }
     replace_pods(world)
-}
-
-fn start_agent(world: &World, node: &mesh_tests::Node) -> Result<()> {
-    let program = world.cluster.install(&world.artifacts.agent)?;
-    node.start_agent(&world.cluster, &program, &world.artifacts.cni)
 }
 
 fn wait_agent(node: &mesh_tests::Node) -> Result<()> {
@@ -177,7 +172,7 @@ fn control_killed(world: &World) -> Result<()> {
     world.cluster.control().kill()?;
     thread::sleep(Duration::from_secs(2));
     let start = Instant::now();
-    world.cluster.start_control(&world.artifacts, &|_| {})?;
+    world.cluster.restart_control(&world.artifacts)?;
     let after = wait_until("the API answers", Duration::from_secs(20), names)?;
     println!("  the API is back after {} ms", start.elapsed().as_millis());
     ensure!(before == after, "before: {before}\nafter: {after}");
@@ -215,13 +210,13 @@ fn agent_starts_without_control(world: &World) -> Result<()> {
     world.cluster.control().kill()?;
     node.agent().kill()?;
     thread::sleep(Duration::from_millis(500));
-    start_agent(world, &node)?;
+    world.cluster.restart_agent(&node, &world.artifacts)?;
     wait_agent(&node)?;
     // Its own work goes on: names are answered, and a container that dies is started again.
     a.get("http://web.default.svc.cluster.local/")?;
     thread::sleep(Duration::from_secs(2));
     let reports = traffic.finish();
-    world.cluster.start_control(&world.artifacts, &|_| {})?;
+    world.cluster.restart_control(&world.artifacts)?;
     reports?.none_failed_but(&[])?;
     wait_until("the node is ready", PATIENCE, || {
         output(world.kubectl.command().args(["wait", "--for=condition=Ready", "node", node.name()]))
