@@ -109,6 +109,11 @@ impl Registry {
         self.0.store.watch(&prefix(kind, None), after)
     }
 
+    /// Finishes the writes under way and closes the store; later writes fail.
+    pub async fn close(&self) {
+        self.0.store.close().await;
+    }
+
     /// Forgets the history up to a revision: older watches and pages fail with `Expired`.
     pub fn compact(&self, revision: u64) {
         self.0.store.compact(revision);

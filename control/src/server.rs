@@ -139,12 +139,16 @@ impl Server {
     /// Ends watches, lets other requests finish for a while, stops the controllers, closes the store.
     pub async fn stop(self) {
         self.stopping.cancel();
-        self.renewal.abort();
-        self.upkeep.abort();
+        for task in [self.renewal, self.upkeep] {
+            task.abort();
+            // Aborted on purpose: only its end matters.
+            let _ = task.await;
+        }
         self.controllers.stop().await;
         if let Err(error) = self.listener.await {
             tracing::error!(%error, "the listener failed");
         }
+        self.registry.close().await;
         tracing::info!(revision = self.registry.revision(), "stopped");
     }
 }

@@ -171,6 +171,9 @@ pub trait Store: Send + Sync + 'static {
     /// one when nothing had to change). Cancel safety: a dropped call may still take effect.
     async fn txn(&self, ops: Vec<Op>) -> Result<u64, TxnError>;
 
+    /// Finishes the writes under way and lets go of the medium; later writes fail with [`TxnError::Closed`].
+    async fn close(&self);
+
     /// Forgets changes up to `revision`: older watches and pages get [`Compacted`].
     fn compact(&self, revision: u64);
 }

@@ -1,8 +1,10 @@
 //! Request bodies: how large they may be, JSON or YAML, and from a value to a typed object.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use http::{HeaderMap, header};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use http_body_util::BodyExt as _;
 use mesh_model::kinds::Kind;
 use serde_json::Value;
 
@@ -14,6 +16,8 @@ use crate::strategy::Object;
 
 /// The largest body: as Kubernetes.
 pub const LIMIT_BYTES: usize = 3 << 20;
+const DRAINED_BYTES: usize = 64 << 20;
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
 /// A body as it came.
 pub struct Raw {
@@ -26,19 +30,20 @@ pub struct Raw {
 impl Raw {
     /// Reads a whole body.
     pub async fn read(headers: &HeaderMap, body: Body) -> Result<Self, ApiError> {
-        let declared =
-            headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
-        if declared.is_some_and(|bytes: usize| bytes > LIMIT_BYTES) {
-            return Err(ApiError::TooLarge(LIMIT_BYTES));
-        }
-        let bytes = Limited::new(body, LIMIT_BYTES).collect().await.map_err(|error| {
-            if error.downcast_ref::<LengthLimitError>().is_some() {
-                ApiError::TooLarge(LIMIT_BYTES)
-            } else {
+        let mut bytes = Vec::new();
+        let mut body = body;
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| {
                 ApiError::BadRequest(format!("the body could not be read: {error}"))
+            })?;
+            let Ok(data) = frame.into_data() else { continue };
+            if bytes.len() + data.len() > LIMIT_BYTES {
+                drain(body).await;
+                return Err(ApiError::TooLarge(LIMIT_BYTES));
             }
-        })?;
-        Ok(Self { bytes: bytes.to_bytes().to_vec(), media_type: media_type(headers) })
+            bytes.extend_from_slice(&data);
+        }
+        Ok(Self { bytes, media_type: media_type(headers) })
     }
 
     /// The body as JSON or YAML.
@@ -57,6 +62,21 @@ impl Raw {
                  application/json, application/yaml (got {other})"
             ))),
         }
+    }
+}
+
+/// Reads on for a while: most clients look at the answer only when they have sent everything.
+async fn drain(mut body: Body) {
+    let rest = async {
+        let mut bytes = 0;
+        while let Some(Ok(frame)) = body.frame().await
+            && bytes < DRAINED_BYTES
+        {
+            bytes += frame.data_ref().map_or(0, |data| data.len());
+        }
+    };
+    if tokio::time::timeout(DRAIN_LIMIT, rest).await.is_err() {
+        tracing::debug!("a client is slow to send a body that is too large");
     }
 }
 

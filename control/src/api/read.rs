@@ -18,7 +18,7 @@ use super::selector::Selector;
 use super::target::Target;
 use crate::error::ApiError;
 use crate::registry::{Registry, object_json};
-use crate::store::{Range, Record};
+use crate::store::{Compacted, Range, Record};
 use crate::table;
 
 /// Where the next page of a list starts, and which snapshot it is of.
@@ -136,7 +136,7 @@ fn find(
     let page = registry.page(target.kind, ns, range)?;
     let mut records = Vec::new();
     let mut next = None;
-    for record in page.records {
+    for record in page.records.into_iter().filter(|r| selector.may_match(&r.value)) {
         let value = value(&record)?;
         if !selector.matches(&value) {
             continue;
@@ -166,12 +166,10 @@ fn start(registry: &Registry, query: &Query) -> Result<(Option<String>, Option<u
     }
     let exact = query.value("resourceVersionMatch") == Some("Exact");
     let version = query.number("resourceVersion")?.filter(|v| *v > 0);
-    if version.is_some_and(|v| v > registry.revision()) {
-        return Err(ApiError::GatewayTimeout(format!(
-            "Too large resource version: {}, current: {}",
-            version.unwrap_or_default(),
-            registry.revision()
-        )));
+    let newest = registry.revision();
+    if let Some(asked) = version.filter(|v| *v > newest) {
+        // Only of a store that is not there any more: the client must start over.
+        return Err(Compacted { asked, oldest: newest }.into());
     }
     Ok((None, version.filter(|_| exact)))
 }

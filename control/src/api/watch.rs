@@ -29,6 +29,8 @@ const BOOKMARK_EVERY: Duration = Duration::from_secs(30);
 /// Without a wish, watches end after so many seconds, spread so that clients do not come back all at once.
 const DEFAULT_SECS: std::ops::Range<u64> = 1800..3600;
 const LONGEST_SECS: u64 = 86_400;
+/// The position of a watch that has nothing to wait for.
+const NOWHERE: u64 = u64::MAX;
 const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
 /// One watch under way.
@@ -80,7 +82,7 @@ pub(crate) fn start(
         deadline: now + Duration::from_secs(secs),
         stopping,
         pending: Some(initial),
-        ended: false,
+        ended: position == NOWHERE,
     };
     let lines = stream::unfold(watching, async |mut watching| {
         let bytes = watching.next().await?;
@@ -109,7 +111,7 @@ fn initial(
     }
     if version > registry.revision() {
         let expired = Compacted { asked: version, oldest: registry.revision() };
-        return Ok((u64::MAX, view.error(&expired.into())));
+        return Ok((NOWHERE, view.error(&expired.into())));
     }
     let everything = send.unwrap_or(version == 0);
     if !everything {
@@ -203,7 +205,8 @@ impl View {
 
     fn selects(&self, record: &Record) -> bool {
         self.selector.is_empty()
-            || super::read::value(record).is_ok_and(|value| self.selector.matches(&value))
+            || self.selector.may_match(&record.value)
+                && super::read::value(record).is_ok_and(|value| self.selector.matches(&value))
     }
 
     fn put(&self, out: &mut Vec<u8>, type_: &str, record: &Record, revision: u64) {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
 use async_trait::async_trait;
@@ -50,8 +50,15 @@ pub enum OpenError {
 #[derive(Debug)]
 pub struct RedbStore {
     index: Index,
-    requests: Option<mpsc::Sender<Request>>,
-    writer: Option<JoinHandle<()>>,
+    /// Empty once the store is closed.
+    writer: Mutex<Option<Link>>,
+}
+
+/// The way to the writer.
+#[derive(Debug)]
+struct Link {
+    requests: mpsc::Sender<Request>,
+    thread: JoinHandle<()>,
 }
 
 #[derive(Debug)]
@@ -83,22 +90,31 @@ impl RedbStore {
         let index = Index::new(revision, parsed);
         let (requests, inbox) = mpsc::channel(BATCH);
         let writer = Writer { db, index: index.clone(), revision };
-        let writer = std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name("store-writer".to_owned())
             .spawn(move || writer.run(inbox))
             .map_err(|e| failed(redb::Error::Io(e)))?;
-        Ok(Self { index, requests: Some(requests), writer: Some(writer) })
+        Ok(Self { index, writer: Mutex::new(Some(Link { requests, thread })) })
+    }
+
+    fn link(&self) -> MutexGuard<'_, Option<Link>> {
+        self.writer.lock().expect("no code panics while it holds the link to the writer")
+    }
+}
+
+/// Blocks until the writer has finished and the file is closed.
+fn shut(link: Option<Link>) {
+    let Some(Link { requests, thread }) = link else { return };
+    drop(requests);
+    if thread.join().is_err() {
+        tracing::error!("the store's writer panicked");
     }
 }
 
 impl Drop for RedbStore {
     fn drop(&mut self) {
-        self.requests = None;
-        if let Some(writer) = self.writer.take()
-            && writer.join().is_err()
-        {
-            tracing::error!("the store's writer panicked");
-        }
+        let link = self.link().take();
+        shut(link);
     }
 }
 
@@ -122,9 +138,17 @@ impl Store for RedbStore {
 
     async fn txn(&self, ops: Vec<Op>) -> Result<u64, TxnError> {
         let (reply, answer) = oneshot::channel();
-        let requests = self.requests.as_ref().ok_or(TxnError::Closed)?;
+        let requests = self.link().as_ref().map(|link| link.requests.clone());
+        let requests = requests.ok_or(TxnError::Closed)?;
         requests.send(Request { ops, reply }).await.map_err(|_| TxnError::Closed)?;
         answer.await.map_err(|_| TxnError::Closed)?
+    }
+
+    async fn close(&self) {
+        let link = self.link().take();
+        if tokio::task::spawn_blocking(move || shut(link)).await.is_err() {
+            tracing::error!("closing the store failed");
+        }
     }
 
     fn compact(&self, revision: u64) {

@@ -11,6 +11,15 @@ pub(super) struct Term {
 }
 
 impl Term {
+    /// Text that the JSON of every object has that the term selects.
+    pub(super) fn needed(&self) -> Option<String> {
+        // What may stand for an absent field, and what JSON writes in another way, is needed nowhere.
+        let plain = self.value.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+        let word = self.value.bytes().any(|b| b.is_ascii_alphabetic());
+        let literal = matches!(self.value.as_str(), "true" | "false");
+        (self.equal && plain && word && !literal).then(|| format!("\"{}\"", self.value))
+    }
+
     pub(super) fn matches(&self, object: &Value) -> bool {
         let found = self.path.iter().try_fold(object, |value, part| value.get(part));
         let text = match found {

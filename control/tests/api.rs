@@ -1,0 +1,20 @@
+//! The whole service over HTTPS: what clients see, from the first join to a crash in the middle of writes.
+
+#![allow(missing_docs, clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "api/access.rs"]
+mod access;
+#[path = "api/agents.rs"]
+mod agents;
+#[path = "api/clients.rs"]
+mod clients;
+#[path = "api/crash.rs"]
+mod crash;
+#[path = "api/objects.rs"]
+mod objects;
+#[path = "api/refusals.rs"]
+mod refusals;
+#[path = "api/support.rs"]
+mod support;
+#[path = "api/watches.rs"]
+mod watches;
