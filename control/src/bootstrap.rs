@@ -29,14 +29,13 @@ pub async fn run(registry: &Registry, advertise: &[IpAddr], port: u16) -> Result
     ensure::<ConfigMap>(registry, config_map(&cluster)).await?;
     ensure::<Service>(registry, dns_service(&cluster)).await?;
     ensure::<IngressClass>(registry, ingress_class()).await?;
-    ensure::<Service>(registry, api_service(&cluster)).await?;
     // From another machine, or from a pod, a loopback address means something else.
-    let reachable = advertise.iter().filter(|a| !a.is_loopback());
-    for (family, version) in [("IPv4", 4), ("IPv6", 6)] {
-        let own: Vec<&IpAddr> =
-            reachable.clone().filter(|a| a.is_ipv4() == (version == 4)).collect();
-        if !own.is_empty() {
-            follow(registry, api_slice(family, &own, port)).await?;
+    let reachable = advertise.iter().copied().filter(|a| !a.is_loopback());
+    let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = reachable.partition(IpAddr::is_ipv4);
+    ensure::<Service>(registry, api_service(&cluster, !v4.is_empty(), !v6.is_empty())).await?;
+    for (family, addresses) in [("IPv4", v4), ("IPv6", v6)] {
+        if !addresses.is_empty() {
+            follow(registry, api_slice(family, &addresses, port)).await?;
         }
     }
     Ok(())
@@ -117,10 +116,14 @@ fn ingress_class() -> Value {
     })
 }
 
-/// The first address of each service range, as everywhere.
-fn api_service(cluster: &ClusterConfig) -> Value {
+/// The first address of the service range, as everywhere; of those families in which the API can be reached.
+fn api_service(cluster: &ClusterConfig, v4: bool, v6: bool) -> Value {
     let first = |range: &IpNet| node_overlay_address(range);
-    let vips: Vec<IpAddr> = cluster.service_cidrs.iter().map(first).collect();
+    let mut vips: Vec<IpAddr> = cluster.service_cidrs.iter().map(first).collect();
+    let served = |vip: &IpAddr| if vip.is_ipv4() { v4 } else { v6 };
+    if vips.iter().any(served) {
+        vips.retain(served);
+    }
     json!({
         "metadata": {
             "name": "kubernetes",
@@ -137,7 +140,7 @@ fn api_service(cluster: &ClusterConfig) -> Value {
     })
 }
 
-fn api_slice(family: &str, addresses: &[&IpAddr], port: u16) -> Value {
+fn api_slice(family: &str, addresses: &[IpAddr], port: u16) -> Value {
     json!({
         "metadata": {
             "name": format!("kubernetes-{}", family.to_lowercase()),
@@ -171,6 +174,7 @@ mod tests {
         let dns: Service = registry.get(Some("kube-system"), "kube-dns").unwrap();
         assert_eq!(dns.spec.unwrap().cluster_ip.as_deref(), Some("10.96.0.10"));
         let api: Service = registry.get(Some("default"), "kubernetes").unwrap();
-        assert_eq!(api.spec.unwrap().cluster_ip.as_deref(), Some("10.96.0.1"));
+        // Nobody is sent to an address behind which there is nothing.
+        assert_eq!(api.spec.unwrap().cluster_ips, Some(vec!["10.96.0.1".to_owned()]));
     }
 }

@@ -102,6 +102,8 @@ fn one_round_makes_the_node_right_and_removal_takes_it_back() {
     let before = (node.net.ip("route"), node.net.ip("-6 route"), node.net.ip("addr show lo"));
     // Without the device nothing may leave.
     node.settle(&desired());
+    // Reachable on the node, and never the source of what goes to a pod.
+    assert!(node.net.ip("addr show lo").contains("169.254.20.10/32 scope host"));
     assert!(node.net.ip("route").contains("unreachable 10.244.0.0/16 proto 77 metric 4000000"));
     assert!(!node.net.ip("route").contains("10.244.2.0/24"));
     let device = tun(&node.net);

@@ -211,7 +211,10 @@ fn digest(path: &Path) -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use anyhow::ensure;
+
     use super::*;
+    use crate::command::wait_until;
 
     #[test]
     fn a_daemon_is_started_found_and_stopped() {
@@ -221,14 +224,17 @@ mod tests {
         let words = ["sh", "-c", "echo up; exec sleep 60"].map(str::to_owned).to_vec();
         let launch = Launch { words, ..Launch::default() };
         daemon.start(&launch).unwrap();
-        assert!(!daemon.runs(&launch), "the shell has become another program");
+        wait_until("the shell becomes another program", Duration::from_secs(5), || {
+            ensure!(daemon.tail(1) == "up" && !daemon.runs(&launch));
+            Ok(())
+        })
+        .unwrap();
         let pid = daemon.pid().expect("it runs");
         assert!(resident_kib(pid).unwrap() > 0);
         let again = Daemon::new("sleeper", dir.path(), dir.path().join("sleeper.log"));
         assert_eq!(again.pid(), Some(pid), "found by its file");
         daemon.stop(Duration::from_secs(5)).unwrap();
         assert!(daemon.pid().is_none());
-        assert_eq!(daemon.tail(1), "up");
         fs::write(dir.path().join("sleeper.pid"), format!("{} 1\n", std::process::id())).unwrap();
         assert!(daemon.pid().is_none(), "another process with the same number");
     }

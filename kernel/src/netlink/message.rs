@@ -134,6 +134,9 @@ fn address_message(ifindex: u32, address: IpAddr) -> AddressMessage {
     message
 }
 
+/// Index of the loopback device in every network namespace.
+pub(crate) const LOOPBACK: u32 = 1;
+
 /// Puts a single address on a device, without duplicate address detection. Nothing happens when it is there.
 pub(crate) fn put_address(ifindex: u32, address: IpAddr) -> RouteRequest {
     let mut message = address_message(ifindex, address);
@@ -142,6 +145,15 @@ pub(crate) fn put_address(ifindex: u32, address: IpAddr) -> RouteRequest {
         message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
     }
     Request { message: RouteNetlinkMessage::NewAddress(message), flags: PUT }
+}
+
+/// Puts an address on the loopback device that only this node uses: the kernel never picks it as the source of packets to others.
+pub(crate) fn put_node_local(address: IpAddr) -> RouteRequest {
+    let mut request = put_address(LOOPBACK, address);
+    if let RouteNetlinkMessage::NewAddress(message) = &mut request.message {
+        message.header.scope = AddressScope::Host;
+    }
+    request
 }
 
 /// Takes a single address from a device.

@@ -13,12 +13,10 @@ use super::{
     StepError, nft, routes,
 };
 use crate::netlink::device::Device;
-use crate::netlink::message::{self, RouteRequest};
+use crate::netlink::message::{self, LOOPBACK, RouteRequest};
 use crate::netlink::{NetlinkError, RouteSocket};
 use crate::pods::check::addresses;
 use crate::{IfName, NetNs, Programs, convert, sysctl};
-
-const LOOPBACK: u32 = 1;
 
 /// A [`NodeNetwork`] in the kernel.
 #[derive(Debug)]
@@ -150,7 +148,7 @@ impl NodeNetwork for LinuxNodeNetwork {
 /// The netlink request of a step, and whether it deletes something.
 fn netlink_request(step: &Step) -> Option<(RouteRequest, bool)> {
     Some(match step {
-        Step::AddLocalAddress(address) => (message::put_address(LOOPBACK, *address), false),
+        Step::AddLocalAddress(address) => (message::put_node_local(*address), false),
         Step::DeleteLocalAddress(address) => (message::delete_address(LOOPBACK, *address), true),
         Step::SetOverlay { ifindex, mtu } => (message::set_up(*ifindex, Some(*mtu)), false),
         Step::AddOverlayAddress { ifindex, address } => {

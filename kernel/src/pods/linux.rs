@@ -16,12 +16,9 @@ use super::{
 };
 use crate::ifname::MacAddress;
 use crate::netlink::device::Device;
-use crate::netlink::message::{self, RouteRequest, RouteSpec, VethEnd, Via};
+use crate::netlink::message::{self, LOOPBACK, RouteRequest, RouteSpec, VethEnd, Via};
 use crate::netlink::{Answer, NetlinkError, RouteSocket, tc};
 use crate::{IfName, NetNs, Programs, convert, sysctl};
-
-/// Index of the loopback device in every namespace.
-const LOOPBACK: u32 = 1;
 
 /// A [`PodNetwork`] in the kernel.
 #[derive(Debug)]
