@@ -4,10 +4,15 @@ use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mesh_model::{NodeName, wellknown};
 use serde::Deserialize;
+
+/// Time for the clients of a proxy that is replaced.
+const DRAIN_SECS: u64 = 30;
+const LONGEST_DRAIN_SECS: u64 = 24 * 3600;
 
 /// The agent of a Mesh node.
 #[derive(Debug, Parser)]
@@ -72,6 +77,9 @@ pub(crate) struct IngressArgs {
     /// Address and port for TLS; may be given several times
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) https: Vec<SocketAddr>,
+    /// How long requests and tunnels may go on when the worker is asked to end
+    #[arg(long, value_name = "SECONDS", default_value_t = DRAIN_SECS, value_parser = clap::value_parser!(u64).range(..=LONGEST_DRAIN_SECS))]
+    pub(crate) drain_secs: u64,
 }
 
 #[derive(Debug, Args)]
@@ -170,6 +178,9 @@ pub(crate) struct Settings {
     /// Port of the proxy for TLS, 0 for none [default: 443]
     #[arg(long, value_name = "PORT")]
     pub(crate) https_port: Option<u16>,
+    /// How long the proxy's connections may go on when it is replaced by a newer one [default: 30]
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) drain_secs: Option<u64>,
 }
 
 /// The settings make no sense; the message names the flag.
@@ -197,6 +208,8 @@ pub(crate) enum SettingsError {
     NoNodeName,
     #[error("--dns-upstream {0:?}: expected an address, with or without a port")]
     Upstream(String),
+    #[error("--drain-secs {0}: expected 0 to {LONGEST_DRAIN_SECS}")]
+    Drain(u64),
     #[error("--cgroup: no cgroup v2 hierarchy is mounted")]
     NoCgroup,
     #[error(
@@ -226,6 +239,7 @@ pub(crate) struct Options {
     pub(crate) dns_upstreams: Vec<SocketAddr>,
     pub(crate) http_port: Option<u16>,
     pub(crate) https_port: Option<u16>,
+    pub(crate) drain: Duration,
 }
 
 impl Settings {
@@ -263,6 +277,7 @@ impl Settings {
             dns_upstreams: upstreams(all.dns_upstream)?,
             http_port: Some(all.http_port.unwrap_or(80)).filter(|p| *p != 0),
             https_port: Some(all.https_port.unwrap_or(443)).filter(|p| *p != 0),
+            drain: drain(all.drain_secs.unwrap_or(DRAIN_SECS))?,
         })
     }
 
@@ -300,6 +315,7 @@ impl Settings {
             dns_upstream: self.dns_upstream.or(file.dns_upstream),
             http_port: self.http_port.or(file.http_port),
             https_port: self.https_port.or(file.https_port),
+            drain_secs: self.drain_secs.or(file.drain_secs),
         }
     }
 }
@@ -314,6 +330,13 @@ fn node_name(given: Option<String>) -> Result<NodeName, SettingsError> {
             .ok_or(SettingsError::NoNodeName)?,
     };
     name.parse().map_err(|source| SettingsError::NodeName { name, source })
+}
+
+fn drain(secs: u64) -> Result<Duration, SettingsError> {
+    if secs > LONGEST_DRAIN_SECS {
+        return Err(SettingsError::Drain(secs));
+    }
+    Ok(Duration::from_secs(secs))
 }
 
 fn upstreams(given: Option<Vec<String>>) -> Result<Vec<SocketAddr>, SettingsError> {
@@ -383,6 +406,9 @@ mod tests {
         assert_eq!(options.node.as_str(), "from-flag");
         assert_eq!((options.http_port, options.https_port), (Some(8080), None));
         assert_eq!(options.overlay, OverlayChoice::User);
+        assert_eq!(options.drain, Duration::from_secs(30));
+        let endless = parse(&["--drain-secs", "86401"]).settings.resolve().unwrap_err();
+        assert!(endless.to_string().starts_with("--drain-secs 86401: "), "{endless}");
         let error = parse(&["--node-name", "Not A Name"]).settings.resolve().unwrap_err();
         assert!(error.to_string().contains("--node-name"), "{error}");
         fs::write(path, "no-such-key: 1").unwrap();

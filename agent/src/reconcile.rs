@@ -48,6 +48,11 @@ pub(crate) trait Concern: Send + Sync + 'static {
         slice: &Self::Slice,
         heal: bool,
     ) -> impl Future<Output = Result<(), Failures>> + Send;
+
+    /// Ready when what it made may be undone, so that it has to be made so again at once. Cancel safe.
+    fn undone(&self) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
 }
 
 /// Drives a concern for ever.
@@ -93,6 +98,7 @@ pub(crate) async fn drive<C: Concern>(
         };
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
+            () = concern.undone() => done = None,
             changed = slice_changed(&concern, &mut desired, done.as_ref()) => if changed.is_err() { return },
         }
     }

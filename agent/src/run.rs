@@ -76,7 +76,6 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         options,
     });
     agent.start_workers()?;
-    agent.drive_workers();
     tokio::spawn(Arc::clone(&agent).kernel());
     tokio::spawn(readiness::judge(
         agent.desired.subscribe(),
@@ -149,30 +148,28 @@ fn initial(paths: &Paths) -> Option<Desired> {
 }
 
 impl Agent {
+    /// Starts all workers, and whatever needs nothing of this process but a socket to one of them.
     fn start_workers(&self) -> anyhow::Result<()> {
         let program = std::env::current_exe().context("find the agent's own program")?;
         let dns = workers::dns(&self.paths, &program);
-        let ingress = workers::ingress(&self.paths, &program, &self.options);
-        let overlay = (self.overlay.kind() == mesh_overlay::Kind::User)
-            .then(|| workers::overlay(&self.paths, &program));
-        for spec in [Some(dns), ingress, overlay].into_iter().flatten() {
-            tokio::spawn(supervise::keep(spec));
+        let upstreams = self.options.dns_upstreams.clone();
+        let (worker, restarted) = (self.worker(workers::DNS), Arc::clone(&dns.started));
+        self.drive(Dns { worker, restarted, upstreams });
+        tokio::spawn(supervise::keep(dns));
+        if let Some(ingress) = workers::ingress(&self.paths, &program, &self.options) {
+            let (worker, restarted) = (self.worker(workers::INGRESS), Arc::clone(&ingress.started));
+            self.drive(Ingress { worker, restarted });
+            tokio::spawn(supervise::keep(ingress));
+        }
+        self.drive(Peers { overlay: Arc::clone(&self.overlay), mtu: self.mtu });
+        if self.overlay.kind() == mesh_overlay::Kind::User {
+            tokio::spawn(supervise::keep(workers::overlay(&self.paths, &program)));
         }
         Ok(())
     }
 
     fn drive<C: Concern>(&self, concern: C) {
         tokio::spawn(drive(concern, self.desired.subscribe(), self.board.clone()));
-    }
-
-    /// What needs nothing of this process but a socket to a worker.
-    fn drive_workers(&self) {
-        self.drive(Peers { overlay: Arc::clone(&self.overlay), mtu: self.mtu });
-        let upstreams = self.options.dns_upstreams.clone();
-        self.drive(Dns { worker: self.worker(workers::DNS), upstreams });
-        if self.options.http_port.or(self.options.https_port).is_some() {
-            self.drive(Ingress { worker: self.worker(workers::INGRESS) });
-        }
     }
 
     fn worker(&self, name: &str) -> Client {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Parser as _;
@@ -55,7 +56,7 @@ fn agent(settings: Settings) -> anyhow::Result<()> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from).clamp(2, 4);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
-        .thread_keep_alive(std::time::Duration::from_secs(2))
+        .thread_keep_alive(Duration::from_secs(2))
         .enable_all()
         .build()
         .context("start the runtime")?;
@@ -86,6 +87,7 @@ fn ingress(args: IngressArgs) -> anyhow::Result<()> {
         mesh_ingress::WorkerOptions::new(args.paths.control_socket, args.paths.state_file);
     options.http = args.http;
     options.https = args.https;
+    options.proxy.timeouts.drain = Duration::from_secs(args.drain_secs);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     Ok(runtime.block_on(mesh_ingress::run(options))?)
 }

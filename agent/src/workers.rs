@@ -1,13 +1,19 @@
 //! The worker processes of the node: what they are called, where their files are, how they are started.
 
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use mesh_model::wellknown::{NODE_LOCAL_ADDRESS, NODE_LOCAL_ADDRESS_V6, OVERLAY_DEVICE};
-use mesh_worker::supervise::WorkerSpec;
+use mesh_worker::SocketSpec;
+use mesh_worker::supervise::{Replacement, WorkerSpec};
 
 use crate::cli::Options;
 
 const DNS_PORT: u16 = 53;
+/// What a replaced worker gets beyond its drain time before it is killed.
+const SPARE: Duration = Duration::from_secs(10);
 
 /// Where a node's things are.
 #[derive(Debug, Clone)]
@@ -70,51 +76,80 @@ pub(crate) const OVERLAY: &str = "overlay";
 
 /// The DNS server.
 pub(crate) fn dns(paths: &Paths, program: &Path) -> WorkerSpec {
-    let listen = [
-        format!("{NODE_LOCAL_ADDRESS}:{DNS_PORT}"),
-        format!("[{NODE_LOCAL_ADDRESS_V6}]:{DNS_PORT}"),
-    ];
-    let args = listen.into_iter().flat_map(|address| ["--listen".to_owned(), address]);
-    spec(DNS, paths, program, args.collect())
+    let listen: [SocketAddr; 2] =
+        [(NODE_LOCAL_ADDRESS, DNS_PORT).into(), (NODE_LOCAL_ADDRESS_V6, DNS_PORT).into()];
+    let args = listen.iter().flat_map(|address| flag("--listen", address));
+    let more = Own {
+        args: args.collect(),
+        sockets: mesh_dns::sockets(&listen),
+        replacement: Replacement::Overlapping { grace: SPARE },
+    };
+    spec(DNS, paths, program, more)
 }
 
 /// The L7 proxy; nothing when it has no port.
 pub(crate) fn ingress(paths: &Paths, program: &Path, options: &Options) -> Option<WorkerSpec> {
-    let mut args = vec![];
-    for (flag, port) in [("--http", options.http_port), ("--https", options.https_port)] {
-        for host in ["0.0.0.0", "[::]"] {
-            args.extend(port.iter().flat_map(|port| [flag.to_owned(), format!("{host}:{port}")]));
-        }
+    let any = |port: Option<u16>| -> Vec<SocketAddr> {
+        let both =
+            |port| [(Ipv4Addr::UNSPECIFIED, port).into(), (Ipv6Addr::UNSPECIFIED, port).into()];
+        port.into_iter().flat_map(both).collect()
+    };
+    let (http, https) = (any(options.http_port), any(options.https_port));
+    if http.is_empty() && https.is_empty() {
+        return None;
     }
-    (!args.is_empty()).then(|| spec(INGRESS, paths, program, args))
+    let mut args: Vec<String> = http.iter().flat_map(|address| flag("--http", address)).collect();
+    args.extend(https.iter().flat_map(|address| flag("--https", address)));
+    args.extend(flag("--drain-secs", &options.drain.as_secs()));
+    let more = Own {
+        args,
+        sockets: mesh_ingress::sockets(&http, &https, 0),
+        replacement: Replacement::Overlapping { grace: options.drain + SPARE },
+    };
+    Some(spec(INGRESS, paths, program, more))
 }
 
 /// The user-space overlay.
 pub(crate) fn overlay(paths: &Paths, program: &Path) -> WorkerSpec {
     let key = paths.node_key().display().to_string();
     let args = ["--device", OVERLAY_DEVICE, "--private-key", &key].map(str::to_owned).to_vec();
-    spec(OVERLAY, paths, program, args)
+    // Two engines on one device would each get half of the packets.
+    let more = Own { args, sockets: vec![], replacement: Replacement::Exclusive };
+    spec(OVERLAY, paths, program, more)
 }
 
 /// What suffices to stop a worker, however it was started.
 pub(crate) fn any(name: &'static str, paths: &Paths) -> WorkerSpec {
-    spec(name, paths, Path::new(""), vec![])
+    let nothing = Own { args: vec![], sockets: vec![], replacement: Replacement::Exclusive };
+    spec(name, paths, Path::new(""), nothing)
 }
 
-fn spec(name: &'static str, paths: &Paths, program: &Path, more: Vec<String>) -> WorkerSpec {
-    let text = |path: PathBuf| path.display().to_string();
+/// What distinguishes one worker from the others.
+struct Own {
+    args: Vec<String>,
+    sockets: Vec<SocketSpec>,
+    replacement: Replacement,
+}
+
+fn flag(name: &str, value: &dyn std::fmt::Display) -> [String; 2] {
+    [name.to_owned(), value.to_string()]
+}
+
+fn spec(name: &'static str, paths: &Paths, program: &Path, own: Own) -> WorkerSpec {
     let mut args = vec![name.to_owned()];
-    args.extend(["--control-socket".to_owned(), text(paths.worker_socket(name))]);
-    args.extend(["--state-file".to_owned(), text(paths.worker_state(name))]);
-    args.extend(more);
+    args.extend(flag("--control-socket", &paths.worker_socket(name).display()));
+    args.extend(flag("--state-file", &paths.worker_state(name).display()));
+    args.extend(own.args);
     WorkerSpec {
         name,
         program: program.to_owned(),
         args,
         identity_file: paths.identity(name),
         log_file: None,
-        // Two engines on one device would each get half of the packets; the others share their ports.
-        handover: (name != OVERLAY).then(|| paths.worker_socket(name)),
+        control_socket: paths.worker_socket(name),
+        sockets: own.sockets,
+        replacement: own.replacement,
+        started: Arc::default(),
     }
 }
 

@@ -18,4 +18,5 @@ mod server;
 mod worker;
 pub mod zone;
 
+pub use listen::sockets;
 pub use worker::{DnsConfig, DnsStatus, RunError, WorkerOptions, run};

@@ -2,25 +2,27 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use mesh_model::snapshot::DnsZone;
-use mesh_worker::privileges::{self, Capability};
-use mesh_worker::server::{Handler, ServeError, restore, serve};
+use mesh_worker::descriptors::InheritError;
+use mesh_worker::server::ServeError;
+use mesh_worker::{Control, Descriptors, Handler, SocketSpec, privileges};
 use serde::{Deserialize, Serialize};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Mutex;
 
 use crate::forward::Forwarder;
-use crate::listen;
+use crate::listen::{self, Listeners};
 use crate::server::{Server, Tables};
 use crate::zone::Zone;
 
-/// A TCP client that says nothing for so long is dropped (RFC 7766, section 6.2.3).
-const TCP_IDLE: Duration = Duration::from_secs(10);
-const TCP_RESPONSE_BYTES: usize = 65_535;
+/// Longer than any upstream server is waited for: whoever asked gets an answer before the worker ends.
+const DRAIN: Duration = Duration::from_secs(8);
 
 /// How the worker is started.
 #[derive(Debug, Clone)]
@@ -62,6 +64,9 @@ pub struct DnsStatus {
 /// The worker could not start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
+    /// The agent left something else than it said.
+    #[error(transparent)]
+    Inherit(#[from] InheritError),
     /// An address is not free.
     #[error("listen for DNS on {address}")]
     Listen {
@@ -77,41 +82,72 @@ pub enum RunError {
     /// The runtime could not be made.
     #[error("start the runtime")]
     Runtime(#[source] io::Error),
+    /// Signals cannot be waited for.
+    #[error("wait for signals")]
+    Signal(#[source] io::Error),
     /// The control socket failed.
     #[error(transparent)]
     Control(#[from] ServeError),
 }
 
-/// Drops privileges, binds the sockets and answers until the process ends.
+/// Takes over its sockets or makes them, drops all privileges, and answers until SIGTERM or SIGINT; what was read until
+/// then is answered.
 ///
 /// Blocks; makes a runtime of its own, because capabilities belong to threads and have to go before there
 /// are several.
 pub fn run(options: WorkerOptions) -> Result<(), RunError> {
-    privileges::drop_all_but(&[Capability::NetBindService]).map_err(RunError::Privileges)?;
+    let mut inherited = Descriptors::inherited()?;
+    let mut kept = Descriptors::default();
+    let mut sockets = Vec::new();
+    for spec in listen::sockets(&options.listen) {
+        let address = spec.address;
+        let socket = kept.socket(&spec, &mut inherited);
+        let socket = socket.map_err(|source| RunError::Listen { address, source })?;
+        sockets.push((spec, socket));
+    }
+    drop(inherited);
+    privileges::drop_all_but(&[]).map_err(RunError::Privileges)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(std::thread::available_parallelism().map_or(1, usize::from).min(4))
         .enable_all()
         .build()
         .map_err(RunError::Runtime)?;
-    runtime.block_on(answer(options))
+    let control = Control::new(options.control_socket, options.state_file, kept);
+    runtime.block_on(answer(control, sockets))
 }
 
-async fn answer(options: WorkerOptions) -> Result<(), RunError> {
+async fn answer(
+    control: Arc<Control>,
+    sockets: Vec<(SocketSpec, OwnedFd)>,
+) -> Result<(), RunError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signal)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signal)?;
     let forwarder = Forwarder::new(&[]).expect("no servers, nothing that can fail");
     let server = Server::new(Tables { zone: Zone::default(), forwarder: Arc::new(forwarder) });
     let worker = Arc::new(Worker { server: server.clone(), upstreams: Mutex::new(vec![]) });
-    // Names first, sockets second: a question must never meet an empty zone while a saved one is there.
-    restore(&options.state_file, &*worker).await;
-    let mut sockets = hickory_server::Server::new(server);
-    for address in &options.listen {
-        let failed = |source| RunError::Listen { address: *address, source };
-        let (udp, tcp) = listen::bind(*address).map_err(failed)?;
-        sockets.register_socket(tokio::net::UdpSocket::from_std(udp).map_err(failed)?);
-        let tcp = tokio::net::TcpListener::from_std(tcp).map_err(failed)?;
-        sockets.register_listener(tcp, TCP_IDLE, TCP_RESPONSE_BYTES);
+    control.restore(&*worker).await;
+    let listeners = Listeners::new(server);
+    let serve = async {
+        // Names first: a question must never meet an empty zone. It waits in its socket until there are some.
+        control.configured().await;
+        for (spec, socket) in sockets {
+            let address = spec.address;
+            let served = listeners.serve(spec.transport, socket);
+            served.map_err(|source| RunError::Listen { address, source })?;
+        }
+        tracing::info!("answering DNS questions");
+        std::future::pending().await
+    };
+    tokio::select! {
+        failed = control.serve(worker) => failed?,
+        failed = serve => return failed,
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
     }
-    tracing::info!(listen = ?options.listen, "answering DNS questions");
-    serve(&options.control_socket, &options.state_file, worker).await?;
+    control.release();
+    if tokio::time::timeout(DRAIN, listeners.drain()).await.is_err() {
+        tracing::warn!("ended before all questions were answered");
+    }
     Ok(())
 }
 

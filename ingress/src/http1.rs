@@ -96,10 +96,11 @@ impl<IO: Io> Connection<IO> {
     /// Waits for the next head: long for its first byte, briefly for the rest.
     async fn next(&mut self, first: bool) -> Next {
         let timeouts = &self.shard.core.options.timeouts;
-        let (brief, long) = (timeouts.head, timeouts.keep_alive);
+        let (brief, long, last) = (timeouts.head, timeouts.keep_alive, timeouts.drain_idle);
         let begun = Instant::now();
         let mut deadline = begun + if first { brief } else { long };
         let mut waiting = true;
+        let mut leaving = false;
         let mut scanned = 0;
         poll_fn(|cx| {
             loop {
@@ -111,9 +112,11 @@ impl<IO: Io> Connection<IO> {
                     deadline = if first { deadline } else { Instant::now() + brief };
                 }
                 if waiting
+                    && !leaving
                     && (self.shard.is_draining() || self.drained.as_mut().poll(cx).is_ready())
                 {
-                    return Poll::Ready(Next::End);
+                    leaving = true;
+                    deadline = deadline.min(Instant::now() + last);
                 }
                 match self.input.poll_fill(cx, &mut self.io) {
                     Poll::Ready(Ok(1..)) => {}

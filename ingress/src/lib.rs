@@ -41,7 +41,7 @@ mod tunnel;
 mod upstream;
 mod worker;
 
-pub use listen::{BindError, Listeners};
+pub use listen::{BindError, Listeners, sockets};
 pub use options::{Limits, ProxyOptions, Timeouts, WorkerOptions};
 pub use path::InvalidPath;
 pub use proxy::{Proxy, StartError};

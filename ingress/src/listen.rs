@@ -1,8 +1,10 @@
-//! The proxy's sockets: bound before anything else, so that a taken port is the first thing that one hears of.
+//! The proxy's sockets: inherited, or bound before anything else, so that a taken port is the first thing that one
+//! hears of.
 
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr, TcpListener};
 
+use mesh_worker::{Descriptors, SocketSpec, Transport};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::shard::Sockets;
@@ -18,6 +20,7 @@ pub struct BindError {
     pub source: io::Error,
 }
 
+/// Connections that wait on each socket, also while the process is away.
 const BACKLOG: i32 = 4096;
 const EAFNOSUPPORT: i32 = nix::libc::EAFNOSUPPORT;
 
@@ -28,37 +31,60 @@ pub struct Listeners {
     pub(crate) https: Vec<SocketAddr>,
 }
 
+/// What a proxy with these addresses listens on: each once for each of `threads` (as in
+/// [`ProxyOptions`](crate::ProxyOptions)). `[::]` serves IPv6 only, and is left out where the system has none.
+pub fn sockets(http: &[SocketAddr], https: &[SocketAddr], threads: usize) -> Vec<SocketSpec> {
+    let all = http.iter().chain(https).filter(|address| is_served(address));
+    let copies = |address: &SocketAddr| {
+        let address = *address;
+        (0..count(threads)).map(move |copy| spec(address, copy))
+    };
+    all.flat_map(copies).collect()
+}
+
 impl Listeners {
-    /// Binds each address once for each of `threads` (as in [`ProxyOptions`](crate::ProxyOptions)).
-    ///
-    /// `[::]` serves IPv6 only, and is left out where the system has none. Another process may hold the same addresses, if it is a proxy of the same user: a new worker starts beside the
-    /// old one, and none is refused between them.
+    /// Binds [`sockets`] anew. Another process of the same user may hold the same addresses.
     pub fn bind(
         http: &[SocketAddr],
         https: &[SocketAddr],
         threads: usize,
     ) -> Result<Self, BindError> {
-        let cpus = || std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = if threads == 0 { cpus() } else { threads };
+        let (mut inherited, mut kept) = (Descriptors::default(), Descriptors::default());
+        Self::take(http, https, threads, &mut inherited, &mut kept)
+    }
+
+    /// Takes [`sockets`] out of `inherited`, or binds them, and leaves duplicates in `kept`.
+    ///
+    /// Were there more threads before, ours take their sockets too: connections wait in them.
+    pub fn take(
+        http: &[SocketAddr],
+        https: &[SocketAddr],
+        threads: usize,
+        inherited: &mut Descriptors,
+        kept: &mut Descriptors,
+    ) -> Result<Self, BindError> {
+        let threads = count(threads);
         let mut shards: Vec<_> =
             (0..threads).map(|_| Sockets { http: Vec::new(), https: Vec::new() }).collect();
         let mut all = |addresses: &[SocketAddr], secure: bool| {
             let mut bound = Vec::new();
             for address in addresses {
                 let mut address = *address;
-                if address == SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), address.port())
-                    && !has_ipv6()
-                {
+                if !is_served(&address) {
                     tracing::info!(%address, "not served: the system has no IPv6");
                     continue;
                 }
-                for sockets in &mut shards {
-                    let list = if secure { &mut sockets.https } else { &mut sockets.http };
+                for copy in 0.. {
+                    let spec = spec(address, copy);
+                    if copy >= threads && !inherited.contains(&spec.name()) {
+                        break;
+                    }
                     let fail = |source| BindError { address, source };
-                    let socket = bind(address).map_err(fail)?;
+                    let socket = TcpListener::from(kept.socket(&spec, inherited).map_err(fail)?);
                     // Port 0 becomes a port that all threads share.
                     address = socket.local_addr().map_err(fail)?;
-                    list.push(socket);
+                    let sockets = &mut shards[copy % threads];
+                    if secure { &mut sockets.https } else { &mut sockets.http }.push(socket);
                 }
                 bound.push(address);
             }
@@ -67,6 +93,19 @@ impl Listeners {
         let (http, https) = (all(http, false)?, all(https, true)?);
         Ok(Self { shards, http, https })
     }
+}
+
+fn count(threads: usize) -> usize {
+    let cpus = || std::thread::available_parallelism().map_or(1, usize::from);
+    if threads == 0 { cpus() } else { threads }
+}
+
+fn spec(address: SocketAddr, copy: usize) -> SocketSpec {
+    SocketSpec { transport: Transport::Tcp { backlog: BACKLOG }, address, copy }
+}
+
+fn is_served(address: &SocketAddr) -> bool {
+    *address != SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), address.port()) || has_ipv6()
 }
 
 /// Whether any IPv6 address can be bound (the module may be missing, or disabled by sysctl).
@@ -79,17 +118,4 @@ fn has_ipv6() -> bool {
         matches!(error.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported)
             || error.raw_os_error() == Some(EAFNOSUPPORT)
     })
-}
-
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
 }

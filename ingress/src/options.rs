@@ -95,8 +95,11 @@ pub struct Timeouts {
     pub backend_idle: Duration,
     /// A backend that cannot be reached is left out for this long, doubled with each failure in a row up to eightfold.
     pub ejection: Duration,
-    /// For connections to end after SIGTERM.
+    /// For connections to end after SIGTERM; then they are cut.
     pub drain: Duration,
+    /// For one more request on an idle HTTP/1 connection after SIGTERM: were it closed at once, the request that is
+    /// on its way would fail.
+    pub drain_idle: Duration,
 }
 
 impl Default for Timeouts {
@@ -110,7 +113,8 @@ impl Default for Timeouts {
             tunnel: Duration::from_secs(3600),
             backend_idle: Duration::from_secs(30),
             ejection: Duration::from_secs(3),
-            drain: Duration::from_secs(20),
+            drain: Duration::from_secs(30),
+            drain_idle: Duration::from_secs(10),
         }
     }
 }

@@ -41,7 +41,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Serves on `listeners`, at first with no routes: every request is answered with 404.
+    /// Serves on `listeners`, from the first [`Proxy::apply`] on: until then, connections wait in the kernel's queue.
     pub fn start(listeners: Listeners, options: ProxyOptions) -> Result<Self, StartError> {
         let threads = listeners.shards.len();
         let certificates = Arc::new(CertificateStore::new()?);
@@ -57,7 +57,7 @@ impl Proxy {
             problems: Default::default(),
             generation: Default::default(),
         });
-        let phase = watch::Sender::new(Phase::Run);
+        let phase = watch::Sender::new(Phase::Wait);
         let mut running = Vec::new();
         for (index, sockets) in listeners.shards.into_iter().enumerate() {
             let shard = Shard::new(Arc::clone(&core), index);
@@ -102,6 +102,12 @@ impl Proxy {
         self.core.table.store(Arc::new(table));
         self.core.generation.fetch_add(1, Relaxed);
         *self.core.problems.lock().unwrap_or_else(PoisonError::into_inner) = problems;
+        let first = |phase: &mut Phase| {
+            let waits = *phase == Phase::Wait;
+            *phase = (*phase).max(Phase::Run);
+            waits
+        };
+        self.phase.send_if_modified(first);
     }
 
     /// The present figures.

@@ -41,6 +41,8 @@ pub(crate) struct Core {
 /// How far the proxy's life has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
+    /// Not serving yet: connections wait in the kernel's queue.
+    Wait,
     /// Serving.
     Run,
     /// No new connections; those that are idle end, the others end after what they do.
@@ -92,12 +94,13 @@ impl Shard {
         Box::pin(Arc::clone(&self.drain).notified_owned())
     }
 
-    /// Serves until `phase` says stop, or drain and nothing is left.
+    /// Serves from when `phase` says run, until it says stop, or drain and nothing is left.
     pub(crate) async fn run(
         self: Arc<Self>,
         sockets: Sockets,
         mut phase: watch::Receiver<Phase>,
     ) -> std::io::Result<()> {
+        let _ = phase.wait_for(|phase| *phase >= Phase::Run).await;
         let mut accepting = tokio::task::JoinSet::new();
         for (listeners, secure) in [(sockets.http, false), (sockets.https, true)] {
             for listener in listeners {

@@ -4,8 +4,9 @@ use std::io;
 use std::sync::Arc;
 
 use mesh_model::snapshot::L7Config;
+use mesh_worker::descriptors::InheritError;
 use mesh_worker::server::ServeError;
-use mesh_worker::{Handler, privileges};
+use mesh_worker::{Control, Descriptors, Handler, privileges};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -17,6 +18,9 @@ use crate::status::Status;
 /// The worker ended other than by a signal.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
+    /// The agent left something else than it said.
+    #[error(transparent)]
+    Inherit(#[from] InheritError),
     /// An address is taken or not ours.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -78,31 +82,36 @@ fn fit_connections(limits: &mut Limits, descriptors: u64) {
 
 /// Runs the worker until SIGTERM or SIGINT, then lets requests end for the drain time.
 ///
-/// Binds first, then gives up all privileges of the calling thread and of the threads that serve, which it makes
-/// afterwards. Call it on a current-thread runtime: threads that exist already keep what they have.
+/// Takes over its sockets or binds them, then gives up all privileges of the calling thread and of the threads that
+/// serve, which it makes afterwards. Call it on a current-thread runtime: threads that exist already keep what they
+/// have.
 pub async fn run(options: WorkerOptions) -> Result<(), RunError> {
-    let mut options = options;
-    let listeners = Listeners::bind(&options.http, &options.https, options.proxy.threads)?;
-    fit_connections(&mut options.proxy.limits, raise_descriptor_limit());
+    let WorkerOptions { control_socket, state_file, http, https, mut proxy } = options;
+    let (mut inherited, mut kept) = (Descriptors::inherited()?, Descriptors::default());
+    let listeners = Listeners::take(&http, &https, proxy.threads, &mut inherited, &mut kept)?;
+    // Sockets of addresses that are served no longer.
+    drop(inherited);
+    let sockets = 2 * kept.iter().count() as u64;
+    fit_connections(&mut proxy.limits, raise_descriptor_limit().saturating_sub(sockets));
     privileges::drop_all_but(&[]).map_err(RunError::Privileges)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signal)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signal)?;
-    let worker = Arc::new(Worker(Proxy::start(listeners, options.proxy)?));
-    mesh_worker::restore(&options.state_file, &*worker).await;
+    let worker = Arc::new(Worker(Proxy::start(listeners, proxy)?));
+    let control = Control::new(control_socket, state_file, kept);
+    control.restore(&*worker).await;
     let (http, https) = (worker.0.http(), worker.0.https());
     tracing::info!(?http, ?https, "proxy started");
-    let control =
-        mesh_worker::serve(&options.control_socket, &options.state_file, Arc::clone(&worker));
-    let mut control = std::pin::pin!(control);
+    let mut serving = std::pin::pin!(control.serve(Arc::clone(&worker)));
     tokio::select! {
-        ended = &mut control => ended?,
+        ended = &mut serving => ended?,
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
     tracing::info!("proxy drains");
+    control.release();
     // The control socket stays open meanwhile: the agent may ask how far it is.
     tokio::select! {
-        _ = &mut control => {}
+        _ = &mut serving => {}
         () = worker.0.drain() => {}
     }
     Ok(())

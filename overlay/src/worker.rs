@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_worker::Handler;
+use mesh_worker::descriptors::InheritError;
 use mesh_worker::privileges::{self, Capability};
 use mesh_worker::server::ServeError;
+use mesh_worker::{Control, Descriptors, Handler};
 
 use crate::config::OverlayConfig;
 use crate::engine::Engine;
@@ -42,6 +43,9 @@ pub struct WorkerOptions {
 /// The worker could not start, or had to end.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
+    /// The agent left something else than it said.
+    #[error(transparent)]
+    Inherit(#[from] InheritError),
     /// Privileges could not be given up.
     #[error("drop privileges")]
     Privileges(#[source] io::Error),
@@ -82,6 +86,8 @@ pub enum RunError {
 /// Keeps the capability to configure network devices, which the MTU and opening the device need, and gives up
 /// all others for good. When a saved configuration exists, it calls all peers before it listens for the agent.
 pub fn run(options: &WorkerOptions) -> Result<(), RunError> {
+    // What it makes it keeps for itself yet: the device is opened anew by each worker.
+    let kept = Descriptors::inherited()?;
     privileges::drop_all_but(&[Capability::NetAdmin]).map_err(RunError::Privileges)?;
     let key = NodeKey::load_or_create(&options.private_key)?;
     let _alone = lock(&options.state.with_extension("lock"))?;
@@ -92,10 +98,11 @@ pub fn run(options: &WorkerOptions) -> Result<(), RunError> {
         .map_err(RunError::Runtime)?;
     tracing::info!(device = options.device, key = %key.public(), "overlay engine runs");
     runtime.block_on(async {
-        let handler = Arc::new(Control { engine: Arc::clone(&engine) });
-        mesh_worker::restore(&options.state, &*handler).await;
+        let handler = Arc::new(Configured { engine: Arc::clone(&engine) });
+        let control = Control::new(&options.socket, &options.state, kept);
+        control.restore(&*handler).await;
         tokio::select! {
-            result = mesh_worker::serve(&options.socket, &options.state, handler) => Ok(result?),
+            result = control.serve(handler) => Ok(result?),
             failure = engine.failed() => Err(failure.into()),
             () = tick(Arc::clone(&engine)) => Ok(()),
         }
@@ -129,11 +136,11 @@ async fn tick(engine: Arc<Engine>) {
     }
 }
 
-struct Control {
+struct Configured {
     engine: Arc<Engine>,
 }
 
-impl Handler for Control {
+impl Handler for Configured {
     type Config = OverlayConfig;
     type Status = Status;
 

@@ -191,6 +191,15 @@ impl Cluster {
         node.start_agent(self, &self.installed(&artifacts.agent)?, &artifacts.cni)
     }
 
+    /// Puts another file in the place of the agent's program, with the same content, and starts a node's agent anew.
+    pub fn upgrade_agent(&self, node: &Node, artifacts: &Artifacts) -> Result<()> {
+        let program = self.installed(&artifacts.agent)?;
+        let new = program.with_extension("new");
+        fs::copy(&program, &new).with_context(|| format!("copy {}", program.display()))?;
+        fs::rename(&new, &program).with_context(|| format!("replace {}", program.display()))?;
+        node.start_agent(self, &program, &artifacts.cni)
+    }
+
     /// Starts the control service, or restarts it when its program changed; waits until it answers.
     fn start_control(&self, artifacts: &Artifacts, progress: Progress) -> Result<()> {
         let daemon = self.control();

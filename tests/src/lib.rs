@@ -32,6 +32,7 @@ pub mod load;
 pub mod node;
 pub mod pod;
 pub mod process;
+pub mod rig;
 pub mod runner;
 pub mod teardown;
 pub mod underlay;

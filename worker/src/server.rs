@@ -3,6 +3,7 @@
 use std::fs;
 use std::future::Future;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,9 +13,11 @@ use serde::de::DeserializeOwned;
 use serde_json::value::to_raw_value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
-use crate::wire::{MAX_LINE_BYTES, Reply, Request};
+use crate::descriptors::Descriptors;
+use crate::rights;
+use crate::wire::{MAX_LINE_BYTES, Reply, Report, Request};
 
 /// What a worker does with the requests of the agent.
 pub trait Handler: Send + Sync + 'static {
@@ -44,34 +47,179 @@ pub enum ServeError {
     },
 }
 
-/// Serves the control socket for ever; applied configurations are saved in `state`.
-///
-/// The socket is open to root only. Cancel safe: dropping the future closes the socket.
-pub async fn serve<H: Handler>(
-    socket: &Path,
-    state: &Path,
-    handler: Arc<H>,
-) -> Result<(), ServeError> {
-    let listen = |source| ServeError::Listen { path: socket.to_owned(), source };
-    let listener = bind(socket).map_err(listen)?;
-    let applying = Arc::new(Mutex::new(()));
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let (handler, state) = (Arc::clone(&handler), state.to_owned());
-                let applying = Arc::clone(&applying);
-                tokio::spawn(async move {
-                    if let Err(error) = converse(stream, &*handler, &state, &applying).await {
-                        tracing::debug!(%error, "control connection ended");
-                    }
-                });
-            }
+/// A worker's control socket, its saved configuration, and the descriptors that it shares with its agent.
+#[derive(Debug)]
+pub struct Control {
+    socket: PathBuf,
+    state: PathBuf,
+    applying: Mutex<()>,
+    progress: watch::Sender<Progress>,
+}
+
+#[derive(Debug, Clone)]
+struct Progress {
+    configured: bool,
+    descriptors: Option<Arc<Descriptors>>,
+}
+
+impl Control {
+    /// Applied configurations are saved in `state`. `descriptors` are what the agent should keep for the next worker.
+    pub fn new(
+        socket: impl Into<PathBuf>,
+        state: impl Into<PathBuf>,
+        descriptors: Descriptors,
+    ) -> Arc<Self> {
+        let progress = Progress { configured: false, descriptors: Some(Arc::new(descriptors)) };
+        Arc::new(Self {
+            socket: socket.into(),
+            state: state.into(),
+            applying: Mutex::default(),
+            progress: watch::Sender::new(progress),
+        })
+    }
+
+    /// Replaces what the agent should keep.
+    pub fn publish(&self, descriptors: Descriptors) {
+        self.progress.send_modify(|now| now.descriptors = Some(Arc::new(descriptors)));
+    }
+
+    /// Lets go of the descriptors, because the worker ends; the agent keeps its own.
+    ///
+    /// Without an agent and a successor this closes them, so that clients are refused at once and do not wait for
+    /// nobody.
+    pub fn release(&self) {
+        self.progress.send_modify(|now| now.descriptors = None);
+    }
+
+    /// Ready when a configuration is in force: nothing should be served before. Cancel safe.
+    pub async fn configured(&self) {
+        let mut progress = self.progress.subscribe();
+        let _ = progress.wait_for(|now| now.configured).await;
+    }
+
+    /// Applies the saved configuration, if any. To be called before [`Control::serve`].
+    ///
+    /// One that cannot be read or applied is logged and left alone: the agent sends a new one.
+    pub async fn restore<H: Handler>(&self, handler: &H) {
+        let path = self.state.display();
+        let saved = match fs::read(&self.state) {
+            Ok(saved) => saved,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return,
             Err(error) => {
-                tracing::warn!(%error, "accepting a control connection failed");
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                tracing::warn!(%path, %error, "saved configuration unreadable");
+                return;
+            }
+        };
+        match serde_json::from_slice(&saved) {
+            Ok(config) => match handler.apply(config).await {
+                Ok(()) => self.progress.send_modify(|now| now.configured = true),
+                Err(error) => tracing::warn!(%path, error, "saved configuration not applied"),
+            },
+            Err(error) => tracing::warn!(%path, %error, "saved configuration malformed"),
+        }
+    }
+
+    /// Serves the control socket for ever.
+    ///
+    /// The socket is open to root only. Cancel safe: dropping the future closes the socket.
+    pub async fn serve<H: Handler>(self: &Arc<Self>, handler: Arc<H>) -> Result<(), ServeError> {
+        let listen = |source| ServeError::Listen { path: self.socket.clone(), source };
+        let listener = bind(&self.socket).map_err(listen)?;
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let (control, handler) = (Arc::clone(self), Arc::clone(&handler));
+                    tokio::spawn(async move {
+                        if let Err(error) = control.converse(stream, &*handler).await {
+                            tracing::debug!(%error, "control connection ended");
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "accepting a control connection failed");
+                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                }
             }
         }
     }
+
+    async fn converse<H: Handler>(&self, stream: UnixStream, handler: &H) -> io::Result<()> {
+        let mut stream = BufReader::new(stream);
+        loop {
+            let mut line = Vec::new();
+            let n = (&mut stream).take(MAX_LINE_BYTES).read_until(b'\n', &mut line).await?;
+            if n == 0 {
+                return Ok(());
+            }
+            let reply = match serde_json::from_slice(&line) {
+                Ok(Request::Attach(())) => return self.report_to(stream.into_inner()).await,
+                Ok(Request::Get(())) => ok(&handler.status().await),
+                Ok(Request::Set(raw)) => match self.apply(handler, raw.get()).await {
+                    Ok(()) => ok(&()),
+                    Err(why) => Reply::Error(why),
+                },
+                Err(error) => Reply::Error(error.to_string()),
+            };
+            stream.write_all(&line_of(&reply)?).await?;
+        }
+    }
+
+    async fn apply<H: Handler>(&self, handler: &H, raw: &str) -> Result<(), String> {
+        let _turn = self.applying.lock().await;
+        let config = serde_json::from_str(raw).map_err(|error| error.to_string())?;
+        handler.apply(config).await?;
+        // The configuration is in force either way; without the file only a restart would miss it.
+        if let Err(error) = save(&self.state, raw.as_bytes()) {
+            tracing::warn!(path = %self.state.display(), %error, "configuration not saved");
+        }
+        self.progress.send_if_modified(|now| !std::mem::replace(&mut now.configured, true));
+        Ok(())
+    }
+
+    /// Reports now and after each change, until the client closes.
+    async fn report_to(&self, stream: UnixStream) -> io::Result<()> {
+        let mut progress = self.progress.subscribe();
+        loop {
+            // Nothing of it is kept while we wait: a descriptor that is let go of has to be closed.
+            let now = progress.borrow_and_update().clone();
+            report(&stream, now).await?;
+            tokio::select! {
+                changed = progress.changed() => if changed.is_err() { return Ok(()) },
+                gone = closed(&stream) => return gone,
+            }
+        }
+    }
+}
+
+async fn report(stream: &UnixStream, now: Progress) -> io::Result<()> {
+    let all: Option<Vec<(&str, BorrowedFd<'_>)>> =
+        now.descriptors.as_ref().map(|descriptors| descriptors.iter().collect());
+    let names = |all: &Vec<(&str, _)>| all.iter().map(|(name, _)| (*name).to_owned()).collect();
+    let report = Report { configured: now.configured, descriptors: all.as_ref().map(names) };
+    let descriptors: Vec<_> = all.into_iter().flatten().map(|(_, fd)| fd).collect();
+    rights::send(stream, &line_of(&ok(&report))?, &descriptors).await
+}
+
+/// Ready when the client has closed.
+async fn closed(stream: &UnixStream) -> io::Result<()> {
+    loop {
+        stream.readable().await?;
+        match stream.try_read(&mut [0; 64]) {
+            Ok(0) => return Ok(()),
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+            _ => {}
+        }
+    }
+}
+
+fn ok<T: Serialize>(value: &T) -> Reply {
+    to_raw_value(value).map_or_else(|error| Reply::Error(error.to_string()), Reply::Ok)
+}
+
+fn line_of(reply: &Reply) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(reply)?;
+    line.push(b'\n');
+    Ok(line)
 }
 
 /// Binds beside the final path and renames: whoever connects meets the old worker or the new one, never a gap.
@@ -82,78 +230,6 @@ fn bind(socket: &Path) -> io::Result<UnixListener> {
     fs::set_permissions(&fresh, fs::Permissions::from_mode(0o600))?;
     fs::rename(&fresh, socket)?;
     Ok(listener)
-}
-
-/// Applies the configuration saved in `state`, if any. To be called before the worker's own sockets open.
-///
-/// One that cannot be read or applied is logged and left alone: the agent sends a new one.
-pub async fn restore<H: Handler>(state: &Path, handler: &H) {
-    let saved = match fs::read(state) {
-        Ok(saved) => saved,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return,
-        Err(error) => {
-            tracing::warn!(path = %state.display(), %error, "saved configuration unreadable");
-            return;
-        }
-    };
-    match serde_json::from_slice(&saved) {
-        Ok(config) => {
-            if let Err(error) = handler.apply(config).await {
-                tracing::warn!(path = %state.display(), error, "saved configuration not applied");
-            }
-        }
-        Err(error) => {
-            tracing::warn!(path = %state.display(), %error, "saved configuration malformed");
-        }
-    }
-}
-
-async fn converse<H: Handler>(
-    stream: UnixStream,
-    handler: &H,
-    state: &Path,
-    applying: &Mutex<()>,
-) -> io::Result<()> {
-    let (read, mut write) = stream.into_split();
-    let mut read = BufReader::new(read);
-    loop {
-        let mut line = Vec::new();
-        let n = (&mut read).take(MAX_LINE_BYTES).read_until(b'\n', &mut line).await?;
-        if n == 0 {
-            return Ok(());
-        }
-        let reply = answer(&line, handler, state, applying).await;
-        let mut out = serde_json::to_vec(&reply)?;
-        out.push(b'\n');
-        write.write_all(&out).await?;
-    }
-}
-
-async fn answer<H: Handler>(line: &[u8], handler: &H, state: &Path, applying: &Mutex<()>) -> Reply {
-    let result = match serde_json::from_slice(line) {
-        Ok(Request::Set(raw)) => {
-            let _turn = applying.lock().await;
-            match serde_json::from_str(raw.get()) {
-                Ok(config) => match handler.apply(config).await {
-                    Ok(()) => {
-                        // The configuration is in force either way; without the file only a restart would miss it.
-                        if let Err(error) = save(state, raw.get().as_bytes()) {
-                            tracing::warn!(path = %state.display(), %error, "configuration not saved");
-                        }
-                        to_raw_value(&())
-                    }
-                    Err(why) => return Reply::Error(why),
-                },
-                Err(error) => Err(error),
-            }
-        }
-        Ok(Request::Get(())) => to_raw_value(&handler.status().await),
-        Err(error) => Err(error),
-    };
-    match result {
-        Ok(value) => Reply::Ok(value),
-        Err(error) => Reply::Error(error.to_string()),
-    }
 }
 
 /// Writes a file that only root can read, so that a crash leaves the old or the new content.
@@ -168,69 +244,4 @@ fn save(path: &Path, content: &[u8]) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Mutex as StdMutex;
-
-    use super::*;
-    use crate::client::{CallError, Client};
-
-    #[derive(Default)]
-    struct Echo(StdMutex<Vec<u32>>);
-
-    impl Handler for Echo {
-        type Config = Vec<u32>;
-        type Status = Vec<u32>;
-
-        async fn apply(&self, config: Vec<u32>) -> Result<(), String> {
-            if config.contains(&13) {
-                return Err("13 is not served".into());
-            }
-            *self.0.lock().unwrap() = config;
-            Ok(())
-        }
-
-        async fn status(&self) -> Vec<u32> {
-            self.0.lock().unwrap().clone()
-        }
-    }
-
-    async fn ready(client: &Client) -> Vec<u32> {
-        for _ in 0..200 {
-            if let Ok(status) = client.get().await {
-                return status;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
-        panic!("the worker never answered");
-    }
-
-    #[tokio::test]
-    async fn a_configuration_is_applied_kept_and_restored() {
-        let dir = std::env::temp_dir().join(format!("mesh-worker-{}", std::process::id()));
-        fs::create_dir_all(&dir).unwrap();
-        let (socket, state) = (dir.join("w.sock"), dir.join("w.json"));
-        let start = || {
-            let (socket, state) = (socket.clone(), state.clone());
-            tokio::spawn(async move {
-                let echo = Arc::new(Echo::default());
-                restore(&state, &*echo).await;
-                serve(&socket, &state, echo).await
-            })
-        };
-        let client = Client::new(&socket);
-
-        let first = start();
-        assert_eq!(ready(&client).await, Vec::<u32>::new());
-        client.set(&vec![1, 2]).await.unwrap();
-        assert!(matches!(client.set(&vec![13]).await, Err(CallError::Refused(_))));
-        assert!(matches!(client.set(&"text").await, Err(CallError::Refused(_))));
-        assert_eq!(client.get::<Vec<u32>>().await.unwrap(), [1, 2], "a refusal changes nothing");
-        first.abort();
-        let _ = first.await;
-
-        let second = start();
-        assert_eq!(ready(&client).await, [1, 2], "restored without an agent");
-        second.abort();
-        fs::remove_dir_all(&dir).unwrap();
-    }
-}
+mod tests;

@@ -14,14 +14,25 @@ pub(crate) enum Request {
     Set(Box<RawValue>),
     /// Report the status.
     Get(()),
+    /// Send a [`Report`] now and after each change, until the client closes.
+    Attach(()),
 }
 
 /// The answer.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum Reply {
-    /// It worked; the status for `get`, null for `set`.
+    /// It worked; the status for `get`, null for `set`, a report for `attach`.
     Ok(Box<RawValue>),
     /// It did not; nothing has changed.
     Error(String),
+}
+
+/// What a worker tells whoever is attached. The descriptors travel beside it, in this order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Report {
+    /// Whether a configuration is in force.
+    pub(crate) configured: bool,
+    /// Names of its descriptors; absent when it ends and has let go of them.
+    pub(crate) descriptors: Option<Vec<String>>,
 }

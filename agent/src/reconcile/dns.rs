@@ -1,9 +1,11 @@
 //! The DNS worker's configuration.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use mesh_dns::DnsConfig;
 use mesh_worker::Client;
+use tokio::sync::Notify;
 
 use super::{Concern, Failures};
 use crate::errors::chain;
@@ -12,6 +14,8 @@ use crate::observe::Desired;
 /// Keeps the DNS worker's configuration as the snapshot says.
 pub(crate) struct Dns {
     pub(crate) worker: Client,
+    /// Told when another process has become the worker.
+    pub(crate) restarted: Arc<Notify>,
     pub(crate) upstreams: Vec<SocketAddr>,
 }
 
@@ -25,5 +29,9 @@ impl Concern for Dns {
 
     async fn apply(&mut self, slice: &DnsConfig, _heal: bool) -> Result<(), Failures> {
         self.worker.set(slice).await.map_err(|error| vec![chain(&error)])
+    }
+
+    async fn undone(&self) {
+        self.restarted.notified().await;
     }
 }

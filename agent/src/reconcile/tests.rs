@@ -2,12 +2,15 @@ use std::sync::{Arc, Mutex};
 
 use mesh_model::{Objects, compile};
 
+use tokio::sync::Notify;
+
 use super::*;
 
 /// Wants the cluster's domain; fails as long as it is told to.
 struct Domain {
     seen: Arc<Mutex<Vec<(String, bool)>>>,
     failing: Arc<Mutex<usize>>,
+    undone: Arc<Notify>,
 }
 
 impl Concern for Domain {
@@ -28,6 +31,10 @@ impl Concern for Domain {
         }
         Ok(())
     }
+
+    async fn undone(&self) {
+        self.undone.notified().await;
+    }
 }
 
 fn desired(domain: &str, port: u16) -> Option<Desired> {
@@ -40,7 +47,8 @@ fn desired(domain: &str, port: u16) -> Option<Desired> {
 #[tokio::test(start_paused = true)]
 async fn a_concern_acts_on_its_own_slice_retries_and_heals() {
     let (seen, failing) = (Arc::new(Mutex::new(vec![])), Arc::new(Mutex::new(2)));
-    let concern = Domain { seen: Arc::clone(&seen), failing };
+    let undone = Arc::new(Notify::new());
+    let concern = Domain { seen: Arc::clone(&seen), failing, undone: Arc::clone(&undone) };
     let board = Board::default();
     let (sender, receiver) = watch::channel(None);
     let driving = tokio::spawn(drive(concern, receiver, board.clone()));
@@ -63,5 +71,8 @@ async fn a_concern_acts_on_its_own_slice_retries_and_heals() {
     assert_eq!(seen.lock().unwrap().last().unwrap(), &("b".to_owned(), false));
     tokio::time::sleep(Duration::from_secs(61)).await;
     assert_eq!(seen.lock().unwrap().last().unwrap(), &("b".to_owned(), true));
+    undone.notify_one();
+    settle().await;
+    assert_eq!(seen.lock().unwrap().last().unwrap(), &("b".to_owned(), false), "made anew");
     driving.abort();
 }

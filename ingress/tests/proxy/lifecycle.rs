@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
 
 use mesh_ingress::{Listeners, Proxy, Status, WorkerOptions};
 use mesh_model::snapshot::L7Config;
-use mesh_worker::Client;
+use mesh_worker::{Client, Descriptors};
 use tokio::net::TcpStream;
 
 use crate::support::*;
@@ -86,6 +87,70 @@ async fn draining_ends_idle_connections_and_lets_the_others_finish() {
     assert!(head.contains("connection: close"), "{head}");
     assert_eq!(busy.rest().await, "");
     soon("the proxy ends", draining).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_request_that_is_on_its_way_when_draining_begins_is_answered() {
+    let backend = Backend::echo().await;
+    let mut options = options();
+    options.timeouts.drain_idle = Duration::from_secs(30);
+    let site = Site::new(&all_to(&[backend.address]), options);
+    let mut fresh = site.client().await;
+    let mut kept = site.client().await;
+    assert_eq!(code(&kept.ask(GET).await.0), 200);
+    eventually("both are connected", || site.status().counts.connections_open == 2).await;
+    let proxy = Arc::new(site.proxy);
+    let draining = tokio::spawn({
+        let proxy = Arc::clone(&proxy);
+        async move { proxy.drain().await }
+    });
+    soon("new connections are refused", async {
+        while TcpStream::connect(site.http).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    for client in [&mut fresh, &mut kept] {
+        let (head, _) = client.ask(GET).await;
+        assert!(code(&head) == 200 && head.contains("connection: close"), "{head}");
+        assert_eq!(client.rest().await, "");
+    }
+    soon("the proxy ends", draining).await.unwrap();
+}
+
+#[tokio::test]
+async fn nothing_is_answered_before_there_are_routes() {
+    let backend = Backend::echo().await;
+    let any: std::net::SocketAddr = ([127, 0, 0, 1], 0).into();
+    let proxy = Proxy::start(Listeners::bind(&[any], &[], 1).unwrap(), options()).unwrap();
+    let mut early = Raw::connect(proxy.http()[0]).await;
+    early.send(GET).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(proxy.status().counts.connections, 0, "it waits in the queue");
+    proxy.apply(&all_to(&[backend.address]));
+    assert_eq!(code(&early.response().await.0), 200);
+}
+
+#[tokio::test]
+async fn fewer_threads_take_the_sockets_of_more() {
+    let backend = Backend::echo().await;
+    let (mut inherited, mut kept) = (Descriptors::default(), Descriptors::default());
+    // A port that is free; another number than 0 names the sockets.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let four = Listeners::take(&[port], &[], 4, &mut inherited, &mut kept).unwrap();
+    let mut waiting = Vec::new();
+    for _ in 0..64 {
+        waiting.push(Raw::connect(port).await);
+    }
+    drop(four);
+    let mut next = Descriptors::default();
+    let two = Listeners::take(&[port], &[], 2, &mut kept, &mut next).unwrap();
+    assert!(kept.is_empty() && next.iter().count() == 4);
+    let proxy = Proxy::start(two, options()).unwrap();
+    proxy.apply(&all_to(&[backend.address]));
+    for client in &mut waiting {
+        assert_eq!(code(&client.ask(GET).await.0), 200);
+    }
 }
 
 #[tokio::test]

@@ -55,6 +55,7 @@ pub fn all_to(backends: &[SocketAddr]) -> L7Config {
 pub fn options() -> ProxyOptions {
     let mut options = ProxyOptions { threads: 1, ..ProxyOptions::default() };
     options.timeouts.drain = Duration::from_secs(5);
+    options.timeouts.drain_idle = Duration::from_millis(50);
     options
 }
 

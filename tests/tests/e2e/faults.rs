@@ -1,5 +1,7 @@
 //! Each program is killed while traffic flows; what must not notice does not notice, and it comes back.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,12 +12,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::tests;
-use crate::world::{PATIENCE, REPLICAS, WEB, World};
+use crate::world::{HOST, PATIENCE, REPLICAS, WEB, World};
 
 tests![
     agent_killed,
     dns_worker_killed,
     ingress_worker_killed,
+    agent_and_workers_upgraded,
     overlay_worker_killed,
     control_killed,
     containerd_killed,
@@ -127,30 +130,119 @@ fn replace_pods(world: &World) -> Result<()> {
     world.kubectl.wait_ready(WEB, REPLICAS, PATIENCE).map(drop)
 }
 
-fn worker_killed(world: &World, worker: &str) -> Result<Reports> {
+/// Kills a worker so often, and waits each time until another process has its place.
+fn worker_killed(world: &World, worker: &str, times: u64) -> Result<Reports> {
     let node = victim(world)?;
     let traffic = Traffic::start(world)?;
-    let old = node.worker(worker);
-    kill_now(old).with_context(|| format!("worker {worker}"))?;
-    wait_until(&format!("worker {worker} is back"), Duration::from_secs(10), || {
-        let new = node.worker(worker);
-        ensure!(new.is_some() && new != old, "it is not");
-        Ok(())
-    })?;
-    thread::sleep(Duration::from_secs(2));
+    for _ in 0..times {
+        let old = node.worker(worker);
+        kill_now(old).with_context(|| format!("worker {worker}"))?;
+        wait_replaced(&node, worker, old)?;
+        thread::sleep(Duration::from_millis(700));
+    }
+    thread::sleep(Duration::from_secs(1));
     traffic.finish()
 }
 
+fn wait_replaced(node: &mesh_tests::Node, worker: &str, old: Option<Pid>) -> Result<()> {
+    wait_until(&format!("another worker {worker}"), Duration::from_secs(20), || {
+        let new = node.worker(worker);
+        ensure!(new.is_some() && new != old, "there is none");
+        Ok(())
+    })
+}
+
+const KILLS: u64 = 3;
+/// Of each load, as many requests are under way at a time.
+const CLIENTS: u64 = 4;
+
+/// Fails when more was lost than what the killed process was busy with, or in another way: refused, answered wrongly.
+fn only_in_flight(report: &Report, ways: &[&str]) -> Result<()> {
+    report.at_most_failed(KILLS * CLIENTS)?;
+    let other = report.errors.keys().find(|kind| !ways.contains(&kind.as_str()));
+    ensure!(other.is_none(), "{}; first: {:?}", report.line(), report.first_errors);
+    Ok(())
+}
+
 fn dns_worker_killed(world: &World) -> Result<()> {
-    let reports = worker_killed(world, "dns")?;
+    let reports = worker_killed(world, "dns", KILLS)?;
     reports.none_failed_but(&["dns"])?;
-    reports.gap_at_most("dns", Duration::from_secs(2))
+    // A question that the killed one had read: the client asks again.
+    only_in_flight(reports.of("dns")?, &["timeout"])?;
+    reports.gap_at_most("dns", Duration::from_secs(1))
 }
 
 fn ingress_worker_killed(world: &World) -> Result<()> {
-    let reports = worker_killed(world, "ingress")?;
+    let reports = worker_killed(world, "ingress", KILLS)?;
     reports.none_failed_but(&["ingress"])?;
-    reports.gap_at_most("ingress", Duration::from_secs(2))
+    only_in_flight(reports.of("ingress")?, &["closed", "reset", "broken pipe"])?;
+    reports.gap_at_most("ingress", Duration::from_secs(1))
+}
+
+/// The agent's program is replaced by another file, five times: it and its workers are started anew.
+fn agent_and_workers_upgraded(world: &World) -> Result<()> {
+    let node = victim(world)?;
+    let (vip, _) = world.vips()?;
+    let (a, _) = world.two_pods()?;
+    let steady = ["--secs", "240", "--rate", "200", "--workers", "4"];
+    let kept = [&steady[..], &["--keep"]].concat();
+    let traffic = Traffic {
+        loads: vec![
+            ("service", world.pod_load(&a, &format!("http://{vip}/"), &steady)?),
+            ("dns", world.pod_load(&a, "dns://10.96.0.10/web.default.svc.cluster.local", &steady)?),
+            ("ingress", world.ingress_load(&node, &steady)?),
+            ("kept", world.ingress_load(&node, &kept)?),
+        ],
+    };
+    thread::sleep(Duration::from_millis(500));
+    for _ in 0..5 {
+        let before = ["dns", "ingress"].map(|worker| (worker, node.worker(worker)));
+        let mut socket = WebSocket::open(&node)?;
+        world.cluster.upgrade_agent(&node, &world.artifacts)?;
+        for (worker, old) in before {
+            wait_replaced(&node, worker, old)?;
+        }
+        wait_agent(&node)?;
+        thread::sleep(Duration::from_secs(1));
+        socket.echo().context("a WebSocket through the replaced ingress worker")?;
+    }
+    traffic.finish()?.none_failed_but(&[])?;
+    replace_pods(world)
+}
+
+/// A WebSocket through a node's ingress to the workload, which echoes its frames.
+struct WebSocket(TcpStream);
+
+impl WebSocket {
+    fn open(node: &mesh_tests::Node) -> Result<Self> {
+        let mut stream = TcpStream::connect_timeout(&(node.addresses().0, 80).into(), PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let request = format!(
+            "GET /ws HTTP/1.1\r\nHost: {HOST}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes())?;
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte)?;
+            head.extend(byte);
+        }
+        let head = String::from_utf8_lossy(&head).into_owned();
+        crate::world::expect("upgrade", &head, "HTTP/1.1 101 ")?;
+        let mut socket = Self(stream);
+        socket.echo()?;
+        Ok(socket)
+    }
+
+    /// One text frame there, masked with zeros (RFC 6455, section 5.2), and back.
+    fn echo(&mut self) -> Result<()> {
+        self.0.write_all(&[0x81, 0x84, 0, 0, 0, 0, b'm', b'e', b's', b'h'])?;
+        let mut back = [0; 6];
+        self.0.read_exact(&mut back)?;
+        ensure!(&back == b"\x81\x04mesh", "another frame came back: {back:?}");
+        Ok(())
+    }
 }
 
 fn overlay_worker_killed(world: &World) -> Result<()> {
@@ -158,7 +250,7 @@ fn overlay_worker_killed(world: &World) -> Result<()> {
         println!("  the kernel has WireGuard: there is no overlay worker");
         return Ok(());
     }
-    let reports = worker_killed(world, "overlay")?;
+    let reports = worker_killed(world, "overlay", 1)?;
     reports.none_failed_but(&["service", "udp", "stream", "ingress"])?;
     // Streams live on, as TCP does when packets are lost for a moment.
     reports.of("stream")?.none_failed()?;
