@@ -32,6 +32,7 @@ mod logs;
 mod memory;
 mod observe;
 mod observed;
+mod oom;
 mod ops;
 mod outbox;
 mod outcome;
@@ -55,6 +56,7 @@ pub use report::{KubeReporter, PodEvent, ReportError, StatusReporter};
 
 use layout::Layout;
 use logs::Logs;
+use oom::Oom;
 use ops::Context;
 use outbox::Outbox;
 use registry::Registry;
@@ -116,6 +118,7 @@ impl Runner {
             layout: Layout::new(&options),
             outbox: outbox.clone(),
             registry: Arc::new(Registry::default()),
+            oom: Oom::new(&options.cgroup_parent),
             pulls: Semaphore::new(PARALLEL_PULLS),
             cpu_millis: cpu_millis(),
             memory_bytes: memory_bytes(),

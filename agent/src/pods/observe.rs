@@ -3,13 +3,14 @@
 use std::io::Read as _;
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::PodSpec;
+use k8s_openapi::api::core::v1::{Container, PodSpec};
 use mesh_cri::{CallError, Client};
 
 use super::layout::Layout;
 use super::logs;
-use super::observed::{self, Instance, Observed, PodRef, Sandbox, State};
-use super::ops::find_container;
+use super::observed::{self, Exit, Instance, Observed, PodRef, Sandbox, State};
+use super::oom::{OOM_KILLED, Oom};
+use super::ops::{Context, find_container};
 
 /// Last words of a container that are kept.
 const MAX_MESSAGE: u64 = 4096;
@@ -19,12 +20,12 @@ const LOG_MESSAGE: usize = 2048;
 /// The pod's sandboxes and containers. What `before` has of something that did not change is taken from there, so
 /// that a look at an unchanged pod costs two calls.
 pub(crate) async fn observe(
-    client: &Client,
+    context: &Context,
     pod: &PodRef,
-    layout: &Layout,
     before: &Observed,
     spec: Option<&PodSpec>,
 ) -> Result<Observed, CallError> {
+    let client = &context.client;
     let listed = client.list_sandboxes(pod.labels()).await?;
     let mut sandboxes = Vec::with_capacity(listed.len());
     for entry in &listed {
@@ -53,12 +54,34 @@ pub(crate) async fn observe(
             Err(error) => return Err(error),
         };
         let mut instance = observed::instance(entry, &status);
+        if instance.is_running() {
+            context.oom.adopt(&instance.id);
+        }
+        cause_of_end(&mut instance, pod, &context.oom).await;
         let wanted = spec.and_then(|s| find_container(s, &instance.name));
         let policy = wanted.and_then(|c| c.termination_message_policy.as_deref());
-        last_words(&mut instance, pod, layout, policy == Some("FallbackToLogsOnError"));
+        last_words(&mut instance, pod, &context.layout, policy == Some("FallbackToLogsOnError"));
+        if let Some(limit) = wanted.and_then(memory_limit) {
+            name_the_limit(&mut instance, limit);
+        }
         instances.push(instance);
     }
-    Ok(Observed::new(sandboxes, instances))
+    let observed = Observed::new(sandboxes, instances);
+    for gone in before.instances.iter().filter(|run| !observed.has(&run.id)) {
+        context.oom.forget(&pod.uid, gone);
+    }
+    Ok(observed)
+}
+
+/// The runtime may not know why a container failed.
+async fn cause_of_end(instance: &mut Instance, pod: &PodRef, oom: &Oom) {
+    let unexplained = |exit: &Exit| exit.code != 0 && exit.reason != OOM_KILLED;
+    if instance.exit().is_some_and(unexplained)
+        && oom.has_killed(&pod.uid, instance).await
+        && let State::Exited(exit) = &mut instance.state
+    {
+        exit.reason = OOM_KILLED.to_owned();
+    }
 }
 
 fn unchanged<'a>(before: &'a Observed, entry: &mesh_cri::v1::Container) -> Option<&'a Instance> {
@@ -76,6 +99,21 @@ async fn addresses(client: &Client, sandbox: &str) -> Result<Vec<IpAddr>, CallEr
     let network = client.sandbox_status(sandbox).await?.network.unwrap_or_default();
     let more = network.additional_ips.iter().map(|ip| ip.ip.as_str());
     Ok(std::iter::once(network.ip.as_str()).chain(more).filter_map(|ip| ip.parse().ok()).collect())
+}
+
+fn memory_limit(container: &Container) -> Option<&str> {
+    let limits = container.resources.as_ref()?.limits.as_ref()?;
+    limits.get("memory").map(|limit| limit.0.as_str())
+}
+
+/// A container that is killed has no last words of its own.
+fn name_the_limit(instance: &mut Instance, limit: &str) {
+    if let State::Exited(exit) = &mut instance.state
+        && exit.reason == OOM_KILLED
+        && exit.message.is_empty()
+    {
+        exit.message = format!("killed at its memory limit of {limit}");
+    }
 }
 
 /// What the container wrote to its termination log is the message of its end; of one that failed without a word it

@@ -194,6 +194,11 @@ impl Observed {
         self.newest(name).filter(|i| i.sandbox == sandbox)
     }
 
+    /// Whether the runtime has that run of a container.
+    pub(crate) fn has(&self, run: &str) -> bool {
+        self.instances.iter().any(|i| i.id == run)
+    }
+
     /// Nothing is left.
     pub(crate) fn is_empty(&self) -> bool {
         self.sandboxes.is_empty() && self.instances.is_empty()

@@ -14,6 +14,7 @@ use super::RunnerOptions;
 use super::facts::Facts;
 use super::layout::Layout;
 use super::observed::PodRef;
+use super::oom::Oom;
 use super::outbox::Outbox;
 use super::plan::Step;
 use super::registry::Registry;
@@ -32,6 +33,7 @@ pub(crate) struct Context {
     pub(crate) layout: Layout,
     pub(crate) outbox: Outbox,
     pub(crate) registry: Arc<Registry>,
+    pub(crate) oom: Oom,
     /// Images that are fetched at the same time.
     pub(crate) pulls: Semaphore,
     pub(crate) cpu_millis: i64,

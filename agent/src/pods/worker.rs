@@ -146,10 +146,8 @@ impl Worker {
     }
 
     async fn look(&mut self) -> Result<(), mesh_cri::CallError> {
-        let context = &self.context;
         let spec = self.work.as_ref().and_then(|w| w.pod.spec.as_ref());
-        self.observed =
-            observe(&context.client, &self.pod, &context.layout, &self.observed, spec).await?;
+        self.observed = observe(&self.context, &self.pod, &self.observed, spec).await?;
         let exists = |id: &str| self.observed.sandboxes.iter().any(|s| s.id == id);
         self.memory.stopped.retain(|id| exists(id));
         Ok(())

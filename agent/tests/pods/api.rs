@@ -103,9 +103,14 @@ impl Api {
         state.and_then(|s| s.waiting).and_then(|w| w.reason).unwrap_or_default()
     }
 
-    /// How the first container ended: reason and code; of its last run when it runs again.
+    /// How the first container ended; see [`Api::ended_of`].
     pub(crate) fn ended(&self, name: &str) -> Option<(String, i32, String)> {
-        let container = self.container(name)?;
+        self.ended_of(name, 0)
+    }
+
+    /// How a container ended: reason, code and message; of its last run when it runs again.
+    pub(crate) fn ended_of(&self, name: &str, index: usize) -> Option<(String, i32, String)> {
+        let container = self.status(name).container_statuses?.into_iter().nth(index)?;
         let state = container.state.and_then(|s| s.terminated);
         let ended = state.or(container.last_state.and_then(|s| s.terminated))?;
         Some((ended.reason.unwrap_or_default(), ended.exit_code, ended.message.unwrap_or_default()))

@@ -1,7 +1,7 @@
 //! Pods that cannot start or do not stay up.
 
 use crate::image::BUSYBOX;
-use crate::rig;
+use crate::machine;
 
 fn one(container: serde_json::Value) -> serde_json::Value {
     let mut container = container;
@@ -14,7 +14,7 @@ fn one(container: serde_json::Value) -> serde_json::Value {
 
 #[test]
 fn failures_are_named_and_tried_again() {
-    rig::run("failures", async |rig| {
+    machine::run("failures::failures_are_named_and_tried_again", async |rig| {
         let api = rig.api.clone();
         api.apply("crash", one(serde_json::json!({"command": ["sh", "-c", "echo run; exit 3"]})));
         api.apply("no-image", one(serde_json::json!({"image": "localhost:1/nope:1"})));

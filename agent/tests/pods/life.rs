@@ -2,7 +2,7 @@
 
 use crate::api::is_ready;
 use crate::image::BUSYBOX;
-use crate::rig;
+use crate::machine;
 
 fn web() -> serde_json::Value {
     serde_json::json!({
@@ -33,7 +33,7 @@ fn web() -> serde_json::Value {
 
 #[test]
 fn a_pod_lives_through_restarts_of_agent_and_runtime() {
-    rig::run("life", async |mut rig| {
+    machine::run("life::a_pod_lives_through_restarts_of_agent_and_runtime", async |mut rig| {
         let api = rig.api.clone();
         api.config_map("settings", &[("color", "green")]);
         api.config_map("site", &[("index.html", "hi")]);
@@ -133,14 +133,6 @@ fn a_pod_lives_through_restarts_of_agent_and_runtime() {
         // What the API forgot is removed as well.
         api.with(|state| state.pods.clear());
         runner.set_desired(api.work());
-        let mut left = rig.everything().await;
-        for _ in 0..200 {
-            if left.is_empty() {
-                break;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-            left = rig.everything().await;
-        }
-        assert_eq!(left, Vec::<String>::new());
+        rig.nothing_is_left().await;
     });
 }

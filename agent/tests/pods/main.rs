@@ -7,5 +7,7 @@ mod failures;
 mod image;
 mod jobs;
 mod life;
+mod machine;
+mod memory;
 mod restarts;
 mod rig;

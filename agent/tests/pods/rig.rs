@@ -1,27 +1,29 @@
-//! A containerd of the test's own, in a network namespace of its own.
+//! What runs on a test's machine: containerd, and the runner that is tested.
 //!
 //! ```text
-//!   test thread's netns:  containerd, runner, host side of each pod's veth (10.88.0.1)
-//!                                     |
-//!   pod's netns:                     eth0 10.88.0.N
+//!   machine's network:  containerd, runner, host side of each pod's veth (10.88.0.1)
+//!                                   |
+//!   pod's network:                 eth0 10.88.0.N
 //! ```
 //!
 //! The CNI plugin is a shell script, so that nothing but containerd, runc and iproute2 is needed.
 
-use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use mesh_agent::pods::{Runner, RunnerOptions};
 use mesh_cri::Client;
-use tempfile::TempDir;
 
 use crate::api::Api;
 use crate::image;
+use crate::machine;
 
 /// Nothing here takes longer, unless it fails.
 const LIMIT: Duration = Duration::from_secs(90);
+
+/// Where shims and runc keep what they know, whatever the configuration says. Gone after a reboot.
+const RUNTIME: &str = "/run/containerd";
 
 const PLUGIN: &str = r#"#!/bin/sh
 set -e
@@ -41,7 +43,7 @@ case "$(basename "$0") $CNI_COMMAND" in
 "wire DEL")
   for link in "$dir"/*; do
     if [ "$(readlink "$link")" = "$CNI_CONTAINERID" ]; then
-      n=$(basename "$link"); ip link del "tp$n" 2>/dev/null || true; rm "$link"
+      n=$(basename "$link"); ip link del "tp$n" 2>/dev/null || true; rm -f "$link"
     fi
   done ;;
 esac
@@ -50,44 +52,23 @@ esac
 pub(crate) struct Rig {
     pub(crate) api: Api,
     pub(crate) client: Client,
-    directory: TempDir,
+    directory: PathBuf,
     containerd: Option<Child>,
     cgroup: String,
 }
 
-/// Runs a test as root in a network namespace of its own. Without root it is skipped, saying so; in CI that is a failure.
-pub(crate) fn run<F: Future<Output = ()>>(
-    name: &'static str,
-    test: impl FnOnce(Rig) -> F + Send + 'static,
-) {
-    if !nix::unistd::geteuid().is_root() || !Path::new("/usr/bin/containerd").exists() {
-        assert!(std::env::var_os("CI").is_none(), "{name} needs root, containerd and runc");
-        eprintln!("skipped {name}: it needs root, containerd and runc");
-        return;
-    }
-    let thread = std::thread::spawn(move || {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-        assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async { test(Rig::start(name).await).await });
-    });
-    if let Err(panic) = thread.join() {
-        std::panic::resume_unwind(panic);
-    }
-}
-
 impl Rig {
-    async fn start(name: &str) -> Self {
-        let directory = tempfile::Builder::new().prefix("mesh-pods-").tempdir().unwrap();
-        let root = directory.path();
+    /// A machine with containerd and the images.
+    pub(crate) async fn start(cgroup: String) -> Self {
+        let directory = PathBuf::from("/run/rig");
         let mut rig = Self {
             api: Api::default(),
-            client: Client::new(&root.join("containerd.sock")),
-            cgroup: format!("mesh-test-{}-{name}", std::process::id()),
+            client: Client::new(&directory.join("containerd.sock")),
+            cgroup,
             containerd: None,
             directory,
         };
-        for folder in ["cni/bin", "cni/conf"] {
+        for folder in ["cni/bin", "cni/conf", "tmp"] {
             std::fs::create_dir_all(rig.path(folder)).unwrap();
         }
         for plugin in ["loopback", "wire"] {
@@ -109,7 +90,7 @@ impl Rig {
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
+        self.directory.join(name)
     }
 
     pub(crate) async fn start_containerd(&mut self) {
@@ -118,6 +99,7 @@ impl Rig {
             r#"version = 2
 root = {root}
 state = {state}
+disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.tracing"]
 [grpc]
   address = {socket}
 [plugins."io.containerd.grpc.v1.cri"]
@@ -152,6 +134,7 @@ state = {state}
         let child = Command::new("containerd")
             .arg("--config")
             .arg(self.path("config.toml"))
+            .env("TMPDIR", self.path("tmp"))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -176,30 +159,14 @@ state = {state}
     /// What a power failure does: every process is gone, and with them the network namespaces.
     pub(crate) async fn reboot(&mut self) {
         self.kill_containerd();
-        self.kill_all();
-        unmount_below(self.directory.path());
-        for folder in ["state", "run"] {
-            let _ = std::fs::remove_dir_all(self.path(folder));
+        machine::kill_everything();
+        machine::unmount_below(&self.directory);
+        for folder in
+            ["state", "run"].map(|name| self.path(name)).into_iter().chain([RUNTIME.into()])
+        {
+            let _ = std::fs::remove_dir_all(folder);
         }
         self.start_containerd().await;
-    }
-
-    /// Kills shims and containers.
-    fn kill_all(&self) {
-        let marks = [self.directory.path().display().to_string(), self.cgroup.clone()];
-        for _ in 0..100 {
-            let pids = processes_of(&marks);
-            if pids.is_empty() {
-                return;
-            }
-            for pid in pids {
-                let _ = nix::sys::signal::kill(
-                    nix::unistd::Pid::from_raw(pid),
-                    nix::sys::signal::Signal::SIGKILL,
-                );
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
     }
 
     /// Addresses that the CNI plugin has given out.
@@ -264,6 +231,20 @@ state = {state}
         (status, String::from_utf8(body.to_vec()).unwrap())
     }
 
+    /// Waits until nothing is left of any pod: what a killed agent had asked for may come to be after its pod is gone,
+    /// and is taken down then.
+    pub(crate) async fn nothing_is_left(&self) {
+        let begun = Instant::now();
+        loop {
+            let left = (self.everything().await, self.addresses());
+            if left == (vec![], 0) {
+                return;
+            }
+            assert!(begun.elapsed() < LIMIT, "left: {left:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// Identifiers of all sandboxes and containers.
     pub(crate) async fn everything(&self) -> Vec<String> {
         let sandboxes = self.client.list_sandboxes(Default::default()).await.unwrap();
@@ -293,45 +274,5 @@ impl Drop for Rig {
             let lines: Vec<&str> = log.lines().filter(|l| l.contains("level=error")).collect();
             eprintln!("containerd:\n{}", lines[lines.len().saturating_sub(15)..].join("\n"));
         }
-        self.kill_containerd();
-        self.kill_all();
-        unmount_below(self.directory.path());
-        remove_cgroups(&self.cgroup);
-    }
-}
-
-/// Processes that were started with our directory in their arguments (shims), or that are in our control group.
-fn processes_of(marks: &[String; 2]) -> Vec<i32> {
-    let own = i32::try_from(std::process::id()).unwrap_or(0);
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    let text = |pid: i32, name: &str| {
-        let bytes = std::fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
-        String::from_utf8_lossy(&bytes).into_owned()
-    };
-    pids.filter(|pid| *pid != own)
-        .filter(|pid| {
-            text(*pid, "cmdline").contains(&marks[0]) || text(*pid, "cgroup").contains(&marks[1])
-        })
-        .collect()
-}
-
-fn unmount_below(directory: &Path) {
-    let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let mut points: Vec<&str> = text.lines().filter_map(|line| line.split(' ').nth(4)).collect();
-    points.reverse();
-    for point in points.iter().filter(|point| Path::new(point).starts_with(directory)) {
-        let _ = nix::mount::umount2(*point, nix::mount::MntFlags::MNT_DETACH);
-    }
-}
-
-fn remove_cgroups(name: &str) {
-    let hierarchies = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
-    let roots = hierarchies.map(|h| h.path()).chain([PathBuf::from("/sys/fs/cgroup")]);
-    for root in roots.map(|root| root.join(name)) {
-        for child in std::fs::read_dir(&root).into_iter().flatten().flatten() {
-            let _ = std::fs::remove_dir(child.path());
-        }
-        let _ = std::fs::remove_dir(root);
     }
 }

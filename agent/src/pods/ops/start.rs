@@ -29,7 +29,10 @@ impl Job {
         let container = self.container(name)?.clone();
         let image = self.image(&container).await?;
         let config = self.container_config(&container, &image, attempt, delay).await?;
-        let sandbox_config = self.config(self.sandbox_attempt).await?;
+        let mut sandbox_config = self.config(self.sandbox_attempt).await?;
+        if let Some(linux) = &mut sandbox_config.linux {
+            linux.cgroup_parent = self.context.oom.parent(&self.pod.uid, name, attempt);
+        }
         let client = &self.context.client;
         let id = match client.create_container(sandbox, config, sandbox_config).await {
             Ok(id) => id,
@@ -39,6 +42,7 @@ impl Job {
             }
         };
         self.event(false, name, "Created", format!("Created container {name}"));
+        self.context.oom.prepare(&id);
         if let Err(error) = client.start_container(&id).await {
             self.event(true, name, "Failed", format!("Error: {}", error.message));
             return Err(OpError::new("RunContainerError", error.message));
