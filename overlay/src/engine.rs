@@ -9,7 +9,7 @@ mod outward;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use mesh_model::snapshot::WgKey;
@@ -21,7 +21,7 @@ use crate::keys::NodeKey;
 use crate::os::poll::Stop;
 use crate::os::tun::{self, Queue, TunError};
 use crate::os::udp::Sockets;
-use crate::protocol::{Core, Outbox};
+use crate::protocol::{Core, Outbox, Stamps};
 use crate::status::Status;
 
 pub use self::failure::EngineFailure;
@@ -92,11 +92,11 @@ pub(crate) enum ApplyError {
 
 impl Engine {
     /// Opens the device and starts to read from it; without a configuration all packets are dropped.
-    pub(crate) fn start(device: &str, key: &NodeKey) -> Result<Self, StartError> {
+    pub(crate) fn start(device: &str, key: &NodeKey, stamps: Stamps) -> Result<Self, StartError> {
         let queues = tun::open(device, threads())?;
         let counters = Arc::new(Counters::default());
         let shared = Arc::new(Shared {
-            core: Core::new(key, Arc::clone(&counters)),
+            core: Core::new(Instant::now(), key, stamps, Arc::clone(&counters)),
             counters,
             queues,
             sockets: ArcSwapOption::empty(),
@@ -144,9 +144,9 @@ impl Engine {
         self.shared.send_now(outbox);
     }
 
-    /// To be called every second.
-    pub(crate) fn second_passed(&self) {
-        self.shared.core.second_passed();
+    /// See [`Core::stamps_to_store`].
+    pub(crate) fn stamps_to_store(&self) -> Option<Duration> {
+        self.shared.core.stamps_to_store()
     }
 
     /// Waits until a thread had to give up: then the process has to start anew. Cancel safe.
@@ -163,7 +163,7 @@ impl Engine {
             public_key: self.public_key(),
             listen_port: applied.listen_port,
             mtu: applied.mtu,
-            peers: self.shared.core.peers(),
+            peers: self.shared.core.peers(Instant::now()),
             traffic: self.shared.counters.traffic(),
             drops: self.shared.counters.drops(),
         }
