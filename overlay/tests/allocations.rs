@@ -126,7 +126,7 @@ fn sealing_opening_and_joining_allocate_nothing() {
     let (zero, first_call) = core(0, &counters);
     let (one, _) = core(1, &counters);
     let (cores, boxes) = ([zero, one], [first_call, Outbox::default()]);
-    let sink = Coalescer::new(Nowhere);
+    let sink = Coalescer::new(Nowhere, 64 << 10);
     let mut wire = Wire { cores, sink, boxes, frame: vec![0; 70_000] };
     let (packet, vnet) = train();
     for _ in 0..20 {
