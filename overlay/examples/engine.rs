@@ -10,8 +10,7 @@ fn main() -> ExitCode {
         eprintln!("usage: engine SOCKET STATE DEVICE KEYFILE");
         return ExitCode::from(2);
     };
-    // boringtun reports everyday events, such as a peer that is away, as errors.
-    let filter = tracing_subscriber::EnvFilter::new("info,boringtun=off");
+    let filter = tracing_subscriber::EnvFilter::new("info");
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let options = WorkerOptions {
         socket: socket.into(),

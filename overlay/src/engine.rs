@@ -1,15 +1,16 @@
-//! The threads that carry packets: one per device queue, one per socket, and a slow clock beside them.
+//! The threads that carry packets: a lane of them per device queue and per socket, and a slow clock beside them.
 //!
-//! A thread owns its buffers and never waits for another, but for the lock of a peer, which is held for one batch.
+//! A thread owns its buffers. It waits for others of its lane only, to read and to hand over in turn ([`lane`]).
 
 mod failure;
 mod inward;
+mod lane;
 mod outward;
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use mesh_model::snapshot::WgKey;
@@ -21,13 +22,18 @@ use crate::keys::NodeKey;
 use crate::os::poll::Stop;
 use crate::os::tun::{self, Queue, TunError};
 use crate::os::udp::Sockets;
-use crate::protocol::{Core, Outbox};
+use crate::protocol::{Core, Outbox, Stamps};
 use crate::status::Status;
 
 pub use self::failure::EngineFailure;
 use self::failure::Failure;
+use self::lane::Lane;
 
-/// Most threads per direction: more would only wait for the same peers and the same bus.
+/// Most queues, and sockets that share the port: each is a lane of its own.
+const MAX_LANES: usize = 4;
+
+/// Most threads of a lane: the first part of its work, reading, and the last, handing over, is done by one at a time, and
+/// what is between is not more than this much longer.
 const MAX_THREADS: usize = 4;
 
 /// A running engine. Dropping it stops the threads; the device stays.
@@ -92,11 +98,11 @@ pub(crate) enum ApplyError {
 
 impl Engine {
     /// Opens the device and starts to read from it; without a configuration all packets are dropped.
-    pub(crate) fn start(device: &str, key: &NodeKey) -> Result<Self, StartError> {
-        let queues = tun::open(device, threads())?;
+    pub(crate) fn start(device: &str, key: &NodeKey, stamps: Stamps) -> Result<Self, StartError> {
+        let queues = tun::open(device, lanes())?;
         let counters = Arc::new(Counters::default());
         let shared = Arc::new(Shared {
-            core: Core::new(key, Arc::clone(&counters)),
+            core: Core::new(Instant::now(), key, stamps, Arc::clone(&counters)),
             counters,
             queues,
             sockets: ArcSwapOption::empty(),
@@ -106,9 +112,12 @@ impl Engine {
         });
         let stop = Stop::new().map_err(StartError::Thread)?;
         for queue in 0..shared.queues.len() {
-            let (body, stop) = (Arc::clone(&shared), stop.clone());
-            let run = move || outward::run(&body, queue, &stop);
-            spawn(&shared, format!("overlay-out{queue}"), run).map_err(StartError::Thread)?;
+            let lane = Arc::new(Lane::new(threads()));
+            for _ in 0..lane.threads() {
+                let (body, lane, stop) = (Arc::clone(&shared), Arc::clone(&lane), stop.clone());
+                let run = move || outward::run(&body, queue, &lane, &stop);
+                spawn(&shared, format!("overlay-out{queue}"), run).map_err(StartError::Thread)?;
+            }
         }
         Ok(Self { shared, applied: Mutex::default(), stop })
     }
@@ -144,9 +153,9 @@ impl Engine {
         self.shared.send_now(outbox);
     }
 
-    /// To be called every second.
-    pub(crate) fn second_passed(&self) {
-        self.shared.core.second_passed();
+    /// See [`Core::stamps_to_store`].
+    pub(crate) fn stamps_to_store(&self) -> Option<Duration> {
+        self.shared.core.stamps_to_store()
     }
 
     /// Waits until a thread had to give up: then the process has to start anew. Cancel safe.
@@ -163,7 +172,7 @@ impl Engine {
             public_key: self.public_key(),
             listen_port: applied.listen_port,
             mtu: applied.mtu,
-            peers: self.shared.core.peers(),
+            peers: self.shared.core.peers(Instant::now()),
             traffic: self.shared.counters.traffic(),
             drops: self.shared.counters.drops(),
         }
@@ -176,16 +185,20 @@ impl Engine {
     /// Opens the new port before it closes the old one.
     fn listen(&self, port: u16, applied: &mut Applied) -> Result<(), ApplyError> {
         let counters = Arc::clone(&self.shared.counters);
-        let sockets = Sockets::bind(port, threads(), counters)
+        let sockets = Sockets::bind(port, lanes(), counters)
             .map_err(|source| ApplyError::Listen { port, source })?;
         let sockets = Arc::new(sockets);
         let stop = Stop::new().map_err(ApplyError::Thread)?;
         for place in 0..sockets.len() {
             let queue = place % self.shared.queues.len();
-            let (shared, sockets) = (Arc::clone(&self.shared), Arc::clone(&sockets));
-            let stop = stop.clone();
-            let run = move || inward::run(&shared, &sockets, place, queue, &stop);
-            spawn(&self.shared, format!("overlay-in{place}"), run).map_err(ApplyError::Thread)?;
+            let lane = Arc::new(Lane::new(threads()));
+            for _ in 0..lane.threads() {
+                let (shared, sockets) = (Arc::clone(&self.shared), Arc::clone(&sockets));
+                let (lane, stop) = (Arc::clone(&lane), stop.clone());
+                let run = move || inward::run(&shared, (&sockets, place), &lane, queue, &stop);
+                spawn(&self.shared, format!("overlay-in{place}"), run)
+                    .map_err(ApplyError::Thread)?;
+            }
         }
         self.shared.sockets.store(Some(sockets));
         if let Some(old) = applied.receivers.replace(stop) {
@@ -220,8 +233,17 @@ impl Shared {
     }
 }
 
+fn lanes() -> usize {
+    cores().min(MAX_LANES)
+}
+
+/// Half of the cores seal or open for one flow; the other half has to read, route and receive what they carry.
 fn threads() -> usize {
-    thread::available_parallelism().map_or(1, |n| n.get().min(MAX_THREADS))
+    (cores() / 2).clamp(1, MAX_THREADS)
+}
+
+fn cores() -> usize {
+    thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 /// Starts a thread that ends when told to; when it ends for another reason, the engine has failed.

@@ -107,13 +107,9 @@ impl NodeKey {
         self.public
     }
 
-    /// The private half, for the kernel's device.
+    /// The private half, for handshakes and for the kernel's device.
     pub fn private_bytes(&self) -> [u8; 32] {
         self.secret.to_bytes()
-    }
-
-    pub(crate) fn secret(&self) -> &StaticSecret {
-        &self.secret
     }
 
     /// Writes beside the final path, then links: an existing key is never replaced.

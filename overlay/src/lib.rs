@@ -6,18 +6,15 @@
 //! the agent uses either ([`Overlay`]).
 //!
 //! Three layers: [`protocol`] and [`offload`] take bytes and a time and return bytes, `os` is TUN devices and
-//! UDP sockets, `engine` is the threads that tie them together. boringtun is named in one module only
-//! (`protocol::noise`).
+//! UDP sockets, `engine` is the threads that tie them together. Keys and ciphers are named in one module only
+//! ([`protocol::noise`]).
 //!
 //! Never does: addresses, routes, eBPF programs, anything about pods or services. Nothing here sends a packet that
 //! came from the device without sealing it: the only way from a device to a socket leads through
-//! [`protocol::peer::Sender::send`].
+//! [`protocol::peer::seal`].
 //!
 //! Specification: the WireGuard paper, <https://www.wireguard.com/papers/wireguard.pdf>, named "WG" below.
-//! Known gaps against it: session keys are not retired by message count (WG section 6.1, boringtun has no
-//! counter for it), the cookie is bound to the address and not to the port (WG section 5.3), and a handshake made after
-//! a restart with the clock set back is refused as a replay until the clock has caught up (WG section 5.4.2).
-//! The outer header carries neither traffic class nor ECN of the inner one.
+//! Known gaps against it: the outer header carries neither traffic class nor ECN of the inner one.
 
 pub mod config;
 pub mod counters;

@@ -1,10 +1,11 @@
 //! The pure core: peers, sessions, routing by key. Takes bytes and the time, leaves datagrams in an [`Outbox`].
 //!
-//! No I/O, no threads, no randomness but that of the handshake itself. One exception is known: boringtun reads
-//! the boot-time clock inside; the simulation test moves that clock together with `now`.
+//! No I/O, no clock, no threads, no randomness but that of the handshake itself. All of it may be called from many threads
+//! at once: packets meet no lock but that of a replay window ([`peer::link`]); handshakes and timers lock their peer.
 
 pub mod allowed_ips;
 pub mod core;
+pub mod gate;
 pub mod noise;
 pub mod outbox;
 pub mod packet;
@@ -13,6 +14,8 @@ pub mod table;
 
 pub use self::core::{Core, Sink};
 pub use allowed_ips::AllowedIps;
+pub use gate::Gate;
+pub use noise::Stamps;
 pub use outbox::Outbox;
 pub use peer::Peer;
 pub use table::Table;

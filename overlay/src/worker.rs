@@ -1,11 +1,13 @@
 //! The worker process: `mesh-agent overlay`.
 
+mod bound;
+
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use mesh_worker::descriptors::InheritError;
 use mesh_worker::privileges::{self, Capability};
@@ -15,7 +17,7 @@ use mesh_worker::{Control, Descriptors, Handler};
 use crate::config::OverlayConfig;
 use crate::engine::Engine;
 use crate::keys::{KeyError, NodeKey};
-use crate::protocol::Outbox;
+use crate::protocol::{Outbox, Stamps};
 use crate::status::Status;
 
 pub use crate::engine::{EngineFailure, StartError};
@@ -23,9 +25,6 @@ pub use crate::os::tun::TunError;
 
 /// How often timers are looked at. The protocol needs 250 ms or less.
 const TICK: Duration = Duration::from_millis(100);
-
-/// Ticks per second.
-const TICKS_PER_SECOND: u32 = 10;
 
 /// Where the worker finds things.
 #[derive(Debug, Clone)]
@@ -36,7 +35,7 @@ pub struct WorkerOptions {
     pub state: PathBuf,
     /// Name of the device, at most 15 bytes; created when absent, and left behind.
     pub device: String,
-    /// The node's private key; made when absent.
+    /// The node's private key; made when absent. Beside it, with the ending `stamp`, is the bound of its handshakes' stamps.
     pub private_key: PathBuf,
 }
 
@@ -91,7 +90,9 @@ pub fn run(options: &WorkerOptions) -> Result<(), RunError> {
     privileges::drop_all_but(&[Capability::NetAdmin]).map_err(RunError::Privileges)?;
     let key = NodeKey::load_or_create(&options.private_key)?;
     let _alone = lock(&options.state.with_extension("lock"))?;
-    let engine = Arc::new(Engine::start(&options.device, &key)?);
+    let bound = options.private_key.with_extension("stamp");
+    let stamps = Stamps::new(Instant::now(), SystemTime::now(), bound::load(&bound));
+    let engine = Arc::new(Engine::start(&options.device, &key, stamps)?);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -104,7 +105,7 @@ pub fn run(options: &WorkerOptions) -> Result<(), RunError> {
         tokio::select! {
             result = control.serve(handler) => Ok(result?),
             failure = engine.failed() => Err(failure.into()),
-            () = tick(Arc::clone(&engine)) => Ok(()),
+            () = tick(Arc::clone(&engine), &bound) => Ok(()),
         }
     })
 }
@@ -121,17 +122,15 @@ fn lock(path: &Path) -> Result<File, RunError> {
     }
 }
 
-async fn tick(engine: Arc<Engine>) {
+async fn tick(engine: Arc<Engine>, bound: &Path) {
     let mut interval = tokio::time::interval(TICK);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut outbox = Outbox::default();
-    let mut count = 0u32;
     loop {
         interval.tick().await;
         engine.tick(&mut outbox);
-        count = count.wrapping_add(1);
-        if count.is_multiple_of(TICKS_PER_SECOND) {
-            engine.second_passed();
+        if let Some(reached) = engine.stamps_to_store() {
+            bound::store(bound, reached).await;
         }
     }
 }

@@ -6,12 +6,12 @@ use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use mesh_overlay::counters::Counters;
 use mesh_overlay::offload::coalesce::{Coalescer, Device};
 use mesh_overlay::offload::vnet::{Gso, NEEDS_CHECKSUM, VnetHeader};
-use mesh_overlay::protocol::{Core, Outbox};
+use mesh_overlay::protocol::{Core, Outbox, Stamps};
 use mesh_overlay::{NodeKey, OverlayConfig, PeerConfig};
 
 thread_local! {
@@ -64,14 +64,16 @@ fn core(own: usize, counters: &Arc<Counters>) -> (Core, Outbox) {
         preshared_key: None,
     };
     let config = OverlayConfig { listen_port: 51900, mtu: 1420, peers: vec![peer] };
-    let core = Core::new(&key(own), Arc::clone(counters));
+    let now = Instant::now();
+    let stamps = Stamps::new(now, SystemTime::now(), Duration::ZERO);
+    let core = Core::new(now, &key(own), stamps, Arc::clone(counters));
     let mut number = 0;
     let mut fresh = || {
         number += 2;
         number
     };
     let mut outbox = Outbox::default();
-    core.configure(Instant::now(), &config, &mut fresh, &mut outbox).unwrap();
+    core.configure(now, &config, &mut fresh, &mut outbox).unwrap();
     (core, outbox)
 }
 
@@ -124,7 +126,7 @@ fn sealing_opening_and_joining_allocate_nothing() {
     let (zero, first_call) = core(0, &counters);
     let (one, _) = core(1, &counters);
     let (cores, boxes) = ([zero, one], [first_call, Outbox::default()]);
-    let sink = Coalescer::new(Nowhere);
+    let sink = Coalescer::new(Nowhere, 64 << 10);
     let mut wire = Wire { cores, sink, boxes, frame: vec![0; 70_000] };
     let (packet, vnet) = train();
     for _ in 0..20 {
@@ -135,7 +137,7 @@ fn sealing_opening_and_joining_allocate_nothing() {
         wire.carry(1);
     }
     let before = COUNT.with(Cell::get);
-    let opened = wire.cores[1].peers()[0].received_bytes;
+    let opened = wire.cores[1].peers(Instant::now())[0].received_bytes;
     let spent_on_status = COUNT.with(Cell::get) - before;
     for _ in 0..200 {
         wire.send(&packet, &vnet);
@@ -143,7 +145,7 @@ fn sealing_opening_and_joining_allocate_nothing() {
         wire.carry(1);
     }
     let spent = COUNT.with(Cell::get) - before - spent_on_status;
-    let received = wire.cores[1].peers()[0].received_bytes - opened;
+    let received = wire.cores[1].peers(Instant::now())[0].received_bytes - opened;
     assert_eq!(received, 200 * 30 * 1420, "all 6000 packets went through");
     assert_eq!(spent, 0, "allocations for 6000 packets");
     assert!(counters.drops().is_empty(), "{:?}", counters.drops());

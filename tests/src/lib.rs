@@ -24,6 +24,7 @@ pub mod cgroups;
 pub mod cluster;
 pub mod command;
 pub mod containerd;
+pub mod faults;
 pub mod image;
 pub mod inventory;
 pub mod kubectl;

@@ -1,8 +1,10 @@
 //! From the underlay to the device: receive, open, join, write.
 
+use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::time::Instant;
 
+use super::lane::{Lane, Ticket};
 use super::{EngineFailure, Shared};
 use crate::counters::Counters;
 use crate::offload::coalesce::{Coalescer, Device};
@@ -12,28 +14,51 @@ use crate::os::udp::{Inbox, Sockets};
 use crate::protocol::Outbox;
 use crate::status::DropReason;
 
-/// Carries datagrams from one socket until told to stop.
+/// Received bytes that are worth waking another thread, which receives meanwhile: opening them takes some 20 us.
+const HEAVY_BYTES: usize = 32 << 10;
+
+/// Opened bytes that wait at most to be written: about one train, so that who reads the packets starts early.
+const FLUSH_BYTES: usize = 64 << 10;
+
+/// Messages per receive call, and bytes opened before the first is written, where threads work side by side: what one
+/// of them opens while it waits for its turn.
+const SHARED_MESSAGES: usize = 4;
+const SHARED_FLUSH_BYTES: usize = 256 << 10;
+
+/// Carries datagrams from one socket until told to stop, together with the other threads of the lane.
 pub(super) fn run(
     shared: &Shared,
-    sockets: &Sockets,
-    place: usize,
+    (sockets, place): (&Sockets, usize),
+    lane: &Lane,
     queue: usize,
     stop: &Stop,
 ) -> Result<(), EngineFailure> {
     let Some(socket) = sockets.socket(place) else { return Ok(()) };
-    let writer = Writer { queue: &shared.queues[queue], counters: &shared.counters };
-    let mut joined = Coalescer::new(writer);
-    let mut inbox = Inbox::new();
+    let (queue, counters) = (&shared.queues[queue], &shared.counters);
+    let writer = Writer { queue, counters, lane, ticket: Cell::new(None) };
+    let alone = lane.threads() == 1;
+    let (mut joined, mut inbox) = if alone {
+        (Coalescer::new(writer, FLUSH_BYTES), Inbox::default())
+    } else {
+        (Coalescer::new(writer, SHARED_FLUSH_BYTES), Inbox::of(SHARED_MESSAGES))
+    };
     let mut answers = Outbox::default();
+    let mut lead = lane.lead();
     loop {
         match inbox.receive(socket) {
             Ok(datagrams) => {
-                shared.counters.received(datagrams);
+                counters.received(datagrams);
+                let ticket = lead.ticket();
+                let heavy = lead.is_shared() && inbox.bytes() >= HEAVY_BYTES;
+                let kept = (!heavy).then_some(lead);
+                joined.device().begin(ticket);
                 shared.core.inbound(Instant::now(), inbox.datagrams(), &mut joined, &mut answers);
                 joined.flush();
+                joined.device().end(ticket);
                 while let Some(train) = answers.take() {
                     sockets.send(&train, None);
                 }
+                lead = kept.unwrap_or_else(|| lane.lead());
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 if !socket.wait(stop).map_err(EngineFailure::SocketLost)? {
@@ -46,14 +71,35 @@ pub(super) fn run(
     }
 }
 
-/// A queue, counted.
+/// A queue, counted, that is written in the order of the lane.
 struct Writer<'a> {
     queue: &'a Queue,
     counters: &'a Counters,
+    lane: &'a Lane,
+    /// For whose turn the first write has to wait; none when the turn has come.
+    ticket: Cell<Option<Ticket>>,
+}
+
+impl Writer<'_> {
+    fn begin(&self, ticket: Ticket) {
+        self.ticket.set(Some(ticket));
+    }
+
+    fn end(&self, ticket: Ticket) {
+        self.come();
+        self.lane.pass(ticket);
+    }
+
+    fn come(&self) {
+        if let Some(ticket) = self.ticket.take() {
+            self.lane.await_turn(ticket);
+        }
+    }
 }
 
 impl Device for Writer<'_> {
     fn write(&self, pieces: &[IoSlice<'_>]) -> io::Result<()> {
+        self.come();
         self.queue.write(pieces)?;
         self.counters.wrote(1);
         Ok(())

@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Instant;
 
+use super::lane::{Lane, Lead};
 use super::{EngineFailure, Shared};
 use crate::offload::vnet::{VNET_HEADER_BYTES, VnetHeader};
 use crate::os::poll::{self, Stop};
@@ -17,66 +18,104 @@ const PADDING_ROOM: usize = 16;
 /// Sealed bytes after which all are sent, so that the buffer stays in the cache.
 const BATCH_BYTES: usize = 192 << 10;
 
-/// Carries packets from one queue until told to stop.
-pub(super) fn run(shared: &Shared, queue: usize, stop: &Stop) -> Result<(), EngineFailure> {
+/// Bytes in one read that are worth waking another thread, which reads meanwhile: sealing them takes some 20 us.
+const HEAVY_BYTES: usize = 32 << 10;
+
+/// Carries packets from one queue until told to stop, together with the other threads of the lane.
+pub(super) fn run(
+    shared: &Shared,
+    queue: usize,
+    lane: &Lane,
+    stop: &Stop,
+) -> Result<(), EngineFailure> {
     let queue = &shared.queues[queue];
-    let mut frame = vec![0; FRAME_BYTES];
-    let mut outbox = Outbox::default();
+    let (frame, outbox) = (vec![0; FRAME_BYTES], Outbox::default());
+    let mut work = Work { shared, lane, stop, frame, outbox };
     let lost = |source| EngineFailure::DeviceLost { device: shared.device.clone(), source };
+    let mut lead = lane.lead();
     loop {
-        drain(shared, queue, &mut frame, &mut outbox, stop).map_err(lost)?;
+        lead = work.drain(queue, lead).map_err(lost)?;
         if !poll::readable(queue, stop).map_err(lost)? {
             return Ok(());
         }
     }
 }
 
-/// Reads until nothing is there. Full trains leave while more is read; the rest leaves at the end.
-fn drain(
-    shared: &Shared,
-    queue: &Queue,
-    frame: &mut [u8],
-    outbox: &mut Outbox,
-    stop: &Stop,
-) -> io::Result<()> {
-    let mut reads = 0;
-    loop {
-        match queue.read(&mut frame[..FRAME_BYTES - PADDING_ROOM]) {
-            Ok(n) => {
-                reads += 1;
-                seal(shared, frame, n, outbox);
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => {
-                send(shared, outbox, true, stop);
-                shared.counters.read(reads);
-                let empty = error.kind() == io::ErrorKind::WouldBlock;
-                return if empty { Ok(()) } else { Err(error) };
+/// What one thread works with.
+struct Work<'a> {
+    shared: &'a Shared,
+    lane: &'a Lane,
+    stop: &'a Stop,
+    frame: Vec<u8>,
+    outbox: Outbox,
+}
+
+impl<'a> Work<'a> {
+    /// Reads until nothing is there. Full trains leave while more is read; the rest leaves at the end.
+    fn drain(&mut self, queue: &Queue, mut lead: Lead<'a>) -> io::Result<Lead<'a>> {
+        let mut reads = 0;
+        loop {
+            match queue.read(&mut self.frame[..FRAME_BYTES - PADDING_ROOM]) {
+                Ok(n) if n >= HEAVY_BYTES && lead.is_shared() => {
+                    reads += 1;
+                    lead = self.seal_beside(n, lead);
+                }
+                Ok(n) => {
+                    reads += 1;
+                    self.seal(n);
+                    let all = self.outbox.used_bytes() >= BATCH_BYTES;
+                    self.send_in_turn(&mut lead, all);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    self.send_in_turn(&mut lead, true);
+                    self.shared.counters.read(reads);
+                    let empty = error.kind() == io::ErrorKind::WouldBlock;
+                    return if empty { Ok(lead) } else { Err(error) };
+                }
             }
         }
-        send(shared, outbox, outbox.used_bytes() >= BATCH_BYTES, stop);
     }
-}
 
-fn seal(shared: &Shared, frame: &mut [u8], n: usize, outbox: &mut Outbox) {
-    let Some(vnet) = VnetHeader::read(&frame[..n]) else {
-        return shared.counters.dropped(DropReason::MalformedPacket, 1);
-    };
-    let packet = (&mut frame[VNET_HEADER_BYTES..], n - VNET_HEADER_BYTES);
-    shared.core.outbound(Instant::now(), packet, &vnet, **shared.mtu.load(), outbox);
-}
-
-/// Sends full trains, or all of them.
-fn send(shared: &Shared, outbox: &mut Outbox, all: bool, stop: &Stop) {
-    if outbox.is_empty() {
-        return;
+    /// Lets another thread read while this one seals what it has read.
+    fn seal_beside(&mut self, n: usize, mut lead: Lead<'a>) -> Lead<'a> {
+        let ticket = lead.ticket();
+        drop(lead);
+        self.seal(n);
+        self.lane.await_turn(ticket);
+        self.send(true);
+        self.lane.pass(ticket);
+        self.lane.lead()
     }
-    match &*shared.sockets.load() {
-        Some(sockets) => loop {
-            let train = if all { outbox.take() } else { outbox.take_closed() };
-            let Some(train) = train else { break };
-            sockets.send(&train, Some(stop));
-        },
-        None => outbox.clear(),
+
+    fn seal(&mut self, n: usize) {
+        let Some(vnet) = VnetHeader::read(&self.frame[..n]) else {
+            return self.shared.counters.dropped(DropReason::MalformedPacket, 1);
+        };
+        let packet = (&mut self.frame[VNET_HEADER_BYTES..], n - VNET_HEADER_BYTES);
+        let mtu = **self.shared.mtu.load();
+        self.shared.core.outbound(Instant::now(), packet, &vnet, mtu, &mut self.outbox);
+    }
+
+    fn send_in_turn(&mut self, lead: &mut Lead<'a>, all: bool) {
+        if self.outbox.is_empty() {
+            return;
+        }
+        let ticket = lead.ticket();
+        self.lane.await_turn(ticket);
+        self.send(all);
+        self.lane.pass(ticket);
+    }
+
+    /// Sends full trains, or all of them.
+    fn send(&mut self, all: bool) {
+        match &*self.shared.sockets.load() {
+            Some(sockets) => loop {
+                let train = if all { self.outbox.take() } else { self.outbox.take_closed() };
+                let Some(train) = train else { break };
+                sockets.send(&train, Some(self.stop));
+            },
+            None => self.outbox.clear(),
+        }
     }
 }

@@ -31,15 +31,14 @@ const MAX_PIECES: usize = 64;
 /// Largest IP packet.
 const MAX_TRAIN_BYTES: usize = 65_535;
 
-/// Bytes that wait at most: then all is written. About one train, so that the reader of the device starts early.
-const FLUSH_BYTES: usize = 64 << 10;
-
 /// Flows that are looked through for one that a packet continues.
 const SEARCHED: usize = 8;
 
 /// Collects packets and writes them as trains.
 pub struct Coalescer<D> {
     device: D,
+    /// Bytes that wait at most: then all is written.
+    most: usize,
     /// Packets one after the other, as they were decrypted.
     plain: Vec<u8>,
     used: usize,
@@ -71,9 +70,14 @@ struct Piece {
 }
 
 impl<D: Device> Coalescer<D> {
-    /// An empty one.
-    pub fn new(device: D) -> Self {
-        Self { device, plain: Vec::new(), used: 0, trains: Vec::new(), pieces: Vec::new() }
+    /// An empty one, that writes when more than so many bytes wait.
+    pub fn new(device: D, most: usize) -> Self {
+        Self { device, most, plain: Vec::new(), used: 0, trains: Vec::new(), pieces: Vec::new() }
+    }
+
+    /// Where it writes to.
+    pub fn device(&self) -> &D {
+        &self.device
     }
 
     /// Writes all that waits.
@@ -201,7 +205,7 @@ impl Train {
 
 impl<D: Device> Sink for Coalescer<D> {
     fn room(&mut self, bytes: usize) -> &mut [u8] {
-        if self.used >= FLUSH_BYTES {
+        if self.used >= self.most {
             self.flush();
         }
         if self.used + bytes > self.plain.len() {

@@ -175,22 +175,36 @@ pub(crate) struct Inbox {
     messages: usize,
 }
 
+impl Default for Inbox {
+    fn default() -> Self {
+        Self::of(RECEIVE_MESSAGES)
+    }
+}
+
 impl Inbox {
-    pub(crate) fn new() -> Self {
+    /// Room for so many messages, at most the default.
+    pub(crate) fn of(messages: usize) -> Self {
         Self {
-            bytes: vec![0; RECEIVE_MESSAGES * MESSAGE_BYTES],
+            bytes: vec![0; messages.min(RECEIVE_MESSAGES) * MESSAGE_BYTES],
             metas: [RecvMeta::default(); RECEIVE_MESSAGES],
             messages: 0,
         }
     }
 
+    /// Bytes received last.
+    pub(crate) fn bytes(&self) -> usize {
+        self.metas[..self.messages].iter().map(|meta| meta.len).sum()
+    }
+
     /// Receives what is there, without waiting. Returns the number of datagrams.
     pub(crate) fn receive(&mut self, from: &Udp) -> io::Result<usize> {
         self.messages = 0;
+        let room = self.bytes.len() / MESSAGE_BYTES;
         let mut chunks = self.bytes.chunks_exact_mut(MESSAGE_BYTES);
         let mut slices: [IoSliceMut<'_>; RECEIVE_MESSAGES] =
             std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
-        self.messages = from.state.recv((&from.socket).into(), &mut slices, &mut self.metas)?;
+        let slices = &mut slices[..room];
+        self.messages = from.state.recv((&from.socket).into(), slices, &mut self.metas)?;
         let metas = &self.metas[..self.messages];
         Ok(metas.iter().map(|meta| meta.len.div_ceil(meta.stride.max(1))).sum())
     }

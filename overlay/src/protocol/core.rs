@@ -1,17 +1,21 @@
 //! The whole protocol of a node in one object: packets in, datagrams out, and the other way.
 
-use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+mod inbound;
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use mesh_model::snapshot::WgKey;
 
-use super::noise::{Admission, Gate, INITIATION_BYTES, data_tunnel};
+use self::inbound::Batch;
+use super::gate::Gate;
+use super::noise::Stamps;
 use super::outbox::Outbox;
 use super::packet;
-use super::peer::{Peer, Received};
-use super::table::Table;
+use super::peer::seal;
+use super::table::{Entry, Table};
 use crate::config::{InvalidConfig, OverlayConfig};
 use crate::counters::Counters;
 use crate::keys::NodeKey;
@@ -39,9 +43,10 @@ pub struct Core {
 
 impl Core {
     /// A node without peers.
-    pub fn new(key: &NodeKey, counters: Arc<Counters>) -> Self {
+    pub fn new(now: Instant, key: &NodeKey, stamps: Stamps, counters: Arc<Counters>) -> Self {
         let table = ArcSwap::from_pointee(Table::default());
-        Self { gate: Gate::new(key), table, configuring: Mutex::new(()), counters }
+        let gate = Gate::new(now, key, stamps);
+        Self { gate, table, configuring: Mutex::new(()), counters }
     }
 
     /// This node's public key.
@@ -49,9 +54,14 @@ impl Core {
         self.gate.public()
     }
 
+    /// A bound above all stamps of initiations, since the Unix epoch, when it has changed: to be stored at once.
+    pub fn stamps_to_store(&self) -> Option<Duration> {
+        self.gate.stamps().to_store()
+    }
+
     /// Puts a configuration in force; handshakes with new peers are in the outbox.
     ///
-    /// `fresh` gives random numbers for new tunnels.
+    /// `fresh` gives random numbers for new peers.
     pub fn configure(
         &self,
         now: Instant,
@@ -85,22 +95,45 @@ impl Core {
     fn try_outbound(
         &self,
         now: Instant,
-        (frame, len): (&mut [u8], usize),
+        frame: (&mut [u8], usize),
         vnet: &VnetHeader,
         mtu: u16,
         outbox: &mut Outbox,
     ) -> Result<(), DropReason> {
-        let to = packet::destination(&frame[..len]).ok_or(DropReason::MalformedPacket)?;
+        let to = packet::destination(&frame.0[..frame.1]).ok_or(DropReason::MalformedPacket)?;
         let table = self.table.load();
         let place = table.routes().lookup(to).ok_or(DropReason::NoPeer)?;
-        let mut peer = table.entry(place).lock();
-        let mut sender = peer.sender(now, outbox)?;
+        let entry = table.entry(place);
+        let route = match entry.link().route(now) {
+            Some(route) => Some(route),
+            None => entry.lock().prepare(now, &self.gate, outbox)?,
+        };
+        let Some(route) = route else { return self.stage(now, entry, frame, vnet, mtu) };
+        let mut bytes = 0;
+        let each = |segment: &[u8]| match seal(&route, segment, outbox) {
+            Ok(()) => bytes += segment.len() as u64,
+            Err(reason) => self.counters.dropped(reason, 1),
+        };
+        split(frame, vnet, mtu, each).map_err(|Malformed| DropReason::MalformedPacket)?;
+        entry.link().activity.sent(now, bytes);
+        Ok(())
+    }
+
+    fn stage(
+        &self,
+        now: Instant,
+        entry: &Entry,
+        frame: (&mut [u8], usize),
+        vnet: &VnetHeader,
+        mtu: u16,
+    ) -> Result<(), DropReason> {
+        let mut peer = entry.lock();
         let each = |segment: &[u8]| {
-            if let Err(reason) = sender.send(segment, outbox) {
+            if let Err(reason) = peer.stage(now, segment) {
                 self.counters.dropped(reason, 1);
             }
         };
-        split((frame, len), vnet, mtu, each).map_err(|Malformed| DropReason::MalformedPacket)
+        split(frame, vnet, mtu, each).map_err(|Malformed| DropReason::MalformedPacket)
     }
 
     /// Opens datagrams. Packets go to the sink, answers to the outbox.
@@ -112,9 +145,9 @@ impl Core {
         outbox: &mut Outbox,
     ) {
         let table = self.table.load();
-        let mut batch = Batch { core: self, table: &table, held: None, allowed: None };
+        let mut batch = Batch::new(now, &self.gate, &table);
         for (source, datagram) in datagrams {
-            if let Err(reason) = batch.open(now, source, datagram, sink, outbox) {
+            if let Err(reason) = batch.open(source, datagram, sink, outbox) {
                 self.counters.dropped(reason, 1);
             }
         }
@@ -123,7 +156,7 @@ impl Core {
     /// Lets time pass for all peers; to be called every 100 ms or so.
     pub fn tick(&self, now: Instant, outbox: &mut Outbox) {
         for entry in self.table.load().entries() {
-            let expired = entry.lock().tick(now, outbox);
+            let expired = entry.lock().tick(now, &self.gate, outbox);
             self.counters.dropped(DropReason::QueueExpired, expired);
         }
     }
@@ -135,22 +168,17 @@ impl Core {
         }
     }
 
-    /// To be called every second.
-    pub fn second_passed(&self) {
-        self.gate.second_passed();
-    }
-
     /// The peers as they are now, ordered by key.
-    pub fn peers(&self) -> Vec<PeerStatus> {
+    pub fn peers(&self, now: Instant) -> Vec<PeerStatus> {
         let table = self.table.load();
-        let status = |entry: &super::table::Entry| {
+        let status = |entry: &Entry| {
             let peer = entry.lock();
             let (received_bytes, sent_bytes) = peer.traffic_bytes();
             PeerStatus {
                 public_key: peer.key(),
                 endpoint: peer.endpoint(),
                 allowed_ips: entry.config().allowed_ips.clone(),
-                handshake_age_ms: peer.session_age().map(|age| age.as_millis() as u64),
+                handshake_age_ms: peer.session_age(now).map(|age| age.as_millis() as u64),
                 received_bytes,
                 sent_bytes,
                 unanswered: peer.unanswered(),
@@ -158,87 +186,5 @@ impl Core {
             }
         };
         table.entries().iter().map(status).collect()
-    }
-}
-
-/// Datagrams that arrived together: mostly from one peer, which is locked and looked up once.
-struct Batch<'t> {
-    core: &'t Core,
-    table: &'t Table,
-    held: Option<(u32, MutexGuard<'t, Peer>)>,
-    /// The last source address found to belong to the peer at the place.
-    allowed: Option<(IpAddr, u32)>,
-}
-
-impl Batch<'_> {
-    fn open(
-        &mut self,
-        now: Instant,
-        source: SocketAddr,
-        datagram: &[u8],
-        sink: &mut impl Sink,
-        outbox: &mut Outbox,
-    ) -> Result<(), DropReason> {
-        let (place, number) = match data_tunnel(datagram) {
-            Some(number) => (self.table.place_of_tunnel(number), number),
-            None => match self.admit(source, datagram, outbox)? {
-                Some(found) => found,
-                None => return Ok(()),
-            },
-        };
-        let place = place.ok_or(DropReason::UnknownSession)?;
-        let room = sink.room(datagram.len().max(INITIATION_BYTES));
-        let peer = self.hold(place);
-        match peer.receive(now, number, (source, datagram), room, outbox)? {
-            Received::Control => Ok(()),
-            Received::Packet(len) => {
-                let from = packet::source(&room[..len]).ok_or(DropReason::MalformedInner)?;
-                if self.allowed != Some((from, place)) {
-                    if self.table.routes().lookup(from) != Some(place) {
-                        return Err(DropReason::ForbiddenSource);
-                    }
-                    self.allowed = Some((from, place));
-                }
-                sink.accept(len);
-                Ok(())
-            }
-        }
-    }
-
-    /// Handles what is not data: returns the peer's place and the tunnel's number, or nothing when it is answered.
-    fn admit(
-        &mut self,
-        source: SocketAddr,
-        datagram: &[u8],
-        outbox: &mut Outbox,
-    ) -> Result<Option<(Option<u32>, u32)>, DropReason> {
-        let mut answer = [0; INITIATION_BYTES];
-        match self.core.gate.admit(source.ip(), datagram, &mut answer) {
-            Admission::Tunnel(number) => Ok(Some((self.table.place_of_tunnel(number), number))),
-            Admission::Initiator(key) => {
-                let place = self.table.place_of_key(key).ok_or(DropReason::UnknownPeer)?;
-                let number = self.hold(place).current_number();
-                Ok(Some((Some(place), number)))
-            }
-            Admission::Answer(len) => {
-                if let Some(room) = outbox.room(len) {
-                    room[..len].copy_from_slice(&answer[..len]);
-                    outbox.commit(source, len);
-                }
-                Err(DropReason::UnderLoad)
-            }
-            Admission::Dropped(reason) => Err(reason),
-        }
-    }
-
-    fn hold(&mut self, place: u32) -> &mut Peer {
-        if self.held.as_ref().is_none_or(|&(held, _)| held != place) {
-            self.held = None; // never two at once
-            self.held = Some((place, self.table.entry(place).lock()));
-        }
-        match &mut self.held {
-            Some((_, peer)) => peer,
-            None => unreachable!("it was just put there"),
-        }
     }
 }

@@ -20,6 +20,16 @@ pub fn source(packet: &[u8]) -> Option<IpAddr> {
     }
 }
 
+/// Length of an IP packet without what follows it; none when it says that it is longer than it is.
+pub fn length(packet: &[u8]) -> Option<usize> {
+    let (least, len) = match packet.first()? >> 4 {
+        4 => (20, u16::from_be_bytes([*packet.get(2)?, *packet.get(3)?]).into()),
+        6 => (40, 40 + usize::from(u16::from_be_bytes([*packet.get(4)?, *packet.get(5)?]))),
+        _ => return None,
+    };
+    (least..=packet.len()).contains(&len).then_some(len)
+}
+
 fn address_v4(bytes: &[u8]) -> Option<IpAddr> {
     <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from)
 }
@@ -31,6 +41,25 @@ fn address_v6(bytes: &[u8]) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn padding_is_not_part_of_a_packet() {
+        let mut v4 = [0u8; 64];
+        v4[0] = 0x45;
+        for (said, expected) in
+            [(20, Some(20)), (61, Some(61)), (64, Some(64)), (65, None), (19, None)]
+        {
+            v4[3] = said;
+            assert_eq!(length(&v4), expected, "{said}");
+        }
+        let mut v6 = [0u8; 64];
+        v6[0] = 0x60;
+        v6[5] = 24;
+        assert_eq!(length(&v6), Some(64));
+        assert_eq!(length(&v6[..63]), None);
+        assert_eq!(length(&[0x45]), None);
+        assert_eq!(length(&[]), None);
+    }
 
     #[test]
     fn short_packets_have_no_addresses() {

@@ -1,17 +1,30 @@
 //! One peer: its sessions, where it is, what waits for it.
+//!
+//! Packets meet only the [`Link`]; what is here happens when sessions, endpoints or timers change, under a lock.
 
+pub mod keyring;
+pub mod link;
 mod places;
+mod secrets;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mesh_model::snapshot::WgKey;
 
+use self::keyring::Keyring;
+use self::link::{Link, Route};
 use self::places::Places;
-use super::noise::{Gate, INITIATION_BYTES, Opened, SEAL_OVERHEAD, Tunnel, is_initiation};
+use self::secrets::Secrets;
+use super::gate::Gate;
+use super::noise::cookie::{Jar, Macs};
+use super::noise::message::{COOKIE_BYTES, RESPONSE_BYTES, SEAL_OVERHEAD, word};
+use super::noise::session::{REJECT_AFTER, REKEY_AFTER, REKEY_AFTER_MESSAGES};
+use super::noise::{Call, Offer, Psk, Session, Tai64n};
 use super::outbox::Outbox;
-use crate::config::{PeerConfig, PresharedKey};
+use crate::config::PeerConfig;
 use crate::status::DropReason;
 
 /// Packets that wait for a handshake, at most.
@@ -20,8 +33,8 @@ const STAGED_PACKETS: usize = 128;
 /// How long one waits: what is older has been sent again, or is of no use.
 const STAGED_FOR: Duration = Duration::from_secs(5);
 
-/// Pauses between initiations while there is no session; the last one repeats. Shorter at first than WG section 6.1
-/// says, so that a lost message or a dead endpoint does not cost a join its two seconds.
+/// Pauses between initiations; the last one repeats. Shorter at first than WG section 6.1 says, so that a lost message
+/// or a dead endpoint does not cost a join its two seconds.
 const RETRIES: [Duration; 6] = [
     Duration::from_millis(250),
     Duration::from_millis(350),
@@ -31,235 +44,271 @@ const RETRIES: [Duration; 6] = [
     Duration::from_secs(5),
 ];
 
-/// How long a session with the old pre-shared key serves what is under way.
-const OVERLAP: Duration = Duration::from_secs(10);
+/// Offers that may still be answered: where a round trip takes longer than the pauses, it is an older one.
+const OFFERS: usize = 3;
 
 /// Unanswered initiations after which another endpoint is tried while the session still lives.
 const PATIENCE_IN_SESSION: u32 = 2;
 
+/// Silence after which a keepalive answers data, and after how much more data calls for a new session (WG section 6.5).
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(10);
+const SILENCE: Duration = Duration::from_secs(15);
+
+/// Age at which the caller renews a session that only the other side uses (WG section 6.2).
+const REKEY_ON_RECEIVING: Duration = REJECT_AFTER.saturating_sub(SILENCE);
+
+/// Initiations of one peer are not answered in a shorter time than this.
+const CALL_PAUSE: Duration = Duration::from_millis(20);
+
 /// Where a peer is, and with what it speaks. Not shared: callers hold the lock around it.
 pub struct Peer {
     key: WgKey,
-    /// Even; the tunnel in use has this number or the next.
+    /// Below 2^24; the upper bits of all indices that the peer is told.
     number: u32,
-    preshared: Option<PresharedKey>,
-    current: Slot,
-    /// The tunnel before the pre-shared key changed, until the new one has served for a while.
-    previous: Option<Slot>,
+    last_index: u8,
+    macs: Macs,
+    jar: Jar,
+    secrets: Secrets,
+    link: Arc<Link>,
+    keyring: Keyring,
+    /// Which pre-shared key is in the session that waits for the peer to use it.
+    answered_with: Psk,
+    offers: VecDeque<(Offer, Psk)>,
+    /// When both sides call at once, one call is enough: that of the side with the smaller key.
+    yields: bool,
+    /// It has called since our last call.
+    yielded: bool,
+    /// Of the newest call.
+    last_stamp: Tai64n,
+    last_call: Option<Instant>,
     places: Places,
     keepalive: Option<Duration>,
     staged: VecDeque<(Instant, Vec<u8>)>,
-    /// Initiations since the peer proved that it hears us.
+    /// Initiations since a session was wanted.
+    attempts: u32,
+    /// Initiations since the peer was heard, as of the last one.
     unanswered: u32,
-    /// No initiation before this time, while there is no session.
+    last_initiation: Instant,
+    /// No initiation before this time.
     next_initiation: Instant,
-    last_sent: Instant,
-    received_bytes: u64,
-    sent_bytes: u64,
-}
-
-struct Slot {
-    tunnel: Box<dyn Tunnel>,
-    /// Lowest bit of its number.
-    odd: bool,
-    established: Option<Instant>,
-}
-
-/// What a datagram from the peer was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Received {
-    /// A packet of this length is in the buffer.
-    Packet(usize),
-    /// A message of the protocol itself.
-    Control,
-}
-
-/// Session and address to send with, looked up once for a batch of packets.
-pub struct Sender<'a> {
-    tunnel: Option<&'a mut Box<dyn Tunnel>>,
-    staged: &'a mut VecDeque<(Instant, Vec<u8>)>,
-    sent_bytes: &'a mut u64,
-    to: SocketAddr,
-    now: Instant,
 }
 
 impl Peer {
-    /// A peer without a session. `number` is even and below 2^24; it and the next are the peer's.
-    pub fn new(now: Instant, gate: &Gate, config: &PeerConfig, number: u32) -> Self {
+    /// A peer without a session, of the node with the key `own`. All indices that it is told begin with `number`, which is
+    /// below 2^24.
+    pub fn new(now: Instant, own: WgKey, config: &PeerConfig, number: u32) -> Self {
         let key = config.public_key;
-        let preshared = config.preshared_key;
-        let tunnel = gate.tunnel(key, preshared, number);
         let mut peer = Self {
             key,
             number,
-            preshared,
-            current: Slot { tunnel, odd: false, established: None },
-            previous: None,
+            last_index: 0,
+            macs: Macs::for_receiver(&key),
+            jar: Jar::default(),
+            secrets: Secrets::new(config.preshared_key),
+            link: Arc::new(Link::new(now)),
+            keyring: Keyring::default(),
+            answered_with: Psk::default(),
+            offers: VecDeque::new(),
+            yields: key < own,
+            yielded: false,
+            last_stamp: Tai64n::default(),
+            last_call: None,
             places: Places::default(),
             keepalive: None,
             staged: VecDeque::new(),
+            attempts: 0,
             unanswered: 0,
+            last_initiation: now,
             next_initiation: now,
-            last_sent: now,
-            received_bytes: 0,
-            sent_bytes: 0,
         };
-        peer.reconfigure(now, gate, config);
+        peer.reconfigure(now, config);
         peer
     }
 
+    /// What packets need of it.
+    pub fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
     /// Takes over a changed configuration. Sessions survive, also a change of the pre-shared key.
-    pub fn reconfigure(&mut self, now: Instant, gate: &Gate, config: &PeerConfig) {
-        self.keepalive = config
-            .persistent_keepalive_secs
-            .filter(|&s| s > 0)
-            .map(|s| Duration::from_secs(s.into()));
-        let live = self.has_session();
-        if self.places.reconfigure(&config.endpoints, live) {
+    pub fn reconfigure(&mut self, now: Instant, config: &PeerConfig) {
+        let seconds = config.persistent_keepalive_secs.filter(|&s| s > 0);
+        self.keepalive = seconds.map(|s| Duration::from_secs(s.into()));
+        let live = self.keyring.current(now).is_some();
+        let moved = self.places.reconfigure(&config.endpoints, live);
+        let rekeyed = self.secrets.replace(config.preshared_key);
+        if moved || rekeyed {
             self.unanswered = 0;
+            self.attempts = 0;
             self.next_initiation = now;
+            self.last_initiation = now;
         }
-        if self.preshared != config.preshared_key {
-            self.preshared = config.preshared_key;
-            let odd = !self.current.odd;
-            let tunnel = gate.tunnel(self.key, self.preshared, self.number | u32::from(odd));
-            let old = std::mem::replace(&mut self.current, Slot { tunnel, odd, established: None });
-            self.previous = Some(old);
-            self.unanswered = 0;
-            self.next_initiation = now;
-        }
+        self.publish(now);
     }
 
-    /// Starts to send packets. Without a session they are staged and a handshake is under way.
-    pub fn sender(&mut self, now: Instant, outbox: &mut Outbox) -> Result<Sender<'_>, DropReason> {
-        let Some(to) = self.places.current() else { return Err(DropReason::NoEndpoint) };
-        let on_current = self.current.tunnel.has_session();
-        let on_previous =
-            !on_current && self.previous.as_ref().is_some_and(|p| p.tunnel.has_session());
-        if !on_current && !on_previous && now >= self.next_initiation {
-            self.initiate(now, outbox);
-        }
-        self.last_sent = now;
-        let tunnel = match &mut self.previous {
-            _ if on_current => Some(&mut self.current.tunnel),
-            Some(previous) if on_previous => Some(&mut previous.tunnel),
-            _ => None,
-        };
-        let (staged, sent_bytes) = (&mut self.staged, &mut self.sent_bytes);
-        Ok(Sender { tunnel, staged, sent_bytes, to, now })
-    }
-
-    /// Takes a datagram for the tunnel `number`; a packet in it ends in `plain`, which is as long as the datagram.
-    pub fn receive(
+    /// How to send packets. None without a session: they are to be staged, and a handshake is under way.
+    pub fn prepare(
         &mut self,
         now: Instant,
-        number: u32,
-        (source, datagram): (SocketAddr, &[u8]),
-        plain: &mut [u8],
+        gate: &Gate,
         outbox: &mut Outbox,
-    ) -> Result<Received, DropReason> {
-        let on_current = self.current.odd == (number & 1 == 1);
-        let slot = match &mut self.previous {
-            _ if on_current => &mut self.current,
-            Some(previous) => previous,
-            None => return Err(DropReason::UnknownSession),
-        };
-        let opened = slot.tunnel.open(source.ip(), datagram, plain);
-        let (reply, received) = match opened {
-            Opened::Packet(len) => {
-                self.received_bytes += len as u64;
-                self.heard(now, source, on_current);
-                (0, Received::Packet(len))
-            }
-            Opened::Keepalive => {
-                self.heard(now, source, on_current);
-                (0, Received::Control)
-            }
-            Opened::Initiation(len) => {
-                // It proves where the peer is, not that it hears us: a session comes with its next message.
-                self.places.learn(now, source);
-                self.next_initiation = self.next_initiation.max(now + RETRIES[0]);
-                (len, Received::Control)
-            }
-            Opened::Response(len) => {
-                slot.established = Some(now);
-                self.heard(now, source, on_current);
-                (len, Received::Control)
-            }
-            Opened::Cookie(len) => (len, Received::Control),
-            Opened::Dropped(reason) => return Err(reason),
-        };
-        if reply > 0 {
-            post(outbox, source, &plain[..reply]);
+    ) -> Result<Option<Arc<Route>>, DropReason> {
+        if self.places.current().is_none() {
+            return Err(DropReason::NoEndpoint);
         }
-        if !self.staged.is_empty() {
+        let route = self.link.route(now);
+        if route.is_none() && now >= self.next_initiation {
+            self.initiate(now, gate, outbox);
+        }
+        Ok(route)
+    }
+
+    /// Keeps a packet until there is a session.
+    pub fn stage(&mut self, now: Instant, packet: &[u8]) -> Result<(), DropReason> {
+        if self.staged.len() >= STAGED_PACKETS {
+            return Err(DropReason::QueueFull);
+        }
+        self.staged.push_back((now, packet.to_vec()));
+        Ok(())
+    }
+
+    /// An authentic message came from there: the session is in use, and the peer is where it came from.
+    pub fn heard(
+        &mut self,
+        now: Instant,
+        session: &Arc<Session>,
+        source: SocketAddr,
+        outbox: &mut Outbox,
+    ) {
+        if self.keyring.confirm(session) {
+            let psk = self.answered_with;
+            self.agreed(now, &psk);
+        }
+        self.link.activity.received(now, 0);
+        self.places.learn(now, source);
+        self.publish(now);
+        self.send_staged(now, outbox);
+    }
+
+    /// Answers a call of the peer; the session counts only when the peer uses it.
+    pub fn answer(
+        &mut self,
+        now: Instant,
+        source: SocketAddr,
+        call: Call,
+        outbox: &mut Outbox,
+    ) -> Result<(), DropReason> {
+        if call.stamp() <= self.last_stamp {
+            return Err(DropReason::Replayed);
+        }
+        if self.last_call.is_some_and(|at| now.saturating_duration_since(at) < CALL_PAUSE) {
+            return Err(DropReason::UnderLoad);
+        }
+        (self.last_stamp, self.last_call) = (call.stamp(), Some(now));
+        self.yielded = self.yields;
+        let (psk, index) = (self.secrets.for_answer(), self.unused_index());
+        let (agreement, mut response) = call.answer(&psk, index).ok_or(DropReason::BadHandshake)?;
+        self.answered_with = psk;
+        self.keyring.answered(Session::as_callee(now, &agreement));
+        // It proves who calls, not from where: whoever has recorded a call can send it again. The session's first message
+        // will tell; only a peer that has no endpoint at all is believed.
+        if self.places.current().is_none() {
+            self.places.learn(now, source);
+        }
+        self.publish(now);
+        self.jar.sign(now, &self.macs, &mut response);
+        self.next_initiation = self.next_initiation.max(now + RETRIES[0]);
+        post(outbox, source, &response);
+        Ok(())
+    }
+
+    /// Takes the response to a call of ours, and confirms the session with what waits for it, or a keepalive.
+    pub fn accept(
+        &mut self,
+        now: Instant,
+        source: SocketAddr,
+        response: &[u8; RESPONSE_BYTES],
+        outbox: &mut Outbox,
+    ) -> Result<(), DropReason> {
+        let index = word(response, 8);
+        let place = self.offers.iter().position(|(offer, _)| offer.index() == index);
+        let (offer, psk) = &mut self.offers[place.ok_or(DropReason::UnknownSession)?];
+        if self.yielded {
+            return Ok(());
+        }
+        let agreement = offer.accept(response).ok_or(DropReason::BadHandshake)?;
+        let psk = *psk;
+        self.offers.clear();
+        self.keyring.called(Session::as_caller(now, &agreement));
+        self.agreed(now, &psk);
+        self.link.activity.received(now, 0);
+        self.places.learn(now, source);
+        self.publish(now);
+        if self.staged.is_empty() {
+            self.announce(now, outbox);
+        } else {
             self.send_staged(now, outbox);
         }
-        Ok(received)
+        Ok(())
+    }
+
+    /// Takes a cookie: the next call shows it.
+    pub fn keep_cookie(
+        &mut self,
+        now: Instant,
+        reply: &[u8; COOKIE_BYTES],
+    ) -> Result<(), DropReason> {
+        let index = word(reply, 4);
+        let known = self.offers.iter().any(|(offer, _)| offer.index() == index)
+            || self.keyring.find(index).is_some();
+        if !known || !self.jar.keep(now, &self.macs, reply) {
+            return Err(DropReason::UnknownSession);
+        }
+        Ok(())
     }
 
     /// Lets time pass: handshakes that are due, keepalives, what has waited too long. Returns packets dropped.
-    pub fn tick(&mut self, now: Instant, outbox: &mut Outbox) -> usize {
-        let mut message = [0; INITIATION_BYTES];
-        if let Some(len) = self.current.tunnel.tick(&mut message) {
-            self.post_timed(now, &message[..len], outbox);
+    pub fn tick(&mut self, now: Instant, gate: &Gate, outbox: &mut Outbox) -> usize {
+        if self.keyring.expire(now) {
+            self.publish(now);
         }
-        self.retire_previous(now);
-        if !self.current.tunnel.has_session() {
-            self.tick_previous(now, outbox);
+        self.secrets.retire(now);
+        if self.wants_session(now) {
             if now >= self.next_initiation {
-                self.initiate(now, outbox);
+                self.initiate(now, gate, outbox);
             }
-        } else if self
-            .keepalive
-            .is_some_and(|every| now.saturating_duration_since(self.last_sent) >= every)
-        {
+        } else {
+            self.attempts = 0;
+        }
+        let activity = &self.link.activity;
+        let owes = activity.owing_for(now) >= KEEPALIVE_AFTER;
+        if owes || self.keepalive.is_some_and(|every| activity.silent_for(now) >= every) {
             self.announce(now, outbox);
         }
+        self.send_staged(now, outbox);
         let before = self.staged.len();
         self.staged.retain(|(since, _)| now.saturating_duration_since(*since) < STAGED_FOR);
         before - self.staged.len()
     }
 
-    /// Sends a handshake initiation, to the next endpoint when the one in use does not answer.
-    pub fn initiate(&mut self, now: Instant, outbox: &mut Outbox) {
-        let mut message = [0; INITIATION_BYTES];
-        if self.places.current().is_some()
-            && let Some(len) = self.current.tunnel.initiate(&mut message)
-        {
-            self.post_timed(now, &message[..len], outbox);
-        }
-    }
-
     /// Sends a keepalive, if there is a session: the peer learns from it where this node is.
     pub fn announce(&mut self, now: Instant, outbox: &mut Outbox) {
-        if self.has_session()
-            && let Ok(mut sender) = self.sender(now, outbox)
+        if let Some(route) = self.link.route(now)
+            && seal(&route, &[], outbox).is_ok()
         {
-            let _ = sender.send(&[], outbox);
+            self.link.activity.sent(now, 0);
         }
-    }
-
-    /// Whether packets can be sent to it now.
-    pub fn has_session(&self) -> bool {
-        self.current.tunnel.has_session()
-            || self.previous.as_ref().is_some_and(|p| p.tunnel.has_session())
     }
 
     /// Age of the session in use.
-    pub fn session_age(&self) -> Option<Duration> {
-        let previous = || self.previous.as_ref().and_then(|p| p.tunnel.session_age());
-        self.current.tunnel.session_age().or_else(previous)
+    pub fn session_age(&self, now: Instant) -> Option<Duration> {
+        let session = self.keyring.current(now)?;
+        Some(now.saturating_duration_since(session.created()))
     }
 
     /// Its public key.
     pub fn key(&self) -> WgKey {
         self.key
-    }
-
-    /// Number by which initiations reach the tunnel in use.
-    pub fn current_number(&self) -> u32 {
-        self.number | u32::from(self.current.odd)
     }
 
     /// Where it was heard last, or is looked for.
@@ -269,71 +318,89 @@ impl Peer {
 
     /// Initiations since the peer proved that it hears us.
     pub fn unanswered(&self) -> u32 {
-        self.unanswered
+        if self.link.activity.heard_since(self.last_initiation) { 0 } else { self.unanswered }
     }
 
     /// Bytes of packets, inside the tunnel: received, sent.
     pub fn traffic_bytes(&self) -> (u64, u64) {
-        (self.received_bytes, self.sent_bytes)
+        self.link.activity.bytes()
     }
 
-    fn heard(&mut self, now: Instant, source: SocketAddr, on_current: bool) {
-        if on_current {
-            // What the tunnel of the old pre-shared key hears says nothing about handshakes with the new one.
-            self.unanswered = 0;
-            self.next_initiation = now;
-        }
-        self.places.learn(now, source);
+    /// Whether there is a reason for a handshake (WG sections 6.2 to 6.5).
+    fn wants_session(&self, now: Instant) -> bool {
+        let Some(session) = self.keyring.current(now) else { return true };
+        let age = now.saturating_duration_since(session.created());
+        let activity = &self.link.activity;
+        let sent = activity.data_sent_since(session.created());
+        let received = activity.data_received_since(session.created());
+        session.is_caller() && (age >= REKEY_AFTER && sent || age >= REKEY_ON_RECEIVING && received)
+            || session.messages() >= REKEY_AFTER_MESSAGES
+            || activity.waiting_for(now) >= SILENCE
+            || self.secrets.is_pending()
     }
 
-    /// Posts a message that a timer of the tunnel wrote.
-    fn post_timed(&mut self, now: Instant, message: &[u8], outbox: &mut Outbox) {
-        if is_initiation(message) {
-            let patience = if self.has_session() { PATIENCE_IN_SESSION } else { 1 };
-            if self.unanswered >= patience {
-                self.places.try_next();
-            }
-            self.unanswered = self.unanswered.saturating_add(1);
-            let pause = RETRIES[(self.unanswered as usize).min(RETRIES.len()) - 1];
-            self.next_initiation = now + pause + self.stagger(pause);
+    /// Sends a handshake initiation, to the next endpoint when the one in use does not answer.
+    fn initiate(&mut self, now: Instant, gate: &Gate, outbox: &mut Outbox) {
+        let session = self.keyring.current(now);
+        let patience = if session.is_some() { PATIENCE_IN_SESSION } else { 1 };
+        let fresh = |session: &Arc<Session>| now < session.created() + REKEY_AFTER;
+        let badly = !session.is_some_and(fresh);
+        self.unanswered = self.unanswered();
+        if self.unanswered >= patience {
+            self.places.try_next();
+            self.publish(now);
         }
-        if let Some(to) = self.places.current() {
-            self.last_sent = now;
-            post(outbox, to, message);
-        }
+        let pause = RETRIES[(self.attempts as usize).min(RETRIES.len() - 1)];
+        self.next_initiation = now + pause + self.stagger(pause);
+        let psk = self.secrets.for_call(self.attempts, badly);
+        let Some(to) = self.places.current() else { return };
+        let (index, stamp) = (self.unused_index(), gate.stamps().next(now));
+        let offered = Offer::make(gate.key(), &self.key, &psk, index, stamp);
+        let Some((offer, mut initiation)) = offered else { return };
+        self.jar.sign(now, &self.macs, &mut initiation);
+        self.offers.truncate(OFFERS - 1);
+        self.offers.push_front((offer, psk));
+        self.yielded = false;
+        self.attempts = self.attempts.saturating_add(1);
+        self.unanswered = self.unanswered.saturating_add(1);
+        self.last_initiation = now;
+        post(outbox, to, &initiation);
+    }
+
+    fn agreed(&mut self, now: Instant, psk: &Psk) {
+        self.secrets.agreed(now, psk);
+        self.attempts = 0;
+    }
+
+    fn publish(&self, now: Instant) {
+        let session = self.keyring.current(now).cloned();
+        let route = session.zip(self.places.current()).map(|(session, to)| Route { session, to });
+        self.link.publish(route, &self.keyring);
     }
 
     fn send_staged(&mut self, now: Instant, outbox: &mut Outbox) {
-        if !self.has_session() {
+        if self.staged.is_empty() {
             return;
         }
-        let mut staged = std::mem::take(&mut self.staged);
-        if let Ok(mut sender) = self.sender(now, outbox) {
-            for (_, packet) in staged.drain(..) {
-                let _ = sender.send(&packet, outbox);
+        let Some(route) = self.link.route(now) else { return };
+        let mut bytes = 0;
+        for (_, packet) in self.staged.drain(..) {
+            if seal(&route, &packet, outbox).is_ok() {
+                bytes += packet.len() as u64;
             }
         }
-        self.staged = staged;
+        self.link.activity.sent(now, bytes);
     }
 
-    /// The other side may learn of the new pre-shared key late: until then the old tunnel has to renew its session.
-    fn tick_previous(&mut self, now: Instant, outbox: &mut Outbox) {
-        let mut message = [0; INITIATION_BYTES];
-        if let (Some(previous), Some(to)) = (&mut self.previous, self.places.current())
-            && let Some(len) = previous.tunnel.tick(&mut message)
-        {
-            self.last_sent = now;
-            post(outbox, to, &message[..len]);
-        }
-    }
-
-    fn retire_previous(&mut self, now: Instant) {
-        if self.previous.is_none() || !self.current.tunnel.has_session() {
-            return;
-        }
-        let since = *self.current.established.get_or_insert(now);
-        if now.saturating_duration_since(since) >= OVERLAP {
-            self.previous = None;
+    /// An index that names nothing yet: sessions and offers together are far fewer than 256.
+    fn unused_index(&mut self) -> u32 {
+        loop {
+            self.last_index = self.last_index.wrapping_add(1);
+            let index = self.number << 8 | u32::from(self.last_index);
+            let offered = self.offers.iter().any(|(offer, _)| offer.index() == index);
+            if !offered && self.keyring.find(index).is_none() {
+                return index;
+            }
         }
     }
 
@@ -349,28 +416,12 @@ impl Peer {
     }
 }
 
-impl Sender<'_> {
-    /// Seals a padded packet into the outbox, or stages it while there is no session.
-    pub fn send(&mut self, packet: &[u8], outbox: &mut Outbox) -> Result<(), DropReason> {
-        let Some(tunnel) = &mut self.tunnel else { return self.stage(packet) };
-        let room = (packet.len() + SEAL_OVERHEAD).max(INITIATION_BYTES);
-        let out = outbox.room(room).ok_or(DropReason::QueueFull)?;
-        let len = tunnel.seal(packet, out).ok_or(DropReason::UnknownSession)?;
-        outbox.commit(self.to, len);
-        *self.sent_bytes += packet.len() as u64;
-        Ok(())
-    }
-
-    fn stage(&mut self, packet: &[u8]) -> Result<(), DropReason> {
-        if packet.is_empty() {
-            return Ok(()); // the handshake does what a keepalive would
-        }
-        if self.staged.len() >= STAGED_PACKETS {
-            return Err(DropReason::QueueFull);
-        }
-        self.staged.push_back((self.now, packet.to_vec()));
-        Ok(())
-    }
+/// Seals a padded packet into the outbox, or a keepalive when it is empty. The only way from a packet to a datagram.
+pub fn seal(route: &Route, packet: &[u8], outbox: &mut Outbox) -> Result<(), DropReason> {
+    let room = outbox.room(packet.len() + SEAL_OVERHEAD).ok_or(DropReason::QueueFull)?;
+    let len = route.session.seal(packet, room).ok_or(DropReason::UnknownSession)?;
+    outbox.commit(route.to, len);
+    Ok(())
 }
 
 fn post(outbox: &mut Outbox, to: SocketAddr, message: &[u8]) {

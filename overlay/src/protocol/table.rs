@@ -7,25 +7,26 @@ use std::time::Instant;
 use mesh_model::snapshot::WgKey;
 
 use super::allowed_ips::AllowedIps;
-use super::noise::Gate;
+use super::gate::Gate;
 use super::outbox::Outbox;
 use super::peer::Peer;
+use super::peer::link::Link;
 use crate::config::{OverlayConfig, PeerConfig};
 
 /// A configuration in force. Immutable but for the peers' own state; replaced as a whole.
 #[derive(Default)]
 pub struct Table {
     entries: Vec<Entry>,
-    /// By half of the tunnel number: a peer has an even one and the next.
     by_number: HashMap<u32, u32>,
     by_key: HashMap<WgKey, u32>,
     routes: AllowedIps,
 }
 
-/// A peer and its place in the configuration.
+/// A peer, and what was configured for it.
 pub struct Entry {
     config: PeerConfig,
     number: u32,
+    link: Arc<Link>,
     peer: Arc<Mutex<Peer>>,
 }
 
@@ -33,6 +34,11 @@ impl Entry {
     /// What was configured.
     pub fn config(&self) -> &PeerConfig {
         &self.config
+    }
+
+    /// What packets need of the peer.
+    pub fn link(&self) -> &Arc<Link> {
+        &self.link
     }
 
     /// The peer, for this thread alone.
@@ -45,7 +51,7 @@ impl Entry {
 impl Table {
     /// The table for a changed configuration: peers that stay keep their sessions, new ones are called at once.
     ///
-    /// `fresh` gives numbers for tunnels; those in use are skipped.
+    /// `fresh` gives numbers for peers; those in use are skipped.
     pub fn next(
         &self,
         now: Instant,
@@ -59,15 +65,14 @@ impl Table {
         for (key, config) in peers {
             let place = table.entries.len() as u32;
             let entry = match self.by_key.get(&key).map(|&old| &self.entries[old as usize]) {
-                Some(old) => old.changed(now, gate, config),
+                Some(old) => old.changed(now, config),
                 None => {
                     let number = self.unused(&table, fresh);
-                    let peer = Arc::new(Mutex::new(Peer::new(now, gate, config, number)));
-                    Entry { config: config.clone(), number, peer }
+                    Entry::new(now, gate.public(), config, number)
                 }
             };
-            entry.lock().tick(now, outbox);
-            table.by_number.insert(entry.number >> 1, place);
+            entry.lock().tick(now, gate, outbox);
+            table.by_number.insert(entry.number, place);
             table.by_key.insert(key, place);
             table.entries.push(entry);
         }
@@ -88,9 +93,9 @@ impl Table {
         &self.entries[place as usize]
     }
 
-    /// Place of the peer that has the tunnel.
-    pub fn place_of_tunnel(&self, number: u32) -> Option<u32> {
-        self.by_number.get(&(number >> 1)).copied()
+    /// Place of the peer that was told the index of a session or an offer.
+    pub fn place_of_index(&self, index: u32) -> Option<u32> {
+        self.by_number.get(&(index >> 8)).copied()
     }
 
     /// Place of the peer with the key.
@@ -105,9 +110,8 @@ impl Table {
 
     fn unused(&self, next: &Self, fresh: &mut dyn FnMut() -> u32) -> u32 {
         loop {
-            let number = fresh() & 0x00ff_fffe;
-            let half = number >> 1;
-            if !self.by_number.contains_key(&half) && !next.by_number.contains_key(&half) {
+            let number = fresh() & 0x00ff_ffff;
+            if !self.by_number.contains_key(&number) && !next.by_number.contains_key(&number) {
                 return number;
             }
         }
@@ -115,10 +119,17 @@ impl Table {
 }
 
 impl Entry {
-    fn changed(&self, now: Instant, gate: &Gate, config: &PeerConfig) -> Self {
+    fn new(now: Instant, own: WgKey, config: &PeerConfig, number: u32) -> Self {
+        let peer = Peer::new(now, own, config, number);
+        let link = Arc::clone(peer.link());
+        Self { config: config.clone(), number, link, peer: Arc::new(Mutex::new(peer)) }
+    }
+
+    fn changed(&self, now: Instant, config: &PeerConfig) -> Self {
         if self.config != *config {
-            self.lock().reconfigure(now, gate, config);
+            self.lock().reconfigure(now, config);
         }
-        Self { config: config.clone(), number: self.number, peer: Arc::clone(&self.peer) }
+        let (link, peer) = (Arc::clone(&self.link), Arc::clone(&self.peer));
+        Self { config: config.clone(), number: self.number, link, peer }
     }
 }

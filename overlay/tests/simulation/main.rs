@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
-mod clock;
+mod hostile;
 mod net;
 
 use std::collections::HashSet;
@@ -376,56 +376,4 @@ fn keepalives_only_where_asked_for() {
     };
     assert!((9..=11).contains(&from(0)), "{} keepalives in 100 s", from(0));
     assert_eq!(from(1), 0);
-}
-
-mod hostile {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
-
-        #[test]
-        fn no_datagram_panics_or_harms_a_session(
-            junk in prop::collection::vec(
-                (prop::collection::vec(any::<u8>(), 0..300), 0u8..6, any::<prop::sample::Index>()),
-                1..60,
-            ),
-            flips in prop::collection::vec(
-                (any::<prop::sample::Index>(), any::<prop::sample::Index>(), any::<u8>()),
-                1..60,
-            ),
-        ) {
-            let mut net = Net::mesh(2);
-            net.run(MILLIS(100));
-            net.send(0, 1, b"for the record");
-            net.run(MILLIS(30));
-            let from: SocketAddr = "203.0.113.5:5".parse().unwrap();
-            for (mut bytes, kind, length) in junk {
-                // Often with a type and a length that the protocol knows.
-                if let Some(first) = bytes.first_mut().filter(|_| kind > 0) {
-                    *first = kind;
-                }
-                if bytes.len() > 4 && kind > 0 {
-                    bytes[1..4].fill(0);
-                }
-                let known = [148, 92, 64, 32, 48];
-                bytes.resize(known[length.index(known.len())], 7);
-                net.inject(&Datagram { from, to: net.nodes[1].address, bytes });
-            }
-            let recorded = net.tapped.clone();
-            for (which, place, bits) in flips {
-                let mut datagram = recorded[which.index(recorded.len())].clone();
-                let place = place.index(datagram.bytes.len());
-                datagram.bytes[place] ^= bits;
-                net.inject(&datagram);
-            }
-            net.run(MILLIS(100));
-            net.payloads(1);
-            net.send(0, 1, b"unharmed");
-            net.run(MILLIS(100));
-            prop_assert_eq!(net.payloads(1), [b"unharmed"]);
-        }
-    }
 }

@@ -2,17 +2,15 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use mesh_model::snapshot::WgKey;
 use mesh_overlay::config::{OverlayConfig, PeerConfig};
 use mesh_overlay::counters::Counters;
 use mesh_overlay::offload::vnet::VnetHeader;
-use mesh_overlay::protocol::{Core, Outbox, Sink};
+use mesh_overlay::protocol::{Core, Outbox, Sink, Stamps};
 use mesh_overlay::status::PeerStatus;
 use mesh_overlay::{DropReason, NodeKey};
-
-use crate::clock;
 
 /// How far the clock goes in one step.
 const STEP: Duration = Duration::from_millis(10);
@@ -25,6 +23,8 @@ pub(crate) struct Node {
     pub(crate) counters: Arc<Counters>,
     pub(crate) key: NodeKey,
     pub(crate) address: SocketAddr,
+    /// What the node has on disk of the stamps of its initiations.
+    pub(crate) stored: Duration,
     /// Packets that came out of the tunnel.
     pub(crate) received: Inner,
 }
@@ -64,6 +64,11 @@ pub(crate) struct Mishaps {
 pub(crate) struct Net {
     pub(crate) nodes: Vec<Node>,
     pub(crate) mishaps: Mishaps,
+    /// The test's own time, which goes on in [`Net::run`] only.
+    pub(crate) now: Instant,
+    /// The time of day when `now` began, as a process that starts reads it.
+    pub(crate) time_of_day: SystemTime,
+    begun: Instant,
     /// All that went over the wire, as an eavesdropper has it.
     pub(crate) tapped: Vec<Datagram>,
     under_way: Vec<(Instant, Datagram)>,
@@ -72,16 +77,23 @@ pub(crate) struct Net {
 
 impl Net {
     pub(crate) fn new(nodes: u8) -> Self {
+        let now = Instant::now();
+        let time_of_day = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
         let node = |n: u8| {
             let counters = Arc::new(Counters::default());
             let key = NodeKey::from_bytes([n + 1; 32]);
-            let core = Core::new(&key, Arc::clone(&counters));
+            let stamps = Stamps::new(now, time_of_day, Duration::ZERO);
+            let core = Core::new(now, &key, stamps, Arc::clone(&counters));
             let address = ([192, 0, 2, n + 1], 51900).into();
-            Node { core, counters, key, address, received: Inner::default() }
+            let received = Inner::default();
+            Node { core, counters, key, address, stored: Duration::ZERO, received }
         };
         Self {
             nodes: (0..nodes).map(node).collect(),
             mishaps: Mishaps::default(),
+            now,
+            time_of_day,
+            begun: now,
             tapped: Vec::new(),
             under_way: Vec::new(),
             random: 42,
@@ -116,7 +128,7 @@ impl Net {
         let mut random = self.random;
         let mut fresh = || next(&mut random) as u32;
         let core = &self.nodes[node].core;
-        core.configure(Instant::now(), config, &mut fresh, &mut outbox).unwrap();
+        core.configure(self.now, config, &mut fresh, &mut outbox).unwrap();
         self.random = random;
         self.post(node, &mut outbox);
     }
@@ -124,8 +136,11 @@ impl Net {
     /// The node's process dies and starts again, with its key and configuration.
     pub(crate) fn restart(&mut self, node: usize, config: &OverlayConfig) {
         let counters = Arc::new(Counters::default());
-        self.nodes[node].core = Core::new(&self.nodes[node].key, Arc::clone(&counters));
-        self.nodes[node].counters = counters;
+        let clock = self.time_of_day + self.now.duration_since(self.begun);
+        let restarted = &mut self.nodes[node];
+        let stamps = Stamps::new(self.now, clock, restarted.stored);
+        restarted.core = Core::new(self.now, &restarted.key, stamps, Arc::clone(&counters));
+        restarted.counters = counters;
         self.configure(node, config);
     }
 
@@ -143,19 +158,21 @@ impl Net {
         let mut outbox = Outbox::default();
         let vnet = VnetHeader::default();
         let core = &self.nodes[from].core;
-        core.outbound(Instant::now(), (&mut frame, len), &vnet, 1420, &mut outbox);
+        core.outbound(self.now, (&mut frame, len), &vnet, 1420, &mut outbox);
         self.post(from, &mut outbox);
     }
 
     /// Lets time pass.
     pub(crate) fn run(&mut self, time: Duration) {
-        let end = Instant::now() + time;
-        while Instant::now() < end {
-            clock::advance(STEP);
+        let end = self.now + time;
+        while self.now < end {
+            self.now += STEP;
             for node in 0..self.nodes.len() {
                 let mut outbox = Outbox::default();
-                self.nodes[node].core.tick(Instant::now(), &mut outbox);
-                self.nodes[node].core.second_passed();
+                self.nodes[node].core.tick(self.now, &mut outbox);
+                if let Some(bound) = self.nodes[node].core.stamps_to_store() {
+                    self.nodes[node].stored = bound;
+                }
                 self.post(node, &mut outbox);
             }
             self.deliver();
@@ -170,13 +187,13 @@ impl Net {
         let mut outbox = Outbox::default();
         let Node { core, received, .. } = &mut self.nodes[node];
         let one = std::iter::once((datagram.from, datagram.bytes.as_slice()));
-        core.inbound(Instant::now(), one, received, &mut outbox);
+        core.inbound(self.now, one, received, &mut outbox);
         self.post(node, &mut outbox);
     }
 
     pub(crate) fn peer(&self, node: usize, other: usize) -> PeerStatus {
         let key: WgKey = self.nodes[other].key.public();
-        let mut peers = self.nodes[node].core.peers().into_iter();
+        let mut peers = self.nodes[node].core.peers(self.now).into_iter();
         peers.find(|peer| peer.public_key == key).expect("a configured peer")
     }
 
@@ -191,7 +208,7 @@ impl Net {
     }
 
     fn deliver(&mut self) {
-        let now = Instant::now();
+        let now = self.now;
         let (due, later) =
             std::mem::take(&mut self.under_way).into_iter().partition(|(at, _)| *at <= now);
         self.under_way = later;
@@ -219,7 +236,7 @@ impl Net {
         let late = if self.chance(self.mishaps.late) { LATENCY * 4 } else { Duration::ZERO };
         let copies = 1 + usize::from(self.chance(self.mishaps.repeated));
         for copy in 0..copies {
-            let at = Instant::now() + LATENCY + late + LATENCY * copy as u32;
+            let at = self.now + LATENCY + late + LATENCY * copy as u32;
             self.under_way.push((at, datagram.clone()));
         }
     }

@@ -236,9 +236,15 @@ impl World {
 
     /// Both workers, configured, and the nodes' routes to the pods.
     pub(crate) fn connect(&mut self, v6: bool) {
-        for side in [Side::A, Side::B] {
+        let configs = [Side::A, Side::B].map(|side| self.config(side, v6));
+        self.connect_with(&configs);
+    }
+
+    /// The same with other configurations.
+    pub(crate) fn connect_with(&mut self, configs: &[OverlayConfig; 2]) {
+        for (side, config) in [Side::A, Side::B].into_iter().zip(configs) {
             self.start(side);
-            self.configure(side, &self.config(side, v6));
+            self.configure(side, config);
         }
         for side in [Side::A, Side::B] {
             let n = side.other().number();

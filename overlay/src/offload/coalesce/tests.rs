@@ -95,7 +95,7 @@ fn tcp(sequence: u32, flags: u8, payload: usize) -> Packet {
 
 fn join(packets: &[Vec<u8>]) -> Vec<(VnetHeader, Vec<u8>)> {
     let kept = Kept::default();
-    let mut coalescer = Coalescer::new(&kept);
+    let mut coalescer = Coalescer::new(&kept, 64 << 10);
     for packet in packets {
         coalescer.room(packet.len() + 48)[..packet.len()].copy_from_slice(packet);
         coalescer.accept(packet.len());

@@ -1,0 +1,55 @@
+//! The bound of the stamps of initiations, on disk: no stamp of the processes before was above it.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Reads the bound; zero when there is none, or none that makes sense: then only the clock counts.
+pub(super) fn load(path: &Path) -> Duration {
+    match fs::read_to_string(path) {
+        Ok(text) => text.trim().parse().map(Duration::from_secs).unwrap_or_else(|_| {
+            tracing::warn!(path = %path.display(), "no number of seconds; the clock alone dates handshakes");
+            Duration::ZERO
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Duration::ZERO,
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "unreadable; the clock alone dates handshakes");
+            Duration::ZERO
+        }
+    }
+}
+
+/// Stores a bound, rounded up to a second. On failure the one before stays, and handshakes go on. Cancel safe.
+pub(super) async fn store(path: &Path, bound: Duration) {
+    let target = path.to_owned();
+    let stored = tokio::task::spawn_blocking(move || replace(&target, bound)).await;
+    if let Ok(Err(error)) = stored {
+        tracing::warn!(path = %path.display(), %error, "the bound of handshakes could not be stored");
+    }
+}
+
+fn replace(path: &Path, bound: Duration) -> io::Result<()> {
+    let fresh: PathBuf = path.with_extension("stamp.new");
+    let mut file = File::create(&fresh)?;
+    writeln!(file, "{}", bound.as_secs() + 1)?;
+    file.sync_all()?;
+    fs::rename(&fresh, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_stored_is_read_and_nonsense_is_zero() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("overlay.stamp");
+        assert_eq!(load(&path), Duration::ZERO);
+        store(&path, Duration::from_millis(1_700_000_000_400)).await;
+        assert_eq!(load(&path), Duration::from_secs(1_700_000_001));
+        store(Path::new("/nowhere/at/all"), Duration::ZERO).await; // only warned of
+        fs::write(&path, "torn\0").unwrap();
+        assert_eq!(load(&path), Duration::ZERO);
+    }
+}
