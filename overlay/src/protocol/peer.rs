@@ -257,6 +257,11 @@ impl Peer {
         self.key
     }
 
+    /// Whether a handshake with the present pre-shared key has succeeded.
+    pub fn preshared_agreed(&self) -> bool {
+        self.preshared.is_some() && self.current.tunnel.has_session()
+    }
+
     /// Number by which initiations reach the tunnel in use.
     pub fn current_number(&self) -> u32 {
         self.number | u32::from(self.current.odd)
