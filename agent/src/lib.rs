@@ -22,6 +22,7 @@ mod join;
 mod link;
 mod observe;
 pub mod pods;
+mod preshared;
 mod readiness;
 mod reconcile;
 mod register;

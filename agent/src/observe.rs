@@ -22,6 +22,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::errors::chain;
 use crate::join::write_private;
+use crate::preshared::Keyring;
 
 /// Changes that come within this time are compiled together: a rollout touches many objects at once.
 const DEBOUNCE: Duration = Duration::from_millis(10);
@@ -33,6 +34,8 @@ pub(crate) struct Desired {
     pub(crate) snapshot: Arc<Snapshot>,
     /// Whether it follows from complete lists of all kinds. While it does not, nothing may be deleted.
     pub(crate) synced: bool,
+    /// The keys that the node shares with its peers.
+    pub(crate) preshared: Arc<Keyring>,
 }
 
 /// What the observer needs.
@@ -85,7 +88,10 @@ impl Observer {
         if known && let Err(error) = save(&self.file, &snapshot) {
             tracing::warn!(path = %self.file.display(), %error, "snapshot not saved");
         }
-        desired.send_replace(Some(Desired { snapshot: Arc::new(snapshot), synced: true }));
+        desired.send_modify(|desired| {
+            let preshared = desired.take().map(|before| before.preshared).unwrap_or_default();
+            *desired = Some(Desired { snapshot: Arc::new(snapshot), synced: true, preshared });
+        });
     }
 }
 

@@ -122,6 +122,7 @@ mod tests {
         let wrap = |snapshot: &mesh_model::Snapshot| Desired {
             snapshot: Arc::new(snapshot.clone()),
             synced: true,
+            preshared: Arc::default(),
         };
         let without = judge(Some(&wrap(&snapshot))).0;
         assert!(without.unavailable.unwrap().contains("addresses"));

@@ -27,7 +27,7 @@ use crate::reconcile::overlay::Peers;
 use crate::reconcile::{Concern, drive};
 use crate::server::{self, Sources};
 use crate::workers::{self, Paths};
-use crate::{cni, link, readiness, register};
+use crate::{cni, link, preshared, readiness, register};
 
 mod kernel;
 mod member;
@@ -144,7 +144,8 @@ fn choose_overlay(options: &Options, paths: &Paths) -> anyhow::Result<Overlay> {
 fn initial(paths: &Paths) -> Option<Desired> {
     let snapshot = observe::saved(&paths.snapshot())?;
     tracing::info!(peers = snapshot.peers.len(), "going on with the saved snapshot");
-    Some(Desired { snapshot: Arc::new(snapshot), synced: false })
+    let preshared = Arc::new(preshared::saved(&paths.preshared()));
+    Some(Desired { snapshot: Arc::new(snapshot), synced: false, preshared })
 }
 
 impl Agent {

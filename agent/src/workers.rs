@@ -43,6 +43,10 @@ impl Paths {
         self.state.join("snapshot.json")
     }
 
+    pub(crate) fn preshared(&self) -> PathBuf {
+        self.state.join("preshared.json")
+    }
+
     pub(crate) fn journal(&self) -> PathBuf {
         self.state.join("cni").join("journal")
     }

@@ -8,10 +8,12 @@ use axum::body::Body;
 use axum::response::{IntoResponse as _, Response};
 use http::{HeaderMap, Method, Request, StatusCode};
 use mesh_model::join::JOIN_PATH;
+use mesh_model::preshared::PRESHARED_KEYS_PATH;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::ApiError;
 use crate::pki::Authority;
+use crate::preshared::Issuer;
 use crate::registry::Registry;
 
 pub mod body;
@@ -19,6 +21,7 @@ pub mod caller;
 mod join;
 mod patch;
 mod paths;
+mod preshared;
 mod protobuf;
 mod proxy;
 pub mod query;
@@ -32,6 +35,7 @@ mod write;
 
 use body::Raw;
 use caller::{Access, Caller, Verb};
+pub use preshared::Channel;
 pub use proxy::Agents;
 use query::Query;
 use respond::Form;
@@ -46,6 +50,7 @@ struct Parts {
     authority: Arc<Authority>,
     secret: String,
     agents: Agents,
+    preshared: Issuer,
     stopping: CancellationToken,
 }
 
@@ -65,9 +70,10 @@ impl Api {
         authority: Arc<Authority>,
         secret: String,
         agents: Agents,
+        preshared: Issuer,
         stopping: CancellationToken,
     ) -> Self {
-        Self(Arc::new(Parts { registry, authority, secret, agents, stopping }))
+        Self(Arc::new(Parts { registry, authority, secret, agents, preshared, stopping }))
     }
 
     /// Answers a request of `caller`: the subject of its client certificate, if it showed one.
@@ -97,6 +103,10 @@ impl Api {
         let caller = caller.ok_or_else(|| {
             ApiError::Unauthorized("a client certificate of the cluster's CA is needed".to_owned())
         })?;
+        if path == PRESHARED_KEYS_PATH {
+            let channel = request.extensions().get::<Channel>().copied();
+            return self.preshared_keys(&caller, channel, request.method());
+        }
         if let Some(response) = paths::fixed(&path, request.method(), request.headers())? {
             return Ok(response);
         }

@@ -10,6 +10,7 @@ pub mod ipam;
 mod objects;
 pub mod openapi;
 pub mod pki;
+pub mod preshared;
 pub mod registry;
 pub mod scheduler;
 pub mod server;

@@ -5,9 +5,11 @@ use std::io::IsTerminal as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use mesh_control::preshared::DEFAULT_ROTATION;
 use mesh_control::server::{DEFAULT_LISTEN, Options, Server};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -62,6 +64,9 @@ struct Serve {
     /// Fields: domain, podCidrs, nodePrefixV4, nodePrefixV6, serviceCidrs, dnsVips, nodePorts, overlayPort.
     #[arg(long, value_name = "FILE")]
     cluster_config: Option<PathBuf>,
+    /// How often the keys that pairs of nodes share are replaced
+    #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_ROTATION.as_secs(), value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    preshared_key_rotation: u64,
     /// What to log, such as info or mesh_control=debug
     #[arg(long, value_name = "FILTER", default_value = "info", env = "MESH_LOG")]
     log: String,
@@ -109,6 +114,7 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
         listen: args.listen,
         advertise: args.advertise_address,
         cluster_config: args.cluster_config,
+        preshared_key_rotation: Duration::from_secs(args.preshared_key_rotation),
     };
     let server = Server::start(options).await?;
     tokio::select! {

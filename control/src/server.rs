@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::{Agents, Api};
 use crate::error::ApiError;
 use crate::pki::{Authority, PkiError};
+use crate::preshared::Issuer;
 use crate::registry::Registry;
 use crate::store::{OpenError, RedbStore};
 use crate::{bootstrap, controllers};
@@ -42,6 +43,8 @@ pub struct Options {
     pub advertise: Vec<IpAddr>,
     /// A file with the cluster's address plan, for the first start.
     pub cluster_config: Option<PathBuf>,
+    /// How often the keys that pairs of nodes share are replaced.
+    pub preshared_key_rotation: Duration,
 }
 
 /// The service cannot start.
@@ -117,6 +120,8 @@ impl Server {
         let names = Names::new(&advertised, address, &cluster);
         let tls = tls::Tls::new(&authority, &names.addresses, &names.dns)?;
         let agents = Agents::new(&authority).map_err(|e| StartError::Tls(Box::new(e)))?;
+        let seed = options.data_dir.join("preshared-seed");
+        let preshared = Issuer::open(seed, options.preshared_key_rotation);
         let stopping = CancellationToken::new();
         let renewal = tokio::spawn(tls.clone().renew(Arc::clone(&authority), names, RENEW_EVERY));
         let api = Api::new(
@@ -124,6 +129,7 @@ impl Server {
             Arc::clone(&authority),
             token.secret,
             agents,
+            preshared,
             stopping.clone(),
         );
         let controllers = controllers::start(registry.clone(), cluster);

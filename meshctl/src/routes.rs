@@ -1,7 +1,7 @@
 //! `routes`, `services` and `peers`: where a packet or a request goes, as the nodes have it.
 
 use http::Method;
-use mesh_model::report::{PeerReport, RoutesReport};
+use mesh_model::report::{KeyState, PeerReport, RoutesReport};
 use mesh_model::snapshot::{Frontend, HttpRoute, PathMatch};
 use serde::Serialize;
 
@@ -164,7 +164,7 @@ pub(crate) async fn peers(global: &Global, args: PeersArgs) -> anyhow::Result<()
     }
     output::report(global.output, &all, || {
         let rows: Vec<Vec<String>> = all.iter().flat_map(peer_rows).collect();
-        let headings = ["NODE", "PEER", "ENDPOINT", "HANDSHAKE", "RECEIVED", "SENT", "KEY"];
+        let headings = ["NODE", "PEER", "ENDPOINT", "HANDSHAKE", "RECEIVED", "SENT", "PSK", "KEY"];
         output::table(&headings, &rows);
     })
 }
@@ -181,10 +181,19 @@ fn peer_rows(node: &NodePeers) -> Vec<Vec<String>> {
             peer.handshake_age_secs.map_or("never".to_owned(), |s| format!("{} ago", age(s))),
             bytes(peer.received_bytes),
             bytes(peer.sent_bytes),
+            key_state(peer.preshared_key).to_owned(),
             peer.public_key.to_string(),
         ]
     };
     node.peers.iter().map(row).collect()
+}
+
+fn key_state(state: KeyState) -> &'static str {
+    match state {
+        KeyState::None => "none",
+        KeyState::Pending => "pending",
+        KeyState::Agreed => "agreed",
+    }
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! Names, addresses and API objects of a cluster, and [`compile`]: what one node has to do, as a pure function of them.
 //!
 //! Owns: the vocabulary that all programs share ([`names`], [`kinds`], [`wellknown`]), the cluster's
-//! address plan ([`cluster`]), the node's desired state ([`snapshot`]), the joining messages ([`join`])
-//! and what agents report to people ([`report`]).
+//! address plan ([`cluster`]), the node's desired state ([`snapshot`]), the joining messages ([`join`]), the keys
+//! that pairs of nodes share ([`preshared`]) and what agents report to people ([`report`]).
 //!
 //! Never does: I/O, clocks, randomness, logging. Nothing here knows eBPF, netlink, HTTP or DNS messages.
 #![forbid(unsafe_code)]
@@ -12,6 +12,7 @@ pub mod compile;
 pub mod join;
 pub mod kinds;
 pub mod names;
+pub mod preshared;
 pub mod report;
 pub mod snapshot;
 pub mod wellknown;

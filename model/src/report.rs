@@ -26,6 +26,18 @@ pub struct NodeReport {
     pub pods: usize,
 }
 
+/// What is known of the pre-shared key of a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum KeyState {
+    /// There is none: a later quantum computer could read what is recorded.
+    None,
+    /// There is a newer one that the other side may not have yet; until then the one before it serves.
+    Pending,
+    /// Both sides have used it.
+    Agreed,
+}
+
 /// One entry of `GET /mesh/v1/peers`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -40,6 +52,8 @@ pub struct PeerReport {
     pub allowed_ips: Vec<IpNet>,
     /// Seconds since the last complete handshake; absent when there was none.
     pub handshake_age_secs: Option<u64>,
+    /// Its pre-shared key.
+    pub preshared_key: KeyState,
     /// Bytes received from it inside the tunnel.
     pub received_bytes: u64,
     /// Bytes sent to it inside the tunnel.

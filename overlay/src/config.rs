@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use ipnet::IpNet;
+pub use mesh_model::preshared::PresharedKey;
 use mesh_model::snapshot::{Peer, WgKey};
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +41,9 @@ pub struct PeerConfig {
     /// Mixed into the handshake (WG section 5.2); both sides need the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preshared_key: Option<PresharedKey>,
+    /// The one before it, where it is not known yet whether the other side has the new one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub former_preshared_key: Option<PresharedKey>,
 }
 
 impl From<&Peer> for PeerConfig {
@@ -50,18 +54,8 @@ impl From<&Peer> for PeerConfig {
             allowed_ips: peer.allowed_ips.clone(),
             persistent_keepalive_secs: None,
             preshared_key: None,
+            former_preshared_key: None,
         }
-    }
-}
-
-/// A secret that two peers share. Written in base64; never printed.
-#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct PresharedKey(pub WgKey);
-
-impl std::fmt::Debug for PresharedKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("PresharedKey(..)")
     }
 }
 
@@ -153,6 +147,7 @@ mod tests {
             allowed_ips: vec![prefix.parse().unwrap()],
             persistent_keepalive_secs: None,
             preshared_key: None,
+            former_preshared_key: None,
         }
     }
 
@@ -184,14 +179,5 @@ mod tests {
         let mut nowhere = peer(1, "10.244.1.0/24");
         nowhere.endpoints[0].set_port(0);
         assert!(matches!(config(vec![nowhere]).validate(OWN), Err(InvalidConfig::Endpoint { .. })));
-    }
-
-    #[test]
-    fn the_preshared_key_is_never_printed() {
-        let mut secret = peer(1, "10.244.1.0/24");
-        secret.preshared_key = Some(PresharedKey(WgKey([7; 32])));
-        assert!(!format!("{secret:?}").contains("BwcHBw"));
-        let text = serde_json::to_string(&secret).unwrap();
-        assert_eq!(serde_json::from_str::<PeerConfig>(&text).unwrap(), secret);
     }
 }

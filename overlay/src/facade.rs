@@ -104,6 +104,14 @@ impl Overlay {
         }
     }
 
+    /// Does what the engine does not do by itself; to be called every few seconds.
+    pub async fn tend(&self) -> Result<(), OverlayError> {
+        match self {
+            Self::User(_) => Ok(()),
+            Self::Kernel(device) => blocking(device, KernelDevice::tend).await,
+        }
+    }
+
     /// The present state of the device and its peers.
     pub async fn status(&self) -> Result<Status, OverlayError> {
         match self {

@@ -3,8 +3,10 @@
 //! What the device cannot do is missing: it takes the first endpoint of a peer only, calls a peer when there is
 //! something to send and not before, and counts no drops by reason.
 
-use std::sync::Arc;
+mod secrets;
+
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use mesh_kernel::wireguard::{
@@ -12,6 +14,7 @@ use mesh_kernel::wireguard::{
 };
 use mesh_kernel::{IfName, NetNs};
 
+use self::secrets::Secrets;
 use crate::config::{InvalidConfig, OverlayConfig, PeerConfig};
 use crate::facade::Kind;
 use crate::keys::NodeKey;
@@ -29,6 +32,14 @@ pub struct KernelDevice {
     /// Sets the MTU and brings the device up.
     bring_up: fn(&str, u16) -> Result<(), TunError>,
     mtu: AtomicU16,
+    state: Mutex<State>,
+}
+
+/// What the device is to have.
+#[derive(Debug, Default)]
+struct State {
+    config: Option<OverlayConfig>,
+    secrets: Secrets,
 }
 
 /// The kernel's device could not be configured or read.
@@ -50,19 +61,34 @@ impl KernelDevice {
     pub fn new(name: IfName, key: NodeKey) -> Self {
         let device = Arc::new(KernelWireGuard::new(NetNs::current(), name.clone()));
         let (name, mtu) = (name.to_string(), AtomicU16::new(0));
-        Self { device, name, key, bring_up: tun::bring_up, mtu }
+        Self { device, name, key, bring_up: tun::bring_up, mtu, state: Mutex::default() }
     }
 
     /// Puts a whole configuration in force, by difference.
     pub fn configure(&self, config: &OverlayConfig) -> Result<(), KernelDeviceError> {
         config.validate(self.key.public())?;
         self.device.ensure()?;
-        let wanted = self.wanted(config);
+        let mut state = self.lock();
+        state.secrets.configure(SystemTime::now(), config);
+        let wanted = self.wanted(config, &state.secrets);
         let plan = wireguard::plan(&wanted, &self.device.observe()?);
         self.device.apply(&plan)?;
         if self.mtu.load(Relaxed) != config.mtu {
             (self.bring_up)(&self.name, config.mtu)?;
             self.mtu.store(config.mtu, Relaxed);
+        }
+        state.config = Some(config.clone());
+        Ok(())
+    }
+
+    /// Looks after what the kernel does not do by itself; to be called every few seconds.
+    pub fn tend(&self) -> Result<(), KernelDeviceError> {
+        let mut state = self.lock();
+        let State { config: Some(config), secrets } = &mut *state else { return Ok(()) };
+        let observed = self.device.observe()?;
+        if secrets.tend(SystemTime::now(), &observed) {
+            let wanted = self.wanted(config, secrets);
+            self.device.apply(&wireguard::plan(&wanted, &observed))?;
         }
         Ok(())
     }
@@ -76,18 +102,18 @@ impl KernelDevice {
             public_key: self.key.public(),
             listen_port: observed.listen_port,
             mtu: self.mtu.load(Relaxed),
-            peers: peers(&observed),
+            peers: peers(&observed, &self.lock().secrets),
             traffic: Traffic::default(),
             drops: [].into(),
         })
     }
 
-    fn wanted(&self, config: &OverlayConfig) -> Config {
+    fn wanted(&self, config: &OverlayConfig, secrets: &Secrets) -> Config {
         let peer = |peer: &PeerConfig| wireguard::PeerConfig {
             endpoint: peer.endpoints.first().copied(),
             allowed_ips: peer.allowed_ips.iter().map(ipnet::IpNet::trunc).collect(),
             keepalive: peer.persistent_keepalive_secs.map(|s| Duration::from_secs(s.into())),
-            preshared_key: peer.preshared_key.map(|key| SecretKey(key.0.0)),
+            preshared_key: secrets.key(&peer.public_key).map(|key| SecretKey(key.0.0)),
         };
         Config {
             private_key: SecretKey(self.key.private_bytes()),
@@ -95,6 +121,10 @@ impl KernelDevice {
             fwmark: 0,
             peers: config.peers.iter().map(|p| (p.public_key, peer(p))).collect(),
         }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -104,7 +134,7 @@ impl std::fmt::Debug for KernelDevice {
     }
 }
 
-fn peers(observed: &Observed) -> Vec<PeerStatus> {
+fn peers(observed: &Observed, secrets: &Secrets) -> Vec<PeerStatus> {
     let now = SystemTime::now();
     let age = |since: SystemTime| now.duration_since(since).unwrap_or_default();
     let status = |(key, peer): (&_, &wireguard::ObservedPeer)| PeerStatus {
@@ -121,6 +151,7 @@ fn peers(observed: &Observed) -> Vec<PeerStatus> {
         sent_bytes: peer.statistics.sent_bytes,
         unanswered: 0,
         preshared: peer.preshared_key.is_some_and(|key| key.0 != [0; 32]),
+        preshared_agreed: secrets.agreed(key),
     };
     observed.peers.iter().map(status).collect()
 }
@@ -140,6 +171,7 @@ mod tests {
             allowed_ips: vec![format!("10.244.{n}.1/24").parse().unwrap()],
             persistent_keepalive_secs: None,
             preshared_key: Some(PresharedKey(WgKey([n; 32]))),
+            former_preshared_key: None,
         }
     }
 
@@ -153,6 +185,7 @@ mod tests {
             key: key.clone(),
             bring_up: |_, _| Ok(()),
             mtu: AtomicU16::new(0),
+            state: Mutex::default(),
         };
         let config = OverlayConfig { listen_port: 51900, mtu: 1420, peers: vec![peer(1), peer(2)] };
         device.configure(&config).unwrap();
@@ -162,6 +195,8 @@ mod tests {
             peer.endpoint = Some(roamed);
             peer.statistics.last_handshake = Some(SystemTime::now());
         });
+        device.tend().unwrap();
+        assert!(device.status().unwrap().peers[0].preshared_agreed);
         let mut fewer = config.clone();
         fewer.peers.pop();
         device.configure(&fewer).unwrap();

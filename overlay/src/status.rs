@@ -70,6 +70,8 @@ pub struct PeerStatus {
     pub unanswered: u32,
     /// Whether a pre-shared key is mixed into its handshakes.
     pub preshared: bool,
+    /// Whether a handshake with the present pre-shared key has succeeded: the other side has it too.
+    pub preshared_agreed: bool,
 }
 
 impl PeerStatus {

@@ -62,6 +62,7 @@ fn core(own: usize, counters: &Arc<Counters>) -> (Core, Outbox) {
         allowed_ips: vec![format!("10.244.{other}.0/24").parse().unwrap()],
         persistent_keepalive_secs: None,
         preshared_key: None,
+        former_preshared_key: None,
     };
     let config = OverlayConfig { listen_port: 51900, mtu: 1420, peers: vec![peer] };
     let now = Instant::now();

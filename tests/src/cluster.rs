@@ -27,6 +27,9 @@ pub struct Spec {
     pub subnet: u8,
     /// Process (number and start time) whose end makes it an orphan; absent for one that stays.
     pub owner: Option<(i32, u64)>,
+    /// How often the keys of pairs of nodes are replaced; as in production when absent.
+    #[serde(default)]
+    pub preshared_key_rotation_secs: Option<u32>,
 }
 
 /// A cluster on this machine.
@@ -222,12 +225,11 @@ impl Cluster {
         let listen = format!("{}:6443", self.subnet().control().0);
         let program = program.display().to_string();
         let words = [program.as_str(), "--data-dir", &data, "--listen", &listen];
-        Launch {
-            words: words.map(str::to_owned).to_vec(),
-            cgroup: group.ok(),
-            env: backtrace(),
-            netns: None,
+        let mut words = words.map(str::to_owned).to_vec();
+        if let Some(secs) = self.spec.preshared_key_rotation_secs {
+            words.extend(["--preshared-key-rotation".to_owned(), secs.to_string()]);
         }
+        Launch { words, cgroup: group.ok(), env: backtrace(), netns: None }
     }
 
     fn wait_control(&self) -> Result<()> {

@@ -25,7 +25,13 @@ pub(crate) fn up(args: &UpArgs) -> Result<()> {
         programs::build(release)?;
     }
     let built = Artifacts::locate(release);
-    let spec = Spec { id: ID.to_owned(), nodes: args.nodes, subnet: args.subnet, owner: None };
+    let spec = Spec {
+        id: ID.to_owned(),
+        nodes: args.nodes,
+        subnet: args.subnet,
+        owner: None,
+        preshared_key_rotation_secs: None,
+    };
     let serial = Mutex::new(());
     let progress = |what: &str| {
         let _one_at_a_time = serial.lock();

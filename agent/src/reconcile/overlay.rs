@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use mesh_overlay::{Overlay, OverlayConfig, PeerConfig, Status};
+use mesh_overlay::{Overlay, OverlayConfig, Status};
 
 use super::{Concern, Failures};
 use crate::errors::chain;
@@ -25,7 +25,7 @@ impl Concern for Peers {
         Some(OverlayConfig {
             listen_port: snapshot.cluster.overlay_port,
             mtu: self.mtu,
-            peers: snapshot.peers.iter().map(PeerConfig::from).collect(),
+            peers: snapshot.peers.iter().filter_map(|p| desired.preshared.peer(p)).collect(),
         })
     }
 
@@ -76,6 +76,7 @@ mod tests {
             sent_bytes: 0,
             unanswered: 0,
             preshared: false,
+            preshared_agreed: false,
         };
         let mut status = Status {
             kind: mesh_overlay::Kind::User,

@@ -11,9 +11,10 @@ use crate::errors::chain;
 use crate::join::{Identity, JoinError, Joining};
 use crate::observe::Observer;
 use crate::pods::{KubeReporter, Runner, RunnerOptions};
+use crate::preshared::Keeper;
 use crate::reconcile::pods::{self, Pods};
 use crate::register::{self, Registration};
-use crate::{api, server};
+use crate::{api, preshared, server};
 
 /// What an agent that goes on from a saved snapshot may take to be as ready as the one before.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -40,6 +41,14 @@ impl Agent {
         };
         tokio::spawn(register::run(client.clone(), registration, self.node.subscribe()));
         tokio::spawn(Arc::clone(&self).serve_https(identity.clone()));
+        let keeper = Keeper {
+            client: client.clone(),
+            overlay: Arc::clone(&self.overlay),
+            desired: self.desired.clone(),
+            ring: preshared::saved(&self.paths.preshared()),
+            file: self.paths.preshared(),
+        };
+        tokio::spawn(keeper.run());
         let observer = Observer {
             client,
             node: self.options.node.clone(),

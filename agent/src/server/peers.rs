@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use mesh_model::Snapshot;
-use mesh_model::report::PeerReport;
+use mesh_model::report::{KeyState, PeerReport};
 use mesh_model::snapshot::WgKey;
 use mesh_overlay::{Overlay, PeerStatus};
 
@@ -34,6 +34,7 @@ fn merge(snapshot: &Snapshot, statuses: Vec<PeerStatus>) -> Vec<PeerReport> {
                     .or_else(|| peer.endpoints.first().copied()),
                 allowed_ips: peer.allowed_ips.clone(),
                 handshake_age_secs: age(status.as_ref()),
+                preshared_key: key_state(status.as_ref()),
                 received_bytes: status.as_ref().map_or(0, |status| status.received_bytes),
                 sent_bytes: status.as_ref().map_or(0, |status| status.sent_bytes),
             }
@@ -45,10 +46,19 @@ fn merge(snapshot: &Snapshot, statuses: Vec<PeerStatus>) -> Vec<PeerReport> {
         endpoint: status.endpoint,
         allowed_ips: status.allowed_ips.clone(),
         handshake_age_secs: age(Some(&status)),
+        preshared_key: key_state(Some(&status)),
         received_bytes: status.received_bytes,
         sent_bytes: status.sent_bytes,
     }));
     reports
+}
+
+fn key_state(status: Option<&PeerStatus>) -> KeyState {
+    match status {
+        Some(status) if status.preshared_agreed => KeyState::Agreed,
+        Some(status) if status.preshared => KeyState::Pending,
+        _ => KeyState::None,
+    }
 }
 
 fn age(status: Option<&PeerStatus>) -> Option<u64> {
@@ -80,6 +90,7 @@ mod tests {
             sent_bytes: 2,
             unanswered: 0,
             preshared: false,
+            preshared_agreed: false,
         };
         let reports = merge(&snapshot, vec![stranger]);
         assert_eq!(reports.len(), 2);

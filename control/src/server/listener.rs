@@ -10,14 +10,15 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use rustls::NamedGroup;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::tls::Tls;
-use crate::api::Api;
 use crate::api::caller::Caller;
+use crate::api::{Api, Channel};
 
 const CONNECTIONS: usize = 8192;
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
@@ -74,8 +75,11 @@ async fn converse(stream: TcpStream, tls: Tls, api: Api, stopping: CancellationT
     };
     let certificates = stream.get_ref().1.peer_certificates();
     let caller = certificates.and_then(|chain| chain.first()).and_then(Caller::of);
-    let service = service_fn(move |request: Request<Incoming>| {
+    let group = stream.get_ref().1.negotiated_key_exchange_group();
+    let post_quantum = group.is_some_and(|g| g.name() == NamedGroup::X25519MLKEM768);
+    let service = service_fn(move |mut request: Request<Incoming>| {
         let (api, caller) = (api.clone(), caller.clone());
+        request.extensions_mut().insert(Channel { post_quantum });
         async move { Ok::<_, Infallible>(api.handle(caller, request.map(Body::new)).await) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());

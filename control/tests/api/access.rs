@@ -18,7 +18,7 @@ pub(crate) struct Member {
     pub(crate) key_pem: String,
 }
 
-fn ca(control: &Control) -> Vec<u8> {
+pub(crate) fn ca(control: &Control) -> Vec<u8> {
     let pem = fs::read(control.dir.path().join("ca.crt")).unwrap();
     CertificateDer::from_pem_slice(&pem).unwrap().to_vec()
 }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Once;
+use std::time::Duration;
 
 use http::{HeaderMap, Method, Request};
 use http_body_util::BodyExt as _;
@@ -61,6 +62,7 @@ impl Control {
             listen: "127.0.0.1:0".parse().unwrap(),
             advertise: Vec::new(),
             cluster_config: None,
+            preshared_key_rotation: Duration::from_secs(1),
         };
         let server = Server::start(options).await.unwrap();
         let client = admin(dir.path()).await;

@@ -183,6 +183,7 @@ impl Core {
                 sent_bytes,
                 unanswered: peer.unanswered(),
                 preshared: entry.config().preshared_key.is_some(),
+                preshared_agreed: peer.preshared_agreed(),
             }
         };
         table.entries().iter().map(status).collect()

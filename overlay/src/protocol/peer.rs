@@ -136,7 +136,7 @@ impl Peer {
         self.keepalive = seconds.map(|s| Duration::from_secs(s.into()));
         let live = self.keyring.current(now).is_some();
         let moved = self.places.reconfigure(&config.endpoints, live);
-        let rekeyed = self.secrets.replace(config.preshared_key);
+        let rekeyed = self.secrets.replace(config.preshared_key, config.former_preshared_key);
         if moved || rekeyed {
             self.unanswered = 0;
             self.attempts = 0;
@@ -309,6 +309,11 @@ impl Peer {
     /// Its public key.
     pub fn key(&self) -> WgKey {
         self.key
+    }
+
+    /// Whether a handshake with the present pre-shared key has succeeded.
+    pub fn preshared_agreed(&self) -> bool {
+        self.secrets.is_agreed()
     }
 
     /// Where it was heard last, or is looked for.

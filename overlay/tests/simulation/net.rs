@@ -119,6 +119,7 @@ impl Net {
             allowed_ips: vec![format!("10.244.{n}.0/24").parse().unwrap()],
             persistent_keepalive_secs: None,
             preshared_key: None,
+            former_preshared_key: None,
         });
         OverlayConfig { listen_port: 51900, mtu: 1420, peers: peers.collect() }
     }

@@ -226,6 +226,7 @@ impl World {
             allowed_ips: prefixes.iter().map(|p| p.parse().unwrap()).collect(),
             persistent_keepalive_secs: None,
             preshared_key: None,
+            former_preshared_key: None,
         };
         OverlayConfig { listen_port: 51900, mtu: 1420, peers: vec![peer] }
     }

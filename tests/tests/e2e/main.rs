@@ -15,6 +15,7 @@ mod kubectl;
 mod machines;
 mod refusals;
 mod rollout;
+mod secrecy;
 mod traffic;
 mod world;
 
@@ -38,7 +39,7 @@ fn main() -> ExitCode {
 }
 
 fn tests() -> Vec<Test<World>> {
-    [traffic::TESTS, kubectl::TESTS, refusals::TESTS, rollout::TESTS, faults::TESTS]
+    [traffic::TESTS, kubectl::TESTS, refusals::TESTS, rollout::TESTS, faults::TESTS, secrecy::TESTS]
         .into_iter()
         .flatten()
         .map(|t| Test { name: t.name, run: t.run })

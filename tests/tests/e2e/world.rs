@@ -44,7 +44,13 @@ pub(crate) fn spec() -> Result<Spec> {
     let id = format!("t{}", pid % 1_000_000);
     let subnet: Subnet = underlay::free_subnet(&Layout::new(&id)?, 1 + (pid % 200) as u8)?;
     let start = process::start_time(pid.cast_signed()).context("read our own start time")?;
-    Ok(Spec { id, nodes: 3, subnet: subnet.0, owner: Some((pid.cast_signed(), start)) })
+    Ok(Spec {
+        id,
+        nodes: 3,
+        subnet: subnet.0,
+        owner: Some((pid.cast_signed(), start)),
+        preshared_key_rotation_secs: Some(10),
+    })
 }
 
 /// The cluster and the tools to work on it.

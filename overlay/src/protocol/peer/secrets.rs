@@ -24,19 +24,32 @@ impl Secrets {
         Self { present: psk(key), former: None, proven: None, answers: 0 }
     }
 
-    /// Takes over a key; returns whether it is another one.
-    pub(super) fn replace(&mut self, key: Option<PresharedKey>) -> bool {
+    /// Takes over a key; returns whether it is another one. `former` is one that the peer is known to have had, for a
+    /// process that was not there when it was used.
+    pub(super) fn replace(
+        &mut self,
+        key: Option<PresharedKey>,
+        former: Option<PresharedKey>,
+    ) -> bool {
         let key = psk(key);
-        if key == self.present {
-            return false;
+        let changed = key != self.present;
+        if changed {
+            // A key that never agreed is nothing to go back to.
+            if self.proven.take().is_some() {
+                self.former = Some(self.present);
+            }
+            self.present = key;
+            self.answers = 0;
         }
-        // A key that never agreed is nothing to go back to.
-        if self.proven.take().is_some() {
-            self.former = Some(self.present);
+        if self.proven.is_none() && self.former.is_none() {
+            self.former = former.map(|former| psk(Some(former))).filter(|former| *former != key);
         }
-        self.present = key;
-        self.answers = 0;
-        true
+        changed
+    }
+
+    /// Whether there is a key, and a handshake with it has succeeded.
+    pub(super) fn is_agreed(&self) -> bool {
+        self.proven.is_some() && self.present != psk(None)
     }
 
     /// Whether no handshake with the present key has succeeded, though one with a former key has.
@@ -95,13 +108,13 @@ mod tests {
         let now = Instant::now();
         let mut secrets = Secrets::new(key(1));
         secrets.agreed(now, &[1; 32]);
-        assert!(!secrets.replace(key(1)));
-        assert!(secrets.replace(key(2)) && secrets.is_pending());
+        assert!(!secrets.replace(key(1), None) && secrets.is_agreed());
+        assert!(secrets.replace(key(2), None) && secrets.is_pending() && !secrets.is_agreed());
         assert_eq!([0, 1].map(|n| secrets.for_call(n, true)[0]), [2, 1]);
         assert_eq!([0, 1].map(|n| secrets.for_call(n, false)[0]), [2, 2], "the session holds");
         assert_eq!([(); 3].map(|()| secrets.for_answer()[0]), [2, 1, 2]);
 
-        assert!(secrets.replace(key(3)), "changed again before it was ever used");
+        assert!(secrets.replace(key(3), key(9)), "changed again before it was ever used");
         assert_eq!([0, 1].map(|n| secrets.for_call(n, true)[0]), [3, 1]);
         secrets.agreed(now, &[1; 32]);
         assert!(secrets.is_pending());
@@ -109,5 +122,22 @@ mod tests {
         assert!(!secrets.is_pending());
         secrets.retire(now + OVERLAP);
         assert_eq!([(); 2].map(|()| secrets.for_answer()[0]), [3, 3]);
+    }
+
+    #[test]
+    fn a_new_process_is_told_what_the_peer_had() {
+        let now = Instant::now();
+        let mut secrets = Secrets::new(key(5));
+        assert!(!secrets.replace(key(5), key(2)) && secrets.is_pending());
+        assert_eq!([0, 1].map(|n| secrets.for_call(n, true)[0]), [5, 2]);
+        secrets.agreed(now, &[2; 32]);
+        assert!(secrets.is_pending(), "it has the old one still");
+        secrets.agreed(now, &[5; 32]);
+        secrets.retire(now + OVERLAP);
+        assert!(!secrets.replace(key(5), key(2)));
+        assert_eq!([(); 2].map(|()| secrets.for_answer()[0]), [5, 5], "what is over is over");
+        let mut none = Secrets::new(None);
+        none.agreed(now, &[0; 32]);
+        assert!(!none.is_agreed(), "no key is no secret");
     }
 }

@@ -1,0 +1,149 @@
+//! Which pre-shared key the kernel is to use for a peer: it takes one, and we may have two.
+//!
+//! While the other side may not have learned of the present key, a session that should have been renewed and was not
+//! means that it has not: then both keys take turns, well before the session ends.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use mesh_kernel::wireguard::Observed;
+use mesh_model::snapshot::WgKey;
+
+use crate::config::{OverlayConfig, PeerConfig, PresharedKey};
+
+/// A session is renewed after two minutes (WG section 6.1, Rekey-After-Time), give or take a lost message.
+const RENEWED_BY: Duration = Duration::from_secs(130);
+
+/// The state of each peer's keys.
+#[derive(Debug, Default)]
+pub(super) struct Secrets(BTreeMap<WgKey, Choice>);
+
+#[derive(Debug)]
+struct Choice {
+    present: Option<PresharedKey>,
+    former: Option<PresharedKey>,
+    /// When the present key was set last.
+    since: SystemTime,
+    /// A handshake with the present key has succeeded.
+    agreed: bool,
+    former_in_use: bool,
+}
+
+impl Secrets {
+    /// Takes over a configuration: a key that is new is used first.
+    pub(super) fn configure(&mut self, now: SystemTime, config: &OverlayConfig) {
+        self.0.retain(|key, _| config.peers.iter().any(|peer| peer.public_key == *key));
+        for peer in &config.peers {
+            let choice = self.0.entry(peer.public_key).or_insert_with(|| Choice::new(now, peer));
+            if choice.present == peer.preshared_key {
+                choice.former = peer.former_preshared_key;
+            } else {
+                *choice = Choice::new(now, peer);
+            }
+        }
+    }
+
+    /// The key to use for a peer.
+    pub(super) fn key(&self, peer: &WgKey) -> Option<PresharedKey> {
+        let choice = self.0.get(peer)?;
+        if choice.former_in_use { choice.former } else { choice.present }
+    }
+
+    /// Whether a handshake with the present key has succeeded.
+    pub(super) fn agreed(&self, peer: &WgKey) -> bool {
+        self.0.get(peer).is_some_and(|choice| choice.agreed && choice.present.is_some())
+    }
+
+    /// Learns from the device, and lets keys take turns; returns whether one has to be changed.
+    pub(super) fn tend(&mut self, now: SystemTime, observed: &Observed) -> bool {
+        let mut changed = false;
+        for (key, choice) in &mut self.0 {
+            let handshake = observed.peers.get(key).and_then(|p| p.statistics.last_handshake);
+            changed |= choice.tend(now, handshake);
+        }
+        changed
+    }
+}
+
+impl Choice {
+    fn new(now: SystemTime, peer: &PeerConfig) -> Self {
+        Self {
+            present: peer.preshared_key,
+            former: peer.former_preshared_key,
+            since: now,
+            agreed: false,
+            former_in_use: false,
+        }
+    }
+
+    fn tend(&mut self, now: SystemTime, handshake: Option<SystemTime>) -> bool {
+        if !self.former_in_use && handshake.is_some_and(|at| at > self.since) {
+            self.agreed = true;
+        }
+        // A clock that was set back tells nothing.
+        let age = handshake.and_then(|at| now.duration_since(at).ok());
+        let fresh = age.is_some_and(|age| age < RENEWED_BY);
+        if self.former.is_none() || self.agreed || fresh {
+            return false;
+        }
+        self.former_in_use = !self.former_in_use;
+        if !self.former_in_use {
+            self.since = now;
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_kernel::wireguard::ObservedPeer;
+
+    use super::*;
+
+    const PEER: WgKey = WgKey([1; 32]);
+
+    fn config(present: u8, former: Option<u8>) -> OverlayConfig {
+        let key = |n: u8| PresharedKey(WgKey([n; 32]));
+        let peer = PeerConfig {
+            public_key: PEER,
+            endpoints: vec![],
+            allowed_ips: vec![],
+            persistent_keepalive_secs: None,
+            preshared_key: Some(key(present)),
+            former_preshared_key: former.map(key),
+        };
+        OverlayConfig { listen_port: 1, mtu: 1420, peers: vec![peer] }
+    }
+
+    fn shaken(at: SystemTime) -> Observed {
+        let mut peer = ObservedPeer::default();
+        peer.statistics.last_handshake = Some(at);
+        Observed { peers: [(PEER, peer)].into(), ..Observed::default() }
+    }
+
+    #[test]
+    fn keys_take_turns_only_while_a_session_is_overdue() {
+        let start = SystemTime::now();
+        let at = |secs: u64| start + Duration::from_secs(secs);
+        let mut secrets = Secrets::default();
+        let in_use = |secrets: &Secrets| secrets.key(&PEER).unwrap().0.0[0];
+        secrets.configure(at(0), &config(1, None));
+        assert!(!secrets.tend(at(1), &shaken(at(1))) && secrets.agreed(&PEER));
+
+        secrets.configure(at(100), &config(2, Some(1)));
+        assert_eq!((in_use(&secrets), secrets.agreed(&PEER)), (2, false));
+        assert!(!secrets.tend(at(130), &shaken(at(1))), "not overdue yet");
+        for turn in [1, 2, 1] {
+            assert!(secrets.tend(at(135), &shaken(at(1))));
+            secrets.configure(at(135), &config(2, Some(1)));
+            assert_eq!(in_use(&secrets), turn);
+        }
+        // The old key was the right one: it stays.
+        assert!(!secrets.tend(at(141), &shaken(at(140))));
+        assert_eq!((in_use(&secrets), secrets.agreed(&PEER)), (1, false));
+        // The next time it is the new one.
+        assert!(secrets.tend(at(275), &shaken(at(140))));
+        assert!(!secrets.tend(at(280), &shaken(at(279))));
+        assert_eq!((in_use(&secrets), secrets.agreed(&PEER)), (2, true));
+    }
+}
