@@ -10,6 +10,7 @@
 //! Needs root, eBPF and `ip`, `nft`, `nsenter`, `bash`.
 #![allow(clippy::unwrap_used, reason = "a failed test panics")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
@@ -191,6 +192,11 @@ impl Node {
         i32::try_from(identity["pid"].as_i64().unwrap()).unwrap()
     }
 
+    /// The agent's process: what the shell that was started has become.
+    fn pid(&self) -> i32 {
+        self.agent.as_ref().unwrap().id().cast_signed()
+    }
+
     /// Whether a TCP connection to the service address works for a process of the node.
     fn reaches_vip(&self) -> bool {
         let script = format!("exec 3<>/dev/tcp/{VIP}");
@@ -232,6 +238,29 @@ impl Drop for Node {
     }
 }
 
+fn capabilities(pid: i32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap();
+    u64::from_str_radix(line.trim(), 16).unwrap()
+}
+
+/// The internet sockets that a process has open.
+fn sockets(pid: i32) -> BTreeSet<PathBuf> {
+    let internet: String = ["tcp", "tcp6", "udp", "udp6"]
+        .map(|table| fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap_or_default())
+        .concat();
+    let inodes: BTreeSet<&str> =
+        internet.lines().filter_map(|line| line.split_whitespace().nth(9)).collect();
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+    let targets = open.filter_map(|entry| fs::read_link(entry.path()).ok());
+    let is_internet = |target: &PathBuf| {
+        let name = target.to_string_lossy();
+        name.strip_prefix("socket:[")
+            .is_some_and(|rest| inodes.contains(rest.trim_end_matches(']')))
+    };
+    targets.filter(is_internet).collect()
+}
+
 /// Listens inside the namespace, for as long as the test process lives.
 fn serve_backend(namespace: &str) {
     let path = format!("/run/netns/{namespace}");
@@ -258,6 +287,9 @@ fn a_node_without_control_survives_its_agent_and_is_clean_after_a_reset() {
     assert!(node.inside(&["ip", "route"]).contains("10.244.2.0/24 dev mesh-wg"));
 
     let workers = ["dns", "ingress", "overlay"].map(|name| (name, node.worker(name)));
+    for (name, pid) in &workers[..2] {
+        assert_eq!(capabilities(*pid), 0, "{name} may do nothing that others may not");
+    }
     node.stop(Signal::SIGKILL);
     assert!(node.reaches_vip(), "without an agent");
     node.start();
@@ -265,8 +297,11 @@ fn a_node_without_control_survives_its_agent_and_is_clean_after_a_reset() {
         assert_eq!(node.worker(name), pid, "the next agent adopts the {name} worker");
     }
     let (_, dns) = workers[0];
+    let before = sockets(dns);
+    wait("the new agent has them too", || sockets(node.pid()).is_superset(&before).then_some(()));
     kill(Pid::from_raw(dns), Signal::SIGKILL).unwrap();
     wait("a new DNS worker", || (node.worker("dns") != dns).then_some(()));
+    assert_eq!(sockets(node.worker("dns")), before, "on the sockets that the first agent made");
 
     node.stop(Signal::SIGTERM);
     assert!(node.reaches_vip(), "a polite end changes nothing either");

@@ -57,9 +57,13 @@ impl Node {
         self.daemon("agent")
     }
 
-    /// The agent's worker `dns`, `ingress` or `overlay`, when it runs.
+    /// The agent's worker `dns`, `ingress` or `overlay`, when it runs; not one that was replaced and drains.
     pub fn worker(&self, name: &str) -> Option<Pid> {
-        self.workers().into_iter().find(|(found, _)| found == name).map(|(_, pid)| pid)
+        let identity = fs::read(self.layout.agent_run().join(format!("{name}.pid"))).ok()?;
+        let identity: serde_json::Value = serde_json::from_slice(&identity).ok()?;
+        let mut running = self.workers().into_iter();
+        let is_it = |pid: Pid| identity["pid"].as_i64() == Some(pid.as_raw().into());
+        running.find(|(found, pid)| found == name && is_it(*pid)).map(|(_, pid)| pid)
     }
 
     /// Names and processes of the agent's workers: the agent's own program with another word behind it.
