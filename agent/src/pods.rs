@@ -64,6 +64,9 @@ use registry::Registry;
 /// Images that are fetched at the same time.
 const PARALLEL_PULLS: usize = 3;
 
+/// The kubelet's limit for a log file.
+pub const LOG_MAX_BYTES: u64 = 10 << 20;
+
 /// Where and as whom the runner works.
 #[derive(Debug, Clone)]
 pub struct RunnerOptions {
@@ -73,6 +76,8 @@ pub struct RunnerOptions {
     pub cgroup_parent: String,
     /// Directory of the containers' logs, usually `/var/log/pods`.
     pub log_dir: PathBuf,
+    /// A log that has grown larger is put aside; of each run the newest five files are kept.
+    pub log_max_bytes: u64,
     /// Directory that outlives a reboot; the runner uses `pods/` in it.
     pub state_dir: PathBuf,
     /// Directory that does not, in memory: Secrets are only written here, in `pods/`.
@@ -128,6 +133,7 @@ impl Runner {
         let mut tasks = JoinSet::new();
         tasks.spawn(outbox.deliver(Arc::new(reporter)));
         tasks.spawn(supervise::run(Arc::clone(&context), receiver));
+        tasks.spawn(logs::rotate::run(Arc::clone(&context)));
         Self { context, desired, _tasks: tasks }
     }
 
@@ -196,6 +202,7 @@ mod tests {
             containerd_socket: directory.join("containerd.sock"),
             cgroup_parent: "/mesh/pods".to_owned(),
             log_dir: directory.join("log"),
+            log_max_bytes: LOG_MAX_BYTES,
             state_dir: directory.join("state"),
             run_dir: directory.join("run"),
             node_name: "node-1".parse().unwrap(),

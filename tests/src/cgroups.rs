@@ -123,7 +123,7 @@ fn remove_group(folder: &Path) -> Result<()> {
 }
 
 /// A folder and all folders below it, parents first; empty when it does not exist.
-fn tree(top: &Path) -> Vec<PathBuf> {
+pub(crate) fn tree(top: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut open = vec![top.to_owned()];
     while let Some(folder) = open.pop() {

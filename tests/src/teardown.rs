@@ -12,11 +12,12 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::layout::{Layout, MAX_NODES};
-use crate::{cgroups, underlay};
+use crate::{cgroups, containers, underlay};
 
 /// Removes all traces of the cluster.
 pub fn remove(layout: &Layout) -> Result<()> {
-    let shared = runtime_files(layout);
+    // Known from logs and folders that are removed below.
+    let shared = containers::shared_files(layout);
     let steps: [(&str, Step); 7] = [
         ("end its processes", |l, _| cgroups::kill_all(&l.cgroup())),
         ("end its containers", |l, _| kill_containers(l)),
@@ -51,33 +52,10 @@ pub fn traces(layout: &Layout) -> bool {
         || Path::new("/sys/class/net").join(layout.bridge()).exists()
 }
 
-/// What containerd's shims and runc keep in folders that all containerds of a machine share:
-/// the sockets that bundles name, and the state folders of their containers.
-fn runtime_files(layout: &Layout) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for bundle in bundles(layout) {
-        let id = bundle.file_name().unwrap_or_default();
-        found.push(Path::new("/run/containerd/runc/k8s.io").join(id));
-        let address = fs::read_to_string(bundle.join("address")).unwrap_or_default();
-        let socket = address.trim().strip_prefix("unix://").map(PathBuf::from);
-        found.extend(socket.filter(|s| s.starts_with("/run/containerd/s")));
-    }
-    found
-}
-
-/// Folders of the containers that the nodes' containerds know, named by their ids.
-fn bundles(layout: &Layout) -> Vec<PathBuf> {
-    let tasks = "io.containerd.runtime.v2.task/k8s.io";
-    let folders = (1..=MAX_NODES).map(|n| layout.node(n).containerd_run().join(tasks));
-    folders
-        .filter_map(|f| fs::read_dir(f).ok())
-        .flat_map(|entries| entries.flatten().map(|e| e.path()))
-        .collect()
-}
-
 /// Kills what was started without our control group, such as by `ctr run`.
 fn kill_containers(layout: &Layout) -> Result<()> {
-    for bundle in bundles(layout) {
+    let nodes = (1..=MAX_NODES).map(|number| layout.node(number));
+    for bundle in nodes.flat_map(|node| containers::bundles(&node)) {
         let id = bundle.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let pid = fs::read_to_string(bundle.join("init.pid")).unwrap_or_default();
         let Ok(pid) = pid.trim().parse::<i32>() else { continue };
@@ -97,14 +75,13 @@ fn remove_shared(paths: &[PathBuf]) -> Result<()> {
     }
     // Only when empty: another containerd may use them.
     for folder in ["runc/k8s.io", "runc", "s", "fifo", "."] {
-        let _ = fs::remove_dir(Path::new("/run/containerd").join(folder));
+        let _ = fs::remove_dir(Path::new(containers::SHARED).join(folder));
     }
     Ok(())
 }
 
 fn unmount_below(folders: &[PathBuf]) -> Result<()> {
-    let table = fs::read_to_string("/proc/self/mountinfo").context("read the mount table")?;
-    let mut points = mounts_below(&table, folders);
+    let mut points = mounts(folders)?;
     // What was mounted last is on top.
     points.reverse();
     let mut failed = None;
@@ -114,6 +91,12 @@ fn unmount_below(folders: &[PathBuf]) -> Result<()> {
         }
     }
     failed.map_or(Ok(()), Err)
+}
+
+/// What is mounted below some folders.
+pub(crate) fn mounts(folders: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let table = fs::read_to_string("/proc/self/mountinfo").context("read the mount table")?;
+    Ok(mounts_below(&table, folders))
 }
 
 fn mounts_below(table: &str, folders: &[PathBuf]) -> Vec<PathBuf> {

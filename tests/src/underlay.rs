@@ -58,17 +58,21 @@ pub fn remove(layout: &Layout) -> Result<()> {
     for netns in namespaces(layout) {
         run("ip", &["netns", "del", &netns])?;
     }
-    let prefix = format!("{}-", layout.bridge());
-    for name in links()? {
-        if name == layout.bridge() || name.starts_with(&prefix) {
-            // A device goes away with the other end of its cable.
-            let removed = run("ip", &["link", "del", &name]);
-            if link_exists(&name) {
-                removed.with_context(|| format!("remove device {name}"))?;
-            }
+    for name in devices(layout)? {
+        // A device goes away with the other end of its cable.
+        let removed = run("ip", &["link", "del", &name]);
+        if link_exists(&name) {
+            removed.with_context(|| format!("remove device {name}"))?;
         }
     }
     Ok(())
+}
+
+/// The bridge and the cables' ends at it.
+pub fn devices(layout: &Layout) -> Result<Vec<String>> {
+    let (bridge, prefix) = (layout.bridge(), format!("{}-", layout.bridge()));
+    let is_ours = |name: &String| *name == bridge || name.starts_with(&prefix);
+    Ok(links()?.into_iter().filter(is_ours).collect())
 }
 
 /// Names of the cluster's network namespaces.

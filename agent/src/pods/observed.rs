@@ -225,13 +225,19 @@ pub(crate) fn instance(from: &v1::Container, status: &v1::ContainerStatus) -> In
         id: from.id.clone(),
         sandbox: from.pod_sandbox_id.clone(),
         name: from.labels.get(LABEL_CONTAINER).cloned().unwrap_or(metadata.name),
-        attempt: annotation(ANNOTATION_RESTARTS).parse().unwrap_or(metadata.attempt),
+        attempt: attempt(from),
         created_at: timestamp(from.created_at),
         state: state(status),
         image_id: status.image_ref.clone(),
         hash: annotation(ANNOTATION_HASH),
         delay_secs: annotation(ANNOTATION_DELAY).parse().unwrap_or(0),
     }
+}
+
+/// How often the container had been restarted before this run.
+pub(crate) fn attempt(from: &v1::Container) -> u32 {
+    let named = from.annotations.get(ANNOTATION_RESTARTS).and_then(|text| text.parse().ok());
+    named.or(from.metadata.as_ref().map(|m| m.attempt)).unwrap_or_default()
 }
 
 fn state(status: &v1::ContainerStatus) -> State {

@@ -40,6 +40,14 @@ impl Policy {
         }
     }
 
+    /// All containers of a pod with their policies, init containers first.
+    pub(crate) fn of_all(spec: &PodSpec) -> impl Iterator<Item = (&Container, Self)> {
+        let init = spec.init_containers.iter().flatten();
+        let init =
+            init.map(|c| (c, if is_sidecar(c) { Self::Always } else { Self::of_init(spec) }));
+        init.chain(spec.containers.iter().map(|c| (c, Self::of(spec))))
+    }
+
     /// Whether a container that ended with this code runs again.
     pub(crate) fn restarts(self, code: i32) -> bool {
         match self {

@@ -7,8 +7,9 @@ use k8s_openapi::api::core::v1::{ContainerStatus, HostIP, Pod, PodIP, PodSpec, P
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::memory::Memory;
-use super::observed::Observed;
+use super::observed::{Instance, Observed};
 use super::outcome::{Outcome, outcome};
+use super::plan::is_deleting;
 use super::restart::is_sidecar;
 
 mod conditions;
@@ -37,7 +38,7 @@ impl View<'_> {
         let ended = matches!(outcome, Outcome::Ended { .. });
         let init = containers::init_statuses(self, spec, ended);
         let main = containers::statuses(self, spec, ended);
-        let phase = phase(spec, &outcome, &init, &main);
+        let phase = self.taken_down(&main).unwrap_or_else(|| phase(spec, &outcome, &init, &main));
         let reason = match outcome {
             Outcome::Ended { reason, .. } => reason,
             Outcome::Open { .. } => None,
@@ -61,6 +62,18 @@ impl View<'_> {
             ),
             ..Default::default()
         }
+    }
+}
+
+impl View<'_> {
+    /// The phase of a deleted pod whose containers have all ended. It is never Running, whatever its restart policy.
+    fn taken_down(&self, main: &[ContainerStatus]) -> Option<&'static str> {
+        if !is_deleting(self.pod) || self.observed.instances.iter().any(Instance::is_running) {
+            return None;
+        }
+        let code = |c: &ContainerStatus| Some(c.state.as_ref()?.terminated.as_ref()?.exit_code);
+        let codes: Option<Vec<i32>> = main.iter().map(code).collect();
+        Some(if codes?.iter().all(|code| *code == 0) { "Succeeded" } else { "Failed" })
     }
 }
 

@@ -37,6 +37,12 @@ fn failures_are_named_and_tried_again() {
         api.apply("sick", one(serde_json::json!({
             "command": ["sh", "-c", "touch /tmp/ok; sleep 2; rm /tmp/ok; sleep 1000"],
             "livenessProbe": {"exec": {"command": ["test", "-e", "/tmp/ok"]}, "periodSeconds": 1, "failureThreshold": 2}})));
+        api.apply("unprepared", {
+            let mut spec = one(serde_json::json!({"command": ["sleep", "1000"]}));
+            spec["initContainers"] = serde_json::json!([
+                {"name": "prepare", "image": BUSYBOX, "command": ["sh", "-c", "exit 4"]}]);
+            spec
+        });
         let runner = rig.runner();
 
         rig.until(&runner, "crash loops", |api| api.waiting("crash") == "CrashLoopBackOff").await;
@@ -98,6 +104,13 @@ fn failures_are_named_and_tried_again() {
                 || api.waiting("no-command") == "RunContainerError"
         })
         .await;
+
+        rig.until(&runner, "the failed preparation has an event", |api| {
+            api.reasons("unprepared").contains(&"BackOff")
+        })
+        .await;
+        assert_eq!(api.phase("unprepared"), "Pending");
+        assert_eq!(api.waiting("unprepared"), "PodInitializing");
 
         // What was missing appears: no back-off is waited for.
         api.config_map("late", &[("KEY", "value")]);

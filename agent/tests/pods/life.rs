@@ -124,7 +124,9 @@ fn a_pod_lives_through_restarts_of_agent_and_runtime() {
         let last = api.read(|state| {
             state.history.iter().rev().find(|(name, _)| name == "web").map(|(_, s)| s.clone())
         });
-        let ended = last.unwrap().container_statuses.unwrap()[0].state.clone().unwrap().terminated;
+        let last = last.unwrap();
+        assert_eq!(last.phase.as_deref(), Some("Succeeded"));
+        let ended = last.container_statuses.unwrap()[0].state.clone().unwrap().terminated;
         assert_eq!(ended.map(|t| (t.exit_code, t.reason)), Some((0, Some("Completed".to_owned()))));
         for path in ["agent/pods/uid-web", "run/pods/uid-web", "log/test_web_uid-web"] {
             assert!(!rig.path(path).exists(), "{path}");

@@ -7,6 +7,7 @@ mod failures;
 mod image;
 mod jobs;
 mod life;
+mod logs;
 mod machine;
 mod memory;
 mod restarts;

@@ -180,6 +180,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.
             containerd_socket: self.path("containerd.sock"),
             cgroup_parent: format!("/{}", self.cgroup),
             log_dir: self.path("log"),
+            log_max_bytes: 64 << 10,
             state_dir: self.path("agent"),
             run_dir: self.path("run"),
             node_name: "node-1".parse().unwrap(),

@@ -1,5 +1,6 @@
 //! The cluster's own life: its machines, its start, and that nothing of it is left.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::fs;
 use std::process::Command;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use mesh_tests::command::{output, wait_until};
 use mesh_tests::containerd::ctr;
-use mesh_tests::inventory::{self, Inventory};
+use mesh_tests::marks::Marks;
 use mesh_tests::runner::{Selection, Tally, Test};
 use mesh_tests::{Artifacts, Cluster, artifacts, teardown};
 
@@ -33,7 +34,6 @@ pub(crate) fn with_cluster(
     selection: &Selection,
 ) -> Result<()> {
     let artifacts = Artifacts::locate(false);
-    let before = inventory::take()?;
     let cluster = Cluster::machines(world::spec()?, &artifacts, &|what| println!("  {what}"))?;
     let removed = Removed(cluster.clone());
     tally.one("a_machine_runs_a_container", || runs_a_container(&cluster));
@@ -56,7 +56,7 @@ pub(crate) fn with_cluster(
         println!("the cluster stays: MESH_E2E_CLUSTER={}", cluster.spec().id);
         return Ok(());
     }
-    tally.one("down_leaves_nothing", || leaves_nothing(&cluster, &before));
+    tally.one("down_leaves_nothing", || leaves_nothing(&cluster));
     drop(removed);
     Ok(())
 }
@@ -93,17 +93,20 @@ fn nothing_panicked(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-fn leaves_nothing(cluster: &Cluster, before: &Inventory) -> Result<()> {
+fn leaves_nothing(cluster: &Cluster) -> Result<()> {
+    let marks = Marks::of(cluster)?;
+    // What the search does not find while it is there, it would not miss afterwards.
+    let there: BTreeSet<&str> = marks.search()?.into_iter().map(|(kind, _)| kind).collect();
+    for kind in
+        ["control group", "device", "folder", "mount", "namespace", "process", "runtime file"]
+    {
+        ensure!(there.contains(kind), "the search finds no {kind} of a cluster that is there");
+    }
     cluster.down()?;
     cluster.down()?;
-    let id = cluster.layout().bridge();
     wait_until("nothing is left", Duration::from_secs(10), || {
-        let after = inventory::take()?;
-        // On a machine where other things happen at the same time, only what names us is surely ours.
-        let strict = env::var_os("CI").is_some();
-        let ours = |line: &&String| strict || line.contains(&id) || line.contains("mesh.local");
-        let new: Vec<&String> = after.difference(before).filter(ours).collect();
-        ensure!(new.is_empty(), "left behind: {new:#?}");
+        let left = marks.search()?;
+        ensure!(left.is_empty(), "left behind: {left:#?}");
         Ok(())
     })
 }

@@ -5,7 +5,7 @@
 //!
 //! | Variable | Meaning |
 //! |---|---|
-//! | `CI` | what cannot run is a failure, and nothing at all may be left behind |
+//! | `CI` | what cannot run is a failure |
 //! | `MESH_E2E_CLUSTER=dev` | use the cluster of `cargo xtask up`; it is left running |
 //! | `MESH_E2E_KEEP=1` | leave the cluster for a look at it |
 #![forbid(unsafe_code)]

@@ -1,6 +1,7 @@
 //! Reads a log file to its end, and further while the container runs.
 
 use std::io::SeekFrom;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -32,11 +33,22 @@ pub(super) async fn send(
     let mut renderer = Renderer::new(wanted);
     let mut pending: Vec<u8> = Vec::new();
     loop {
-        // Asked before reading: what is written until the container ends is still read.
+        // Asked before reading: what is written until the container ends, and to which file, is still read.
         let running = wanted.follow && runs();
+        let next = if wanted.follow { successor(path, &file, position).await } else { None };
+        if next.is_some() && running {
+            // The runtime may write a last line to the old file after it has made the new one.
+            tokio::time::sleep(POLL).await;
+        }
         let read = read_to_end(&mut file, &mut pending, &mut renderer, output).await?;
         let Some(read) = read else { return Ok(()) };
         position += read;
+        if let Some(next) = next {
+            file = next;
+            position = 0;
+            pending.clear();
+            continue;
+        }
         if !running {
             // A last line that was never finished is a line all the same.
             let mut rest = Vec::new();
@@ -49,11 +61,6 @@ pub(super) async fn send(
         tokio::select! {
             () = output.closed() => return Ok(()),
             () = tokio::time::sleep(POLL) => {}
-        }
-        if let Some(next) = rotated(path, position).await {
-            file = next;
-            position = 0;
-            pending.clear();
         }
     }
 }
@@ -94,8 +101,9 @@ fn line_feed(bytes: &[u8]) -> Option<usize> {
     bytes.iter().position(|byte| *byte == b'\n')
 }
 
-/// The file that stands at the path now, when it is another, shorter one: the log was rotated.
-async fn rotated(path: &Path, position: u64) -> Option<File> {
-    let length = tokio::fs::metadata(path).await.ok()?.len();
-    if length >= position { None } else { File::open(path).await.ok() }
+/// The file that stands at the path now, when it is another one or was cut off: the log was rotated.
+async fn successor(path: &Path, file: &File, position: u64) -> Option<File> {
+    let (old, new) = (file.metadata().await.ok()?, tokio::fs::metadata(path).await.ok()?);
+    let same = (old.dev(), old.ino()) == (new.dev(), new.ino());
+    if same && new.len() >= position { None } else { File::open(path).await.ok() }
 }

@@ -61,3 +61,75 @@ fn register(group: &Path, file: &str, argument: &str) -> std::io::Result<EventFd
     std::fs::write(group.join("cgroup.event_control"), line)?;
     Ok(events)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::time::{Duration, Instant};
+
+    use super::super::{Hierarchy, memory_hierarchy};
+    use super::*;
+
+    /// A group of this test's own.
+    struct Group(PathBuf);
+
+    impl Group {
+        fn new(root: &Path, name: &str) -> std::io::Result<Self> {
+            let group = Self(root.join(format!("mesh-oom-{}-{name}", std::process::id())));
+            std::fs::create_dir(&group.0)?;
+            std::fs::write(group.0.join("memory.limit_in_bytes"), "24M")?;
+            Ok(group)
+        }
+
+        /// Runs a program in the group that takes so much memory; whether it came through.
+        fn take(&self, bytes: &str) -> bool {
+            let script = format!(
+                "echo $$ > {}/cgroup.procs && exec dd if=/dev/zero of=/dev/null count=1 bs={bytes}",
+                self.0.display()
+            );
+            Command::new("sh").args(["-c", &script]).output().unwrap().status.success()
+        }
+
+        /// A group whose last process has just ended stays busy for a moment.
+        fn remove(&self) {
+            let begun = Instant::now();
+            while self.0.exists() && std::fs::remove_dir(&self.0).is_err() {
+                assert!(begun.elapsed() < Duration::from_secs(10), "{} stays", self.0.display());
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+    }
+
+    impl Drop for Group {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir(&self.0);
+        }
+    }
+
+    #[test]
+    fn a_kill_is_known_before_and_after_the_group_is_gone() {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let Some(Hierarchy::V1(root)) = memory_hierarchy(&mounts) else {
+            println!("skipped: memory is not accounted in cgroup v1 here");
+            return;
+        };
+        for (name, bytes, killed) in [("eater", "200M", true), ("modest", "1M", false)] {
+            let group = match Group::new(&root, name) {
+                Ok(group) => group,
+                Err(error) => {
+                    assert!(std::env::var_os("CI").is_none(), "no control group made: {error}");
+                    println!("skipped: no control group made: {error}");
+                    return;
+                }
+            };
+            let early = Listener::new(&group.0).unwrap();
+            let late = Listener::new(&group.0).unwrap();
+            assert_eq!(group.take(bytes), !killed);
+            assert_eq!(early.heard(), killed, "{name}, while the group is there");
+            group.remove();
+            for _ in 0..2 {
+                assert_eq!([early.heard(), late.heard()], [killed; 2], "{name}, afterwards");
+            }
+        }
+    }
+}

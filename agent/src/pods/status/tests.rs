@@ -134,6 +134,20 @@ fn phases_and_states() {
 }
 
 #[test]
+fn a_deleted_pod_ends_with_its_last_container() {
+    for (codes, phase) in [([0, 0], "Succeeded"), ([0, 143], "Failed")] {
+        let spec = serde_json::json!({"containers": [{"name": "a"}, {"name": "b"}]});
+        let last = vec![run("a", 0, exited(codes[0])), run("b", 0, exited(codes[1]))];
+        let mut case = Case::new(spec, last);
+        assert_eq!(case.status().phase.as_deref(), Some("Running"), "it would be restarted");
+        case.pod.metadata.deletion_timestamp = Some(Time(now()));
+        assert_eq!(case.status().phase.as_deref(), Some(phase));
+        case.observed.instances[0].state = running();
+        assert_eq!(case.status().phase.as_deref(), Some("Running"), "one still runs");
+    }
+}
+
+#[test]
 fn readiness_is_what_the_probe_says() {
     let mut case = Case::new(one("Always"), vec![run("a", 0, running())]);
     case.memory.verdicts.get_mut("a-0").unwrap().ready = false;
