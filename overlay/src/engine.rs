@@ -23,7 +23,7 @@ use crate::os::poll::Stop;
 use crate::os::tun::{self, Queue, TunError};
 use crate::os::udp::Sockets;
 use crate::protocol::{Core, Outbox, Stamps};
-use crate::status::Status;
+use crate::status::{DropReason, Status};
 
 pub use self::failure::EngineFailure;
 use self::failure::Failure;
@@ -53,11 +53,15 @@ struct Shared {
     mtu: ArcSwap<u16>,
     device: String,
     failure: Failure,
+    /// What the device had dropped before the engine started: it is older than the process.
+    dropped_before: usize,
 }
 
 #[derive(Default)]
 struct Applied {
     listen_port: u16,
+    /// What the sockets of earlier ports had dropped.
+    overflowed: usize,
     mtu: u16,
     receivers: Option<Stop>,
 }
@@ -109,6 +113,7 @@ impl Engine {
             mtu: ArcSwap::from_pointee(crate::mtu::FLOOR),
             device: device.to_owned(),
             failure: Failure::default(),
+            dropped_before: tun::overflowed(device),
         });
         let stop = Stop::new().map_err(StartError::Thread)?;
         for queue in 0..shared.queues.len() {
@@ -166,6 +171,7 @@ impl Engine {
     /// The engine as it is now.
     pub(crate) fn status(&self) -> Status {
         let applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+        self.shared.count_overflows(applied.overflowed);
         Status {
             kind: Kind::User,
             device: self.shared.device.clone(),
@@ -200,7 +206,8 @@ impl Engine {
                     .map_err(ApplyError::Thread)?;
             }
         }
-        self.shared.sockets.store(Some(sockets));
+        let before = self.shared.sockets.swap(Some(sockets));
+        applied.overflowed += before.map_or(0, |sockets| sockets.overflowed());
         if let Some(old) = applied.receivers.replace(stop) {
             old.give();
         }
@@ -220,6 +227,14 @@ impl Drop for Engine {
 }
 
 impl Shared {
+    /// Asks the system what it dropped before the engine saw it.
+    fn count_overflows(&self, earlier: usize) {
+        let sockets = self.sockets.load().as_ref().map_or(0, |sockets| sockets.overflowed());
+        self.counters.set_dropped(DropReason::SocketQueueFull, earlier + sockets);
+        let device = tun::overflowed(&self.device).saturating_sub(self.dropped_before);
+        self.counters.set_dropped(DropReason::DeviceQueueFull, device);
+    }
+
     /// Sends without waiting: what does not fit is dropped, and counted.
     fn send_now(&self, outbox: &mut Outbox) {
         match &*self.sockets.load() {

@@ -37,6 +37,7 @@ fn node(own: u8, other: u8) -> (Core, Vec<u8>) {
         allowed_ips: vec!["10.0.0.0/8".parse().expect("a prefix")],
         persistent_keepalive_secs: None,
         preshared_key: None,
+        former_preshared_key: None,
     };
     let config = OverlayConfig { listen_port: 51900, mtu: 1420, peers: vec![peer] };
     let mut outbox = Outbox::default();

@@ -72,6 +72,11 @@ impl Sockets {
         self.v4.get(place).or(self.v6.as_ref().filter(|_| place == self.v4.len()))
     }
 
+    /// Datagrams that the system dropped since the sockets were made, because nobody had received those before.
+    pub(crate) fn overflowed(&self) -> usize {
+        self.v4.iter().chain(&self.v6).map(Udp::overflowed).sum()
+    }
+
     /// Sends a train. With `stop`, waits while the socket is full; without, drops then.
     pub(crate) fn send(&self, train: &Train<'_>, stop: Option<&Stop>) {
         let socket = match (train.to, &self.v6) {
@@ -112,6 +117,25 @@ impl Udp {
         let socket = UdpSocket::from(socket);
         let state = UdpSocketState::new((&socket).into())?;
         Ok(Self { socket, state })
+    }
+
+    /// Zero where the system does not say.
+    fn overflowed(&self) -> usize {
+        /// Place in what `SO_MEMINFO` returns, and how much that is (linux/sock_diag.h).
+        const DROPS: usize = 8;
+        let mut info = [0u32; 9];
+        let mut length = size_of_val(&info) as libc::socklen_t;
+        // SAFETY: the option writes at most `length` bytes to an array that lives here.
+        let result = unsafe {
+            libc::getsockopt(
+                self.socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_MEMINFO,
+                info.as_mut_ptr().cast(),
+                &raw mut length,
+            )
+        };
+        if result == 0 { info[DROPS] as usize } else { 0 }
     }
 
     /// Waits for datagrams; returns false when it is time to stop.

@@ -11,6 +11,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use mesh_overlay::DropReason;
+use mesh_overlay::protocol::noise::cookie::Macs;
 use traffic::{Capture, LIMIT, Stream, echo};
 use world::{Side, World, engine, privileged};
 
@@ -187,4 +188,37 @@ fn a_joining_peer_is_reached_while_packets_wait_for_it() {
     stream.wait_for(MIB);
     stream.finish();
     capture.finish().assert_sealed();
+}
+
+#[test]
+fn a_flood_of_bogus_calls_leaves_a_stream_unharmed() {
+    const CALLS: u32 = 20_000;
+    if !privileged() {
+        return;
+    }
+    let mut world = World::new();
+    world.connect(false);
+    let stream = Stream::start(&world, Side::A, false, 7001);
+    stream.wait_for(MIB);
+    let macs = Macs::for_receiver(&world.key(Side::B).public());
+    let to = std::net::SocketAddr::new(Side::B.underlay(false), 51900);
+    world.inside("node", Side::A, || {
+        let socket = std::net::UdpSocket::bind((Side::A.underlay(false), 0)).unwrap();
+        for n in 0..CALLS {
+            let mut call = [0; 148];
+            call[0] = 1;
+            call[8..12].copy_from_slice(&n.to_le_bytes());
+            macs.sign(&mut call, None);
+            socket.send_to(&call, to).unwrap();
+        }
+    });
+    stream.wait_for(4 * MIB);
+    stream.finish();
+    let drops = world.status(Side::B).drops;
+    let count = |reason| drops.get(&reason).copied().unwrap_or(0);
+    // What the system dropped before the engine saw it is accounted for as well.
+    let refused = count(DropReason::UnderLoad) + count(DropReason::SocketQueueFull);
+    let worked_on = count(DropReason::BadHandshake);
+    assert!(refused + worked_on >= u64::from(CALLS), "{drops:?}");
+    assert!(world.status(Side::B).peers[0].handshake_age_ms.is_some());
 }
