@@ -6,6 +6,7 @@ mod failure;
 mod inward;
 mod lane;
 mod outward;
+mod shrink;
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,13 +22,14 @@ use crate::facade::Kind;
 use crate::keys::NodeKey;
 use crate::os::poll::Stop;
 use crate::os::tun::{self, Queue, TunError};
-use crate::os::udp::Sockets;
+use crate::os::udp::{self, Sockets};
 use crate::protocol::{Core, Outbox, Stamps};
 use crate::status::{DropReason, Status};
 
 pub use self::failure::EngineFailure;
 use self::failure::Failure;
 use self::lane::Lane;
+use self::shrink::Shrink;
 
 /// Most queues, and sockets that share the port: each is a lane of its own.
 const MAX_LANES: usize = 4;
@@ -62,7 +64,9 @@ struct Applied {
     listen_port: u16,
     /// What the sockets of earlier ports had dropped.
     overflowed: usize,
+    /// As configured; the device may have a smaller one.
     mtu: u16,
+    shrink: Shrink,
     receivers: Option<Stop>,
 }
 
@@ -139,6 +143,7 @@ impl Engine {
             tun::bring_up(&self.shared.device, config.mtu)?;
             self.shared.mtu.store(Arc::new(config.mtu));
             applied.mtu = config.mtu;
+            applied.shrink.forget();
         }
         let mut outbox = Outbox::default();
         let mut fresh = rand::random::<u32>;
@@ -154,8 +159,23 @@ impl Engine {
 
     /// Lets time pass; to be called every 100 ms or so.
     pub(crate) fn tick(&self, outbox: &mut Outbox) {
-        self.shared.core.tick(Instant::now(), outbox);
+        let now = Instant::now();
+        self.shared.core.tick(now, outbox);
         self.shared.send_now(outbox);
+        self.follow_links(now);
+    }
+
+    fn follow_links(&self, now: Instant) {
+        let Some(sockets) = &*self.shared.sockets.load() else { return };
+        let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+        let (refused, configured) = (sockets.take_refused(), applied.mtu);
+        if let Some(mtu) = applied.shrink.look(now, refused, configured, udp::path_mtu) {
+            tracing::info!(mtu, configured, "the link carries another size; the device follows");
+            match tun::bring_up(&self.shared.device, mtu) {
+                Ok(()) => self.shared.mtu.store(Arc::new(mtu)),
+                Err(error) => tracing::warn!(%error, "the device keeps its MTU"),
+            }
+        }
     }
 
     /// See [`Core::stamps_to_store`].
