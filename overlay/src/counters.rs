@@ -25,6 +25,11 @@ impl Counters {
         }
     }
 
+    /// The system says that so many were dropped for the reason, in all.
+    pub(crate) fn set_dropped(&self, reason: DropReason, packets: usize) {
+        self.drops[reason as usize].store(packets as u64, Relaxed);
+    }
+
     /// Packets were read from the device.
     pub(crate) fn read(&self, reads: usize) {
         self.device_reads.fetch_add(reads as u64, Relaxed);

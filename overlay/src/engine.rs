@@ -6,6 +6,7 @@ mod failure;
 mod inward;
 mod lane;
 mod outward;
+mod shrink;
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,13 +22,14 @@ use crate::facade::Kind;
 use crate::keys::NodeKey;
 use crate::os::poll::Stop;
 use crate::os::tun::{self, Queue, TunError};
-use crate::os::udp::Sockets;
+use crate::os::udp::{self, Sockets};
 use crate::protocol::{Core, Outbox, Stamps};
-use crate::status::Status;
+use crate::status::{DropReason, Status};
 
 pub use self::failure::EngineFailure;
 use self::failure::Failure;
 use self::lane::Lane;
+use self::shrink::Shrink;
 
 /// Most queues, and sockets that share the port: each is a lane of its own.
 const MAX_LANES: usize = 4;
@@ -53,12 +55,18 @@ struct Shared {
     mtu: ArcSwap<u16>,
     device: String,
     failure: Failure,
+    /// What the device had dropped before the engine started: it is older than the process.
+    dropped_before: usize,
 }
 
 #[derive(Default)]
 struct Applied {
     listen_port: u16,
+    /// What the sockets of earlier ports had dropped.
+    overflowed: usize,
+    /// As configured; the device may have a smaller one.
     mtu: u16,
+    shrink: Shrink,
     receivers: Option<Stop>,
 }
 
@@ -109,6 +117,7 @@ impl Engine {
             mtu: ArcSwap::from_pointee(crate::mtu::FLOOR),
             device: device.to_owned(),
             failure: Failure::default(),
+            dropped_before: tun::overflowed(device),
         });
         let stop = Stop::new().map_err(StartError::Thread)?;
         for queue in 0..shared.queues.len() {
@@ -134,6 +143,7 @@ impl Engine {
             tun::bring_up(&self.shared.device, config.mtu)?;
             self.shared.mtu.store(Arc::new(config.mtu));
             applied.mtu = config.mtu;
+            applied.shrink.forget();
         }
         let mut outbox = Outbox::default();
         let mut fresh = rand::random::<u32>;
@@ -149,8 +159,23 @@ impl Engine {
 
     /// Lets time pass; to be called every 100 ms or so.
     pub(crate) fn tick(&self, outbox: &mut Outbox) {
-        self.shared.core.tick(Instant::now(), outbox);
+        let now = Instant::now();
+        self.shared.core.tick(now, outbox);
         self.shared.send_now(outbox);
+        self.follow_links(now);
+    }
+
+    fn follow_links(&self, now: Instant) {
+        let Some(sockets) = &*self.shared.sockets.load() else { return };
+        let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+        let (refused, configured) = (sockets.take_refused(), applied.mtu);
+        if let Some(mtu) = applied.shrink.look(now, refused, configured, udp::path_mtu) {
+            tracing::info!(mtu, configured, "the link carries another size; the device follows");
+            match tun::bring_up(&self.shared.device, mtu) {
+                Ok(()) => self.shared.mtu.store(Arc::new(mtu)),
+                Err(error) => tracing::warn!(%error, "the device keeps its MTU"),
+            }
+        }
     }
 
     /// See [`Core::stamps_to_store`].
@@ -166,6 +191,7 @@ impl Engine {
     /// The engine as it is now.
     pub(crate) fn status(&self) -> Status {
         let applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+        self.shared.count_overflows(applied.overflowed);
         Status {
             kind: Kind::User,
             device: self.shared.device.clone(),
@@ -200,7 +226,8 @@ impl Engine {
                     .map_err(ApplyError::Thread)?;
             }
         }
-        self.shared.sockets.store(Some(sockets));
+        let before = self.shared.sockets.swap(Some(sockets));
+        applied.overflowed += before.map_or(0, |sockets| sockets.overflowed());
         if let Some(old) = applied.receivers.replace(stop) {
             old.give();
         }
@@ -220,6 +247,14 @@ impl Drop for Engine {
 }
 
 impl Shared {
+    /// Asks the system what it dropped before the engine saw it.
+    fn count_overflows(&self, earlier: usize) {
+        let sockets = self.sockets.load().as_ref().map_or(0, |sockets| sockets.overflowed());
+        self.counters.set_dropped(DropReason::SocketQueueFull, earlier + sockets);
+        let device = tun::overflowed(&self.device).saturating_sub(self.dropped_before);
+        self.counters.set_dropped(DropReason::DeviceQueueFull, device);
+    }
+
     /// Sends without waiting: what does not fit is dropped, and counted.
     fn send_now(&self, outbox: &mut Outbox) {
         match &*self.sockets.load() {

@@ -89,7 +89,7 @@ pub enum DropReason {
     NoPeer,
     /// From the device: the peer's endpoint is not known yet.
     NoEndpoint,
-    /// From the device: the peer's queue was full while a handshake was under way.
+    /// From the device: the peer's queue, or the room for all peers, was full while a handshake was under way.
     QueueFull,
     /// From the device: waited too long for a handshake.
     QueueExpired,
@@ -121,11 +121,15 @@ pub enum DropReason {
     MalformedInner,
     /// To the device: the system refused to take it.
     DeviceRefused,
+    /// From the device: more packets than the engine could seal in time; the system dropped them.
+    DeviceQueueFull,
+    /// From the underlay: more datagrams than the engine could open in time; the system dropped them.
+    SocketQueueFull,
 }
 
 impl DropReason {
     /// All reasons, in order.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::NoPeer,
         Self::NoEndpoint,
         Self::QueueFull,
@@ -144,6 +148,8 @@ impl DropReason {
         Self::ForbiddenSource,
         Self::MalformedInner,
         Self::DeviceRefused,
+        Self::DeviceQueueFull,
+        Self::SocketQueueFull,
     ];
 }
 

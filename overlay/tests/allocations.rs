@@ -1,4 +1,4 @@
-//! The fast path takes no memory: counted by the allocator itself.
+//! The fast path takes no memory, and a peer takes little: counted by the allocator itself.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -16,6 +16,7 @@ use mesh_overlay::{NodeKey, OverlayConfig, PeerConfig};
 
 thread_local! {
     static COUNT: Cell<u64> = const { Cell::new(0) };
+    static BYTES: Cell<usize> = const { Cell::new(0) };
 }
 
 struct Counting;
@@ -24,11 +25,13 @@ struct Counting;
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let _ = COUNT.try_with(|count| count.set(count.get() + 1));
+        let _ = BYTES.try_with(|bytes| bytes.set(bytes.get().wrapping_add(layout.size())));
         // SAFETY: as the caller promised.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        let _ = BYTES.try_with(|bytes| bytes.set(bytes.get().wrapping_sub(layout.size())));
         // SAFETY: as the caller promised.
         unsafe { System.dealloc(memory, layout) }
     }
@@ -150,4 +153,65 @@ fn sealing_opening_and_joining_allocate_nothing() {
     assert_eq!(received, 200 * 30 * 1420, "all 6000 packets went through");
     assert_eq!(spent, 0, "allocations for 6000 packets");
     assert!(counters.drops().is_empty(), "{:?}", counters.drops());
+}
+
+#[test]
+fn a_thousand_peers_with_sessions_fit_in_half_of_what_they_may_take() {
+    const PEERS: usize = 1000;
+    const LIMIT: usize = 16 << 10;
+    let now = Instant::now();
+    let node = |n: usize| {
+        let mut bytes = [7; 32];
+        bytes[1..3].copy_from_slice(&(n as u16).to_le_bytes());
+        NodeKey::from_bytes(bytes)
+    };
+    let make = |key: &NodeKey| {
+        let stamps = Stamps::new(now, SystemTime::now(), Duration::ZERO);
+        Core::new(now, key, stamps, Arc::new(Counters::default()))
+    };
+    let peer = |n: usize, endpoint: Option<SocketAddr>| PeerConfig {
+        public_key: node(n).public(),
+        endpoints: endpoint.into_iter().collect(),
+        allowed_ips: vec![format!("10.{}.{}.0/24", n / 250, n % 250).parse().unwrap()],
+        persistent_keepalive_secs: None,
+        preshared_key: None,
+        former_preshared_key: None,
+    };
+    let hub = make(&node(PEERS));
+    let peers: Vec<_> = (0..PEERS).map(|n| peer(n, None)).collect();
+    let config = OverlayConfig { listen_port: 51900, mtu: 1420, peers };
+    let (mut number, mut outbox, mut back) = (0, Outbox::default(), Outbox::default());
+    let mut fresh = || {
+        number += 1;
+        number
+    };
+    let mut sink = Coalescer::new(Nowhere, 64 << 10);
+    let before = BYTES.with(Cell::get);
+    hub.configure(now, &config, &mut fresh, &mut outbox).unwrap();
+    drop(config);
+    for n in 0..PEERS {
+        // One caller at a time, a tenth of a second after the other: nothing here is under load.
+        let now = now + Duration::from_millis(100) * n as u32;
+        let address: SocketAddr = ([198, 51, 100, 1], 1000 + n as u16).into();
+        let caller = make(&node(n));
+        let hub_peer = peer(PEERS, Some(ENDS[0].into()));
+        let config = OverlayConfig { listen_port: 51900, mtu: 1420, peers: vec![hub_peer] };
+        caller.configure(now, &config, &mut || 5, &mut back).unwrap();
+        for _ in 0..2 {
+            while let Some(train) = back.take() {
+                let one = std::iter::once((address, train.bytes));
+                hub.inbound(now, one, &mut sink, &mut outbox);
+            }
+            while let Some(train) = outbox.take() {
+                let one = std::iter::once((ENDS[0].into(), train.bytes));
+                caller.inbound(now, one, &mut sink, &mut back);
+            }
+        }
+    }
+    let end = now + Duration::from_millis(100) * PEERS as u32;
+    let alive = hub.peers(end).iter().filter(|peer| peer.handshake_age_ms.is_some()).count();
+    assert_eq!(alive, PEERS, "all of them have a session");
+    let each = BYTES.with(Cell::get).wrapping_sub(before) / PEERS;
+    println!("{each} bytes for each peer");
+    assert!(each < LIMIT, "{each} bytes for each peer");
 }

@@ -1,8 +1,10 @@
-//! First figures of the local cluster. What is compared is measured in turns, and the median is printed:
+//! Figures of the local cluster, and of tunnels without one. What is compared is measured in turns, and the median is printed:
 //! on a small machine only the ratios of one run mean something.
 
 mod cni;
+mod overlay;
 
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
@@ -22,8 +24,10 @@ use crate::{local, say, tools};
 /// What can be measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Part {
-    /// Two pods through the tunnel, to two nodes without it
+    /// Our engine beside other tunnels, between two nodes of its own; needs no cluster
     Overlay,
+    /// Two pods of the cluster through the tunnel, to two nodes without it
+    Pods,
     /// New connections through a service address, to direct ones
     Lb,
     /// ADD and DEL of the plugin, as containerd sees them
@@ -32,13 +36,19 @@ pub(crate) enum Part {
     Memory,
 }
 
-/// Measures on the local cluster and prints one line per figure.
-pub(crate) fn run(parts: &[Part], rounds: usize, secs: u64) -> Result<()> {
-    let cluster = local::running()?;
+/// Measures and prints one line per figure; those of the tunnels also go to a file.
+pub(crate) fn run(parts: &[Part], rounds: usize, secs: u64, out: Option<&Path>) -> Result<()> {
     let wants = |part| parts.is_empty() || parts.contains(&part);
     let rounds = rounds.clamp(1, 20);
     if wants(Part::Overlay) {
-        overlay(&cluster, rounds, secs)?;
+        overlay::run(rounds, secs, out)?;
+    }
+    if parts == [Part::Overlay] {
+        return Ok(());
+    }
+    let cluster = local::running()?;
+    if wants(Part::Pods) {
+        pods(&cluster, rounds, secs)?;
     }
     if wants(Part::Lb) {
         balancing(&cluster, rounds, secs)?;
@@ -80,7 +90,7 @@ fn two_pods(cluster: &Cluster) -> Result<(Pod, Pod)> {
     Ok((first, other.context("the example's pods are all on one node")?.clone()))
 }
 
-fn overlay(cluster: &Cluster, rounds: usize, secs: u64) -> Result<()> {
+fn pods(cluster: &Cluster, rounds: usize, secs: u64) -> Result<()> {
     tools::apt_install(&["iperf3"])?;
     let (a, b) = two_pods(cluster)?;
     let (pod, node) = (b.v4()?.to_owned(), b.node.addresses().0.to_string());

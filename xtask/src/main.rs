@@ -56,9 +56,9 @@ enum Command {
         after_help = "With CI set, a test that cannot run on this machine is a failure.\n\nExamples:\n  cargo xtask test\n  cargo xtask test --unit\n  cargo xtask test --e2e kill"
     )]
     Test(TestArgs),
-    /// Measure the local cluster: tunnels, service addresses, the CNI plugin, memory
+    /// Measure tunnels, service addresses, the CNI plugin, memory
     #[command(
-        after_help = "Needs a cluster: cargo xtask up --release\nThings to compare are measured in turns; the median of the rounds is printed.\n\nExamples:\n  cargo xtask bench\n  cargo xtask bench overlay --rounds 5"
+        after_help = "All but `overlay` need a cluster: cargo xtask up --release\nThings to compare are measured in turns; the median of the rounds is printed.\n\nExamples:\n  cargo xtask bench\n  cargo xtask bench overlay --rounds 5 -o overlay.json"
     )]
     Bench(BenchArgs),
     /// Build the eBPF programs into target/bpf/mesh.bpf.o, when their sources changed
@@ -136,6 +136,9 @@ struct BenchArgs {
     /// Length of one measurement
     #[arg(long, value_name = "N", default_value_t = 3)]
     secs: u64,
+    /// File for every single figure of `overlay`, one JSON object per line
+    #[arg(short = 'o', long = "out", value_name = "FILE")]
+    out: Option<std::path::PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -149,7 +152,7 @@ fn main() -> ExitCode {
             let parts = suite::Parts { unit: !args.e2e, e2e: !args.unit };
             suite::run(parts, args.filter.as_deref())
         }
-        Command::Bench(args) => bench::run(&args.what, args.rounds, args.secs),
+        Command::Bench(args) => bench::run(&args.what, args.rounds, args.secs, args.out.as_deref()),
         Command::BuildEbpf => tools::ensure_ebpf().and_then(|()| ebpf::build()),
         Command::Build(profile) => tools::ensure().and_then(|()| programs::build(profile.release)),
         Command::Tools => tools::ensure(),

@@ -153,6 +153,35 @@ pub(crate) fn bring_up(name: &str, mtu: u16) -> Result<(), TunError> {
         .map_err(step("bring up"))
 }
 
+/// Packets that the system dropped since the device was made, because nobody had read those before. Zero where it does not
+/// say.
+pub(crate) fn overflowed(name: &str) -> usize {
+    let table = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap_or_default();
+    dropped(&table, name).unwrap_or(0)
+}
+
+/// The twelfth number of a device: eight of what it received, then bytes, packets, errors and drops of what it sent.
+fn dropped(table: &str, name: &str) -> Option<usize> {
+    let row =
+        table.lines().find_map(|line| line.trim_start().strip_prefix(name)?.strip_prefix(':'))?;
+    row.split_whitespace().nth(11)?.parse().ok()
+}
+
 fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_device_is_found_by_its_whole_name() {
+        let table = "Inter-| Receive |  Transmit\n face |bytes packets errs drop\n\
+             mesh-wg0: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n\
+            \x20 mesh-wg: 1 2 3 4 5 6 7 8 9 10 11 77 13 14 15 16\n";
+        assert_eq!(dropped(table, "mesh-wg"), Some(77));
+        assert_eq!(dropped(table, "mesh"), None);
+        assert_eq!(overflowed("lo"), 0);
+    }
 }

@@ -3,6 +3,7 @@
 use std::io::{self, IoSliceMut};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -33,16 +34,14 @@ pub(crate) struct Udp {
 pub(crate) struct Sockets {
     v4: Vec<Udp>,
     v6: Option<Udp>,
-    counters: std::sync::Arc<Counters>,
+    counters: Arc<Counters>,
+    /// For whom something was too big.
+    refused: Mutex<Option<SocketAddr>>,
 }
 
 impl Sockets {
     /// Binds. With `receivers` above one, the kernel spreads peers over that many sockets.
-    pub(crate) fn bind(
-        port: u16,
-        receivers: usize,
-        counters: std::sync::Arc<Counters>,
-    ) -> io::Result<Self> {
+    pub(crate) fn bind(port: u16, receivers: usize, counters: Arc<Counters>) -> io::Result<Self> {
         let v4 = (0..receivers.max(1))
             .map(|_| Udp::bind((Ipv4Addr::UNSPECIFIED, port).into()))
             .collect::<io::Result<_>>()?;
@@ -59,7 +58,7 @@ impl Sockets {
             }
             Err(error) => return Err(error),
         };
-        Ok(Self { v4, v6, counters })
+        Ok(Self { v4, v6, counters, refused: Mutex::default() })
     }
 
     /// All of them, for those that receive.
@@ -70,6 +69,16 @@ impl Sockets {
     /// One of them.
     pub(crate) fn socket(&self, place: usize) -> Option<&Udp> {
         self.v4.get(place).or(self.v6.as_ref().filter(|_| place == self.v4.len()))
+    }
+
+    /// An endpoint for which something was too big since the last time.
+    pub(crate) fn take_refused(&self) -> Option<SocketAddr> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Datagrams that the system dropped since the sockets were made, because nobody had received those before.
+    pub(crate) fn overflowed(&self) -> usize {
+        self.v4.iter().chain(&self.v6).map(Udp::overflowed).sum()
     }
 
     /// Sends a train. With `stop`, waits while the socket is full; without, drops then.
@@ -88,6 +97,7 @@ impl Sockets {
                 Ok(()) => self.counters.sent(datagrams),
                 Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
                     self.counters.dropped(DropReason::TooBig, datagrams);
+                    *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(train.to);
                 }
                 Err(error) => {
                     tracing::debug!(to = %train.to, %error, "sending failed");
@@ -112,6 +122,25 @@ impl Udp {
         let socket = UdpSocket::from(socket);
         let state = UdpSocketState::new((&socket).into())?;
         Ok(Self { socket, state })
+    }
+
+    /// Zero where the system does not say.
+    fn overflowed(&self) -> usize {
+        /// Place in what `SO_MEMINFO` returns, and how much that is (linux/sock_diag.h).
+        const DROPS: usize = 8;
+        let mut info = [0u32; 9];
+        let mut length = size_of_val(&info) as libc::socklen_t;
+        // SAFETY: the option writes at most `length` bytes to an array that lives here.
+        let result = unsafe {
+            libc::getsockopt(
+                self.socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_MEMINFO,
+                info.as_mut_ptr().cast(),
+                &raw mut length,
+            )
+        };
+        if result == 0 { info[DROPS] as usize } else { 0 }
     }
 
     /// Waits for datagrams; returns false when it is time to stop.
@@ -144,6 +173,27 @@ impl Udp {
             }
         }
     }
+}
+
+/// What the system knows that the way to an endpoint carries, in bytes.
+pub(crate) fn path_mtu(to: SocketAddr) -> Option<u16> {
+    let any: SocketAddr = match to {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let socket = UdpSocket::bind(any).ok()?;
+    socket.connect(to).ok()?; // only looks up the route
+    let (level, option) = match to {
+        SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_MTU),
+        SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_MTU),
+    };
+    let mut mtu: libc::c_int = 0;
+    let mut length = size_of_val(&mtu) as libc::socklen_t;
+    // SAFETY: the option writes an int that lives here.
+    let result = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), level, option, (&raw mut mtu).cast(), &raw mut length)
+    };
+    if result == 0 { u16::try_from(mtu).ok() } else { None }
 }
 
 /// Beyond the system's limit when privileged, as far as it goes otherwise.

@@ -15,16 +15,18 @@ use self::load::Load;
 use super::noise::cookie::{Baker, Macs};
 use super::noise::message::{COOKIE_BYTES, Data, RESPONSE_BYTES};
 use super::noise::{Call, Message, Stamps};
+use super::peer::staging::Account;
 use crate::keys::NodeKey;
 use crate::status::DropReason;
 
-/// Sorts datagrams, and holds what the handshakes with all peers have in common.
+/// Sorts datagrams, and holds what all peers have in common.
 pub struct Gate {
     key: NodeKey,
     macs: Macs,
     stamps: Stamps,
     baker: Mutex<Baker>,
     load: Mutex<Load>,
+    account: Account,
 }
 
 /// A datagram that is worth more work.
@@ -57,6 +59,7 @@ impl Gate {
             stamps,
             baker: Mutex::new(Baker::new(now, rand::random())),
             load: Mutex::new(Load::new(now)),
+            account: Account::default(),
         }
     }
 
@@ -73,6 +76,11 @@ impl Gate {
     /// The stamps of the node's initiations.
     pub fn stamps(&self) -> &Stamps {
         &self.stamps
+    }
+
+    /// What waits for handshakes with all peers.
+    pub fn account(&self) -> &Account {
+        &self.account
     }
 
     /// Finds out what a datagram is. Does nothing but read when it is data.

@@ -6,6 +6,7 @@ pub mod keyring;
 pub mod link;
 mod places;
 mod secrets;
+pub mod staging;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -18,6 +19,7 @@ use self::keyring::Keyring;
 use self::link::{Link, Route};
 use self::places::Places;
 use self::secrets::Secrets;
+use self::staging::Staging;
 use super::gate::Gate;
 use super::noise::cookie::{Jar, Macs};
 use super::noise::message::{COOKIE_BYTES, RESPONSE_BYTES, SEAL_OVERHEAD, word};
@@ -26,12 +28,6 @@ use super::noise::{Call, Offer, Psk, Session, Tai64n};
 use super::outbox::Outbox;
 use crate::config::PeerConfig;
 use crate::status::DropReason;
-
-/// Packets that wait for a handshake, at most.
-const STAGED_PACKETS: usize = 128;
-
-/// How long one waits: what is older has been sent again, or is of no use.
-const STAGED_FOR: Duration = Duration::from_secs(5);
 
 /// Pauses between initiations; the last one repeats. Shorter at first than WG section 6.1 says, so that a lost message
 /// or a dead endpoint does not cost a join its two seconds.
@@ -83,7 +79,7 @@ pub struct Peer {
     last_call: Option<Instant>,
     places: Places,
     keepalive: Option<Duration>,
-    staged: VecDeque<(Instant, Vec<u8>)>,
+    staged: Staging,
     /// Initiations since a session was wanted.
     attempts: u32,
     /// Initiations since the peer was heard, as of the last one.
@@ -94,9 +90,8 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// A peer without a session, of the node with the key `own`. All indices that it is told begin with `number`, which is
-    /// below 2^24.
-    pub fn new(now: Instant, own: WgKey, config: &PeerConfig, number: u32) -> Self {
+    /// A peer without a session. All indices that it is told begin with `number`, which is below 2^24.
+    pub fn new(now: Instant, gate: &Gate, config: &PeerConfig, number: u32) -> Self {
         let key = config.public_key;
         let mut peer = Self {
             key,
@@ -109,13 +104,13 @@ impl Peer {
             keyring: Keyring::default(),
             answered_with: Psk::default(),
             offers: VecDeque::new(),
-            yields: key < own,
+            yields: key < gate.public(),
             yielded: false,
             last_stamp: Tai64n::default(),
             last_call: None,
             places: Places::default(),
             keepalive: None,
-            staged: VecDeque::new(),
+            staged: Staging::new(gate.account()),
             attempts: 0,
             unanswered: 0,
             last_initiation: now,
@@ -165,11 +160,7 @@ impl Peer {
 
     /// Keeps a packet until there is a session.
     pub fn stage(&mut self, now: Instant, packet: &[u8]) -> Result<(), DropReason> {
-        if self.staged.len() >= STAGED_PACKETS {
-            return Err(DropReason::QueueFull);
-        }
-        self.staged.push_back((now, packet.to_vec()));
-        Ok(())
+        if self.staged.push(now, packet) { Ok(()) } else { Err(DropReason::QueueFull) }
     }
 
     /// An authentic message came from there: the session is in use, and the peer is where it came from.
@@ -286,9 +277,7 @@ impl Peer {
             self.announce(now, outbox);
         }
         self.send_staged(now, outbox);
-        let before = self.staged.len();
-        self.staged.retain(|(since, _)| now.saturating_duration_since(*since) < STAGED_FOR);
-        before - self.staged.len()
+        self.staged.expire(now)
     }
 
     /// Sends a keepalive, if there is a session: the peer learns from it where this node is.
@@ -389,7 +378,7 @@ impl Peer {
         }
         let Some(route) = self.link.route(now) else { return };
         let mut bytes = 0;
-        for (_, packet) in self.staged.drain(..) {
+        while let Some(packet) = self.staged.pop() {
             if seal(&route, &packet, outbox).is_ok() {
                 bytes += packet.len() as u64;
             }

@@ -68,7 +68,7 @@ impl Table {
                 Some(old) => old.changed(now, config),
                 None => {
                     let number = self.unused(&table, fresh);
-                    Entry::new(now, gate.public(), config, number)
+                    Entry::new(now, gate, config, number)
                 }
             };
             entry.lock().tick(now, gate, outbox);
@@ -119,8 +119,8 @@ impl Table {
 }
 
 impl Entry {
-    fn new(now: Instant, own: WgKey, config: &PeerConfig, number: u32) -> Self {
-        let peer = Peer::new(now, own, config, number);
+    fn new(now: Instant, gate: &Gate, config: &PeerConfig, number: u32) -> Self {
+        let peer = Peer::new(now, gate, config, number);
         let link = Arc::clone(peer.link());
         Self { config: config.clone(), number, link, peer: Arc::new(Mutex::new(peer)) }
     }

@@ -9,13 +9,14 @@ use base64::Engine as _;
 use crate::traffic::{Capture, LIMIT, Stream, echo};
 use crate::world::{Side, World, privileged};
 
-/// wireguard-go in the node of side B; ends with the test.
-struct Go(Child);
+/// wireguard-go in the node of side B, and its control socket; both end with the test.
+struct Go(Child, String);
 
 impl Drop for Go {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+        let _ = std::fs::remove_file(&self.1);
     }
 }
 
@@ -47,8 +48,8 @@ fn wireguard_go_understands_us() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let _go = Go(child);
     let socket = format!("/var/run/wireguard/{device}.sock");
+    let _go = Go(child, socket.clone());
     let begun = Instant::now();
     while !std::path::Path::new(&socket).exists() {
         assert!(begun.elapsed() < LIMIT, "wireguard-go did not start");

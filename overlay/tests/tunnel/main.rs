@@ -11,6 +11,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use mesh_overlay::DropReason;
+use mesh_overlay::protocol::noise::cookie::Macs;
 use traffic::{Capture, LIMIT, Stream, echo};
 use world::{Side, World, engine, privileged};
 
@@ -187,4 +188,69 @@ fn a_joining_peer_is_reached_while_packets_wait_for_it() {
     stream.wait_for(MIB);
     stream.finish();
     capture.finish().assert_sealed();
+}
+
+#[test]
+fn a_flood_of_bogus_calls_leaves_a_stream_unharmed() {
+    const CALLS: u32 = 20_000;
+    if !privileged() {
+        return;
+    }
+    let mut world = World::new();
+    world.connect(false);
+    let stream = Stream::start(&world, Side::A, false, 7001);
+    stream.wait_for(MIB);
+    let macs = Macs::for_receiver(&world.key(Side::B).public());
+    let to = std::net::SocketAddr::new(Side::B.underlay(false), 51900);
+    world.inside("node", Side::A, || {
+        let socket = std::net::UdpSocket::bind((Side::A.underlay(false), 0)).unwrap();
+        for n in 0..CALLS {
+            let mut call = [0; 148];
+            call[0] = 1;
+            call[8..12].copy_from_slice(&n.to_le_bytes());
+            macs.sign(&mut call, None);
+            socket.send_to(&call, to).unwrap();
+        }
+    });
+    stream.wait_for(4 * MIB);
+    stream.finish();
+    let drops = world.status(Side::B).drops;
+    let count = |reason| drops.get(&reason).copied().unwrap_or(0);
+    // How many arrive is the system's business; how many of them are worked on is counted in the simulation.
+    let seen = count(DropReason::UnderLoad) + count(DropReason::BadHandshake);
+    assert!(seen > 1000, "{drops:?}");
+    assert!(world.status(Side::B).peers[0].handshake_age_ms.is_some());
+}
+
+#[test]
+fn a_link_that_shrinks_is_followed_down_and_up() {
+    if !privileged() {
+        return;
+    }
+    let mut world = World::new();
+    world.connect(false);
+    let stream = Stream::start(&world, Side::A, false, 7001);
+    stream.wait_for(MIB);
+    let underlay = |mtu: u16| {
+        for side in [Side::A, Side::B] {
+            world.ip("node", side, &format!("link set ul0 mtu {mtu}"));
+        }
+    };
+    let wait_for_device = |mtu: u16| {
+        let (begun, wanted) = (Instant::now(), format!("mtu {mtu} "));
+        while !world.ip("node", Side::A, "link show mesh-wg").contains(&wanted) {
+            assert!(begun.elapsed() < LIMIT, "the device never had {wanted}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    underlay(1400);
+    wait_for_device(1340);
+    stream.wait_for(4 * MIB);
+    let status = world.status(Side::A);
+    assert!(status.drops.contains_key(&DropReason::TooBig), "{:?}", status.drops);
+    assert_eq!(status.mtu, 1420, "as configured: nobody has to configure it again");
+    underlay(1500);
+    wait_for_device(1420);
+    stream.wait_for(4 * MIB);
+    stream.finish();
 }
