@@ -132,6 +132,7 @@ fn a_node_cut_off_keeps_its_peers(world: &World) -> Result<()> {
 
 fn nothing_is_readable_while_programs_die(world: &World) -> Result<()> {
     const CANARY: &str = "canary-51c09be7a2d84f36";
+    const PLAIN: &str = "control-51c09be7a2d84f36";
     let folder = world.scratch("secrecy")?;
     let (a, b) = world.two_pods()?;
     let ports = world.cluster.nodes().iter().map(|n| n.layout().port.clone()).collect::<Vec<_>>();
@@ -155,8 +156,19 @@ fn nothing_is_readable_while_programs_die(world: &World) -> Result<()> {
     for load in loads? {
         ensure!(load.stop()?.ok > 0, "nothing was sent");
     }
+    // What is sent in the clear from node to node must be seen, or the captures prove nothing.
+    let hello = world.artifacts.hello.display().to_string();
+    for node in world.cluster.nodes() {
+        let plain = format!("udp://{}:9/{PLAIN}", world.cluster.subnet().control().0);
+        let _ = node.exec(&[&hello, "get", &plain]);
+    }
+    thread::sleep(Duration::from_millis(300));
     for (capture, port) in captures?.into_iter().zip(ports) {
         let seen = capture.finish()?;
+        ensure!(
+            contains(&seen, PLAIN.as_bytes()),
+            "the capture of {port} does not see the underlay"
+        );
         ensure!(!contains(&seen, CANARY.as_bytes()), "a payload is readable on {port}");
     }
     // What is killed together takes a moment to be whole again.

@@ -49,7 +49,7 @@ pub(crate) fn spec() -> Result<Spec> {
         nodes: 3,
         subnet: subnet.0,
         owner: Some((pid.cast_signed(), start)),
-        preshared_key_rotation_secs: Some(10),
+        preshared_key_rotation_secs: Some(5),
     })
 }
 
