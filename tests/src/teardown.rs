@@ -80,7 +80,8 @@ fn remove_shared(paths: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-fn unmount_below(folders: &[PathBuf]) -> Result<()> {
+/// Unmounts all that is mounted below some folders.
+pub fn unmount_below(folders: &[PathBuf]) -> Result<()> {
     let mut points = mounts(folders)?;
     // What was mounted last is on top.
     points.reverse();

@@ -69,6 +69,9 @@ pub(crate) async fn observe(
     let observed = Observed::new(sandboxes, instances);
     for gone in before.instances.iter().filter(|run| !observed.has(&run.id)) {
         context.oom.forget(&pod.uid, gone);
+        // The message is in the status of the run; a container that crashes for weeks must not leave a file each time.
+        let _ =
+            std::fs::remove_file(context.layout.termination(&pod.uid, &gone.name, gone.attempt));
     }
     Ok(observed)
 }

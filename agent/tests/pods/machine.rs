@@ -14,7 +14,6 @@
 //! test that was killed.
 
 use std::future::Future;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use mesh_tests::{cgroups, command, process};
@@ -66,15 +65,6 @@ impl Group {
         let start = i32::try_from(pid).ok().and_then(process::start_time).unwrap_or(0);
         Self(format!("{PREFIX}{pid}-{start}-{}", test.replace("::", "-")))
     }
-
-    /// Whether the test that made it is no longer there.
-    fn is_orphan(&self) -> bool {
-        let owner = self.0.strip_prefix(PREFIX).and_then(|rest| {
-            let mut parts = rest.splitn(3, '-');
-            Some((parts.next()?.parse::<i32>().ok()?, parts.next()?.parse::<u64>().ok()?))
-        });
-        owner.is_some_and(|(pid, start)| process::start_time(pid) != Some(start))
-    }
 }
 
 impl Drop for Group {
@@ -87,19 +77,22 @@ impl Drop for Group {
     }
 }
 
-/// What tests have left that were killed.
+/// Removes what tests have left that were killed.
 fn remove_orphans() {
     for hierarchy in cgroups::hierarchies().unwrap_or_default() {
         let entries = std::fs::read_dir(hierarchy.root).into_iter().flatten().flatten();
         let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-        for name in names.filter(|name| name.starts_with(PREFIX)) {
-            let group = Group(name);
-            if !group.is_orphan() {
-                // Somebody uses it.
-                std::mem::forget(group);
-            }
-        }
+        names.filter(|name| is_orphan(name)).for_each(|name| drop(Group(name)));
     }
+}
+
+/// Whether it is a group of this suite whose test is no longer there.
+fn is_orphan(group: &str) -> bool {
+    let owner = group.strip_prefix(PREFIX).and_then(|rest| {
+        let mut parts = rest.splitn(3, '-');
+        Some((parts.next()?.parse::<i32>().ok()?, parts.next()?.parse::<u64>().ok()?))
+    });
+    owner.is_some_and(|(pid, start)| process::start_time(pid) != Some(start))
 }
 
 fn outside(name: &str) {
@@ -141,13 +134,4 @@ pub(crate) fn kill_everything() {
     let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
     // What loses its parent becomes a child of process 1, so this waits for all of them.
     while wait().is_ok() {}
-}
-
-/// Unmounts what is mounted below a directory.
-pub(crate) fn unmount_below(directory: &Path) {
-    let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let points = text.lines().rev().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
-    for point in points.filter(|point| point.starts_with(directory)) {
-        let _ = nix::mount::umount2(&point, nix::mount::MntFlags::MNT_DETACH);
-    }
 }

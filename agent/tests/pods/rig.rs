@@ -160,7 +160,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.
     pub(crate) async fn reboot(&mut self) {
         self.kill_containerd();
         machine::kill_everything();
-        machine::unmount_below(&self.directory);
+        mesh_tests::teardown::unmount_below(std::slice::from_ref(&self.directory)).unwrap();
         for folder in
             ["state", "run"].map(|name| self.path(name)).into_iter().chain([RUNTIME.into()])
         {
