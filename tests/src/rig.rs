@@ -6,6 +6,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -40,7 +41,31 @@ impl Rig {
     pub fn new(name: &str, sockets: Vec<SocketSpec>, variables: &[(&'static str, String)]) -> Self {
         let dir = std::env::temp_dir().join(format!("mesh-rig-{name}-{}", std::process::id()));
         fs::create_dir_all(&dir).expect("a temporary folder can be made");
+        Self::in_folder(dir, sockets, variables)
+    }
+
+    /// The same with the files of another one, for an agent that is a process of its own.
+    pub fn in_folder(
+        dir: PathBuf,
+        sockets: Vec<SocketSpec>,
+        variables: &[(&'static str, String)],
+    ) -> Self {
         Self { dir, sockets, variables: variables.to_vec(), keeper: None }
+    }
+
+    /// Starts an agent as a process: the program of the test once more, with its test `agent_process` alone.
+    pub fn agent_process(&self, generation: usize) -> Child {
+        let log = fs::File::options().create(true).append(true).open(self.dir.join("log"));
+        let program = std::env::current_exe().expect("a test knows its program");
+        Command::new(program)
+            .args(["--exact", "--ignored", "agent_process"])
+            .env(VARIABLE, &self.dir)
+            .env("GENERATION", generation.to_string())
+            .envs(self.variables.iter().map(|(name, value)| (name, value)))
+            .stdout(Stdio::null())
+            .stderr(log.expect("a log can be written"))
+            .spawn()
+            .expect("a test can start itself")
     }
 
     /// How an agent starts the worker. Another generation is another command line: the worker is replaced.
@@ -75,14 +100,14 @@ impl Rig {
         Client::new(self.control_socket())
     }
 
-    /// An agent comes: it adopts the worker, or starts it. Told when it knows the worker.
-    pub fn keep(&mut self, generation: usize) -> Arc<Notify> {
+    /// An agent comes: it adopts the worker, or starts it. Tells when it knows the worker.
+    pub fn keep(&mut self, generation: usize) -> Known {
         self.keep_spec(self.spec(generation))
     }
 
     /// The same with another command line.
-    pub fn keep_spec(&mut self, spec: WorkerSpec) -> Arc<Notify> {
-        let known = Arc::clone(&spec.started);
+    pub fn keep_spec(&mut self, spec: WorkerSpec) -> Known {
+        let known = Known(Arc::clone(&spec.started));
         self.keeper = Some(tokio::spawn(supervise::keep(spec)));
         known
     }
@@ -123,6 +148,17 @@ impl Rig {
     /// Sends the worker its configuration, as soon as it takes one.
     pub async fn configure<C: serde::Serialize + Sync>(&self, config: &C) {
         eventually("configured", async || self.client().set(config).await.is_ok()).await;
+    }
+}
+
+/// What an agent knows of its worker.
+pub struct Known(Arc<Notify>);
+
+impl Known {
+    /// Waits until the agent has spoken with another process than before.
+    pub async fn changed(&self) {
+        let changed = tokio::time::timeout(PATIENCE, self.0.notified()).await;
+        changed.expect("the agent gets to know its worker");
     }
 }
 

@@ -7,8 +7,10 @@
 //! ```
 #![allow(clippy::unwrap_used, reason = "a failed test panics")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read as _, Write as _};
+use std::mem::ManuallyDrop;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
@@ -92,6 +94,18 @@ async fn worker(dir: &Path, address: SocketAddr) {
 fn worker_process() {
     let Some(dir) = rig::worker_dir() else { return };
     worker(&dir, std::env::var("ADDRESS").unwrap().parse().unwrap());
+}
+
+/// Not a test: an agent that can be killed at any moment.
+#[tokio::test]
+#[ignore = "the agent process of the other tests"]
+async fn agent_process() {
+    let Some(dir) = rig::worker_dir() else { return };
+    let word = |name: &str| std::env::var(name).unwrap();
+    let address: SocketAddr = word("ADDRESS").parse().unwrap();
+    let variables = [("ADDRESS", address.to_string())];
+    let rig = ManuallyDrop::new(Rig::in_folder(dir, specs(address).to_vec(), &variables));
+    mesh_worker::supervise::keep(rig.spec(word("GENERATION").parse().unwrap())).await;
 }
 
 // The tests.
@@ -238,7 +252,7 @@ async fn the_next_agent_gets_the_sockets_back_from_the_worker() {
     let load = Load::start(site.address);
     for _ in 0..AGENTS {
         site.rig.kill_agent().await;
-        site.rig.keep(0).notified().await;
+        site.rig.keep(0).changed().await;
         site.rig.kill_worker().await;
         load.goes_on().await;
     }
@@ -305,7 +319,7 @@ async fn a_successor_that_cannot_read_what_was_saved_waits_for_its_configuration
     let load = Load::start(site.address);
     let known = site.rig.keep(1);
     // The old one, then the new one, which the agent configures as it does whenever a worker is new to it.
-    known.notified().await;
+    known.changed().await;
     eventually("the new one answers", async || {
         site.rig.client().get::<i32>().await.is_ok_and(|pid| pid != old)
     })
@@ -317,4 +331,52 @@ async fn a_successor_that_cannot_read_what_was_saved_waits_for_its_configuration
     load.goes_on().await;
     let counts = load.finish();
     assert_eq!((counts.cut.load(SeqCst), counts.datagrams_lost.load(SeqCst)), (0, 0), "{counts:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_may_be_killed_at_any_moment_of_a_replacement() {
+    const AGENTS: usize = 60;
+    let site = Site::new("chaos");
+    let mut agent = site.rig.agent_process(0);
+    site.rig.configure(&"ready").await;
+    let load = Load::start(site.address);
+    let mut seen = BTreeSet::new();
+    for generation in 1..=AGENTS {
+        agent.kill().unwrap();
+        agent.wait().unwrap();
+        agent = site.rig.agent_process(generation);
+        // From before it does anything to after it has done everything, in uneven steps.
+        thread::sleep(Duration::from_micros((generation * 7919 % AGENTS * 1000) as u64));
+        seen.extend(site.rig.pid());
+    }
+    let settled = async || {
+        let identity = fs::read_to_string(site.rig.dir.join("w.pid")).unwrap_or_default();
+        let last = identity.contains(&format!("GENERATION={AGENTS}\""));
+        last && site.rig.client().get::<i32>().await.ok() == site.rig.pid()
+    };
+    eventually("the last generation serves", settled).await;
+    let now = site.rig.pid().unwrap();
+    eventually("all others are gone", async || {
+        seen.iter().all(|pid| *pid == now || !rig::exists(*pid)) && workers(&site.rig.dir) == [now]
+    })
+    .await;
+    load.goes_on().await;
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+    let counts = load.finish();
+    println!("{} workers: {counts:?}", seen.len());
+    assert_eq!((counts.cut.load(SeqCst), counts.datagrams_lost.load(SeqCst)), (0, 0), "{counts:?}");
+}
+
+/// All processes that are workers of this folder, also those that nobody knows.
+fn workers(dir: &Path) -> Vec<i32> {
+    let mark = format!("MESH_RIG={}", dir.display());
+    let is_worker = |pid: &i32| {
+        let read = |file: &str| fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        let has =
+            |bytes: Vec<u8>, word: &str| bytes.split(|b| *b == 0).any(|w| w == word.as_bytes());
+        has(read("environ"), &mark) && has(read("cmdline"), "worker_process")
+    };
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    processes.filter_map(|p| p.file_name().to_str()?.parse().ok()).filter(is_worker).collect()
 }
