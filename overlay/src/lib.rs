@@ -28,6 +28,7 @@ pub mod keys;
 pub mod mtu;
 pub mod offload;
 mod os;
+pub mod paths;
 pub mod protocol;
 pub mod status;
 pub mod worker;
