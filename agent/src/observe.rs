@@ -22,6 +22,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::errors::chain;
 use crate::join::write_private;
+use crate::paths::outlook::Outlook;
 
 /// Changes that come within this time are compiled together: a rollout touches many objects at once.
 const DEBOUNCE: Duration = Duration::from_millis(10);
@@ -31,6 +32,8 @@ const DEBOUNCE: Duration = Duration::from_millis(10);
 pub(crate) struct Desired {
     /// The desired state.
     pub(crate) snapshot: Arc<Snapshot>,
+    /// What the paths to other nodes allow: measured here, not wanted by anybody.
+    pub(crate) outlook: Arc<Outlook>,
     /// Whether it follows from complete lists of all kinds. While it does not, nothing may be deleted.
     pub(crate) synced: bool,
 }
@@ -85,7 +88,10 @@ impl Observer {
         if known && let Err(error) = save(&self.file, &snapshot) {
             tracing::warn!(path = %self.file.display(), %error, "snapshot not saved");
         }
-        desired.send_replace(Some(Desired { snapshot: Arc::new(snapshot), synced: true }));
+        desired.send_modify(|desired| {
+            let outlook = desired.as_ref().map(|old| Arc::clone(&old.outlook)).unwrap_or_default();
+            *desired = Some(Desired { snapshot: Arc::new(snapshot), outlook, synced: true });
+        });
     }
 }
 

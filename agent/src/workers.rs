@@ -57,16 +57,22 @@ impl Paths {
         self.state.join(format!("{worker}.json"))
     }
 
+    /// What is known about the paths to other nodes.
+    pub(crate) fn paths(&self) -> PathBuf {
+        self.run.join("paths.json")
+    }
+
     fn identity(&self, worker: &str) -> PathBuf {
         self.run.join(format!("{worker}.pid"))
     }
 }
 
 /// The names of all workers, whether they run or not.
-pub(crate) const ALL: [&str; 3] = [DNS, INGRESS, OVERLAY];
+pub(crate) const ALL: [&str; 4] = [DNS, INGRESS, OVERLAY, RELAY];
 pub(crate) const DNS: &str = "dns";
 pub(crate) const INGRESS: &str = "ingress";
 pub(crate) const OVERLAY: &str = "overlay";
+pub(crate) const RELAY: &str = "relay";
 
 /// The DNS server.
 pub(crate) fn dns(paths: &Paths, program: &Path) -> WorkerSpec {
@@ -96,6 +102,11 @@ pub(crate) fn overlay(paths: &Paths, program: &Path) -> WorkerSpec {
     spec(OVERLAY, paths, program, args)
 }
 
+/// The relay between other nodes.
+pub(crate) fn relay(paths: &Paths, program: &Path) -> WorkerSpec {
+    spec(RELAY, paths, program, vec![])
+}
+
 /// What suffices to stop a worker, however it was started.
 pub(crate) fn any(name: &'static str, paths: &Paths) -> WorkerSpec {
     spec(name, paths, Path::new(""), vec![])
@@ -113,8 +124,9 @@ fn spec(name: &'static str, paths: &Paths, program: &Path, more: Vec<String>) ->
         args,
         identity_file: paths.identity(name),
         log_file: None,
-        // Two engines on one device would each get half of the packets; the others share their ports.
-        handover: (name != OVERLAY).then(|| paths.worker_socket(name)),
+        // Two engines on one device would each get half of the packets, two relays on one port half of the datagrams; the
+        // others share their ports.
+        handover: (![OVERLAY, RELAY].contains(&name)).then(|| paths.worker_socket(name)),
     }
 }
 
@@ -136,6 +148,7 @@ mod tests {
             dns(&paths, program),
             ingress(&paths, program, &options).unwrap(),
             overlay(&paths, program),
+            relay(&paths, program),
         ];
         for (spec, name) in specs.iter().zip(ALL) {
             assert_eq!(spec.name, name);

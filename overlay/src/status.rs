@@ -70,6 +70,12 @@ pub struct PeerStatus {
     pub unanswered: u32,
     /// Whether a pre-shared key is mixed into its handshakes.
     pub preshared: bool,
+    /// The relay's port that is configured for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relay: Option<SocketAddr>,
+    /// Handshakes that it answered on a direct path since the present relay is in use: then the relay can go.
+    #[serde(default)]
+    pub direct_answers: u64,
 }
 
 impl PeerStatus {

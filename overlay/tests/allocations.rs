@@ -59,6 +59,7 @@ fn core(own: usize, counters: &Arc<Counters>) -> (Core, Outbox) {
     let peer = PeerConfig {
         public_key: key(other).public(),
         endpoints: vec![ENDS[other].into()],
+        relay: None,
         allowed_ips: vec![format!("10.244.{other}.0/24").parse().unwrap()],
         persistent_keepalive_secs: None,
         preshared_key: None,

@@ -1,4 +1,4 @@
-//! The overlay's peers.
+//! The overlay's peers, and the relays in use.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,10 +22,15 @@ impl Concern for Peers {
 
     fn slice(&self, desired: &Desired) -> Option<OverlayConfig> {
         let snapshot = &desired.snapshot;
+        let peer = |peer| {
+            let peer = PeerConfig::from(peer);
+            let relay = desired.outlook.relays.get(&peer.public_key).copied();
+            PeerConfig { relay, ..peer }
+        };
         Some(OverlayConfig {
             listen_port: snapshot.cluster.overlay_port,
             mtu: self.mtu,
-            peers: snapshot.peers.iter().map(PeerConfig::from).collect(),
+            peers: snapshot.peers.iter().map(peer).collect(),
         })
     }
 
@@ -76,6 +81,8 @@ mod tests {
             sent_bytes: 0,
             unanswered: 0,
             preshared: false,
+            relay: None,
+            direct_answers: 0,
         };
         let mut status = Status {
             kind: mesh_overlay::Kind::User,

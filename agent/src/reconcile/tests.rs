@@ -34,7 +34,7 @@ fn desired(domain: &str, port: u16) -> Option<Desired> {
     let mut snapshot = compile(&Objects::default(), &"n".parse().unwrap());
     snapshot.cluster.domain = domain.to_owned();
     snapshot.cluster.overlay_port = port;
-    Some(Desired { snapshot: Arc::new(snapshot), synced: true })
+    Some(Desired { snapshot: Arc::new(snapshot), outlook: Arc::default(), synced: true })
 }
 
 #[tokio::test(start_paused = true)]

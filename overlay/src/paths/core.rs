@@ -1,33 +1,26 @@
 //! All other nodes, and this node's part in watching them.
 
+mod relaying;
+mod telling;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use mesh_model::snapshot::WgKey;
 
+use self::telling::SYNC_MESSAGES;
 use super::leases::{Leases, Pair, SLOTS};
-use super::member::{Member, Route, Sighting, Standing, Via};
-use super::message::{MAX_VOTES, Message};
+use super::member::{Help, Member, Route, Sighting, Standing, Via};
+use super::message::Message;
 use super::rings::{Rings, splitmix};
 use super::votes::{Vote, Votes};
 use super::{
-    ASK_AGAIN, ASK_AGAIN_LONGEST, GONE_AFTER, GOSSIP_EVERY, HELP_LASTS, HELPERS, HOT_FOR,
-    LEASE_REFRESH, PROBE_OTHERS_EVERY, PROBE_SUSPECT_EVERY, QUORUM, RELAY_BARRED, RELAY_DEFER,
-    SIGHTING_LASTS, SUSPECT_AFTER, TICK, VOTE_REPEAT_EVERY, VOTE_REPEATS,
+    ASK_AGAIN, ASK_AGAIN_LONGEST, GONE_AFTER, HELP_LASTS, HELPERS, HOT_FOR, PROBE_OTHERS_EVERY,
+    PROBE_SUSPECT_EVERY, QUORUM, SUSPECT_AFTER, TICK,
 };
 
-/// A relay that does not answer a request in this time is passed over.
-const RELAY_ANSWERS: Duration = Duration::from_millis(200);
-/// A relay that is asked decides in this time.
-const RELAY_DECIDES: Duration = Duration::from_millis(300);
-/// A relay goes on for a pair whose echoes were interrupted for less.
-const RELAY_TOLERATES: Duration = Duration::from_secs(3);
 /// No votes so shortly after this node was alone: the others' echoes are still on their way.
 const VOTELESS_AFTER_ISOLATION: Duration = Duration::from_secs(1);
-/// Members that are asked what is down when this process starts.
-const SYNC_WITH: usize = 3;
-/// Messages in answer to [`Message::Sync`].
-const SYNC_MESSAGES: usize = 8;
 
 /// What has to be done.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -258,6 +251,16 @@ impl Core {
         }
     }
 
+    /// The node's packets come through a relay, which it has chosen while this node had no reason to.
+    pub fn found_behind(&mut self, now: Instant, key: WgKey, via: Via) {
+        let Some(member) = self.members.get_mut(&key) else { return };
+        if member.route.is_none() && via.relay != key && via.slot < SLOTS {
+            member.set_route(now, Some(Route { via, next_refresh: now }));
+            self.noted.insert(key);
+            self.changed();
+        }
+    }
+
     /// This process was kept from running, not the others: what it could not hear is not held against them.
     fn forgive_lateness(&mut self, now: Instant) {
         let gap = now.saturating_duration_since(self.last_tick);
@@ -435,9 +438,7 @@ impl Core {
     fn help(&mut self, now: Instant, key: WgKey, out: &mut Vec<Action>) -> bool {
         let Some(member) = self.members.get_mut(&key) else { return false };
         member.help.retain(|help| now.saturating_duration_since(help.since) < HELP_LASTS);
-        let fresh = |help: &super::member::Help| {
-            now.saturating_duration_since(help.since) >= PROBE_SUSPECT_EVERY
-        };
+        let fresh = |help: &Help| now.saturating_duration_since(help.since) >= PROBE_SUSPECT_EVERY;
         let (any, again) = (!member.help.is_empty(), member.help.iter().any(fresh));
         if again {
             self.echo(now, key, out);
@@ -450,98 +451,6 @@ impl Core {
         if let Some(member) = self.members.get_mut(&key) {
             member.hot_until = Some(now + HOT_FOR);
             self.noted.insert(key);
-        }
-    }
-
-    /// Casts this node's vote about what it watches, when it has changed.
-    fn vote(&mut self, now: Instant) {
-        if self.isolated || now < self.votes_from {
-            return;
-        }
-        let held: BTreeSet<WgKey> = self.votes.held_down_by(self.me).collect();
-        let subjects: Vec<WgKey> = self.watched.union(&held).copied().collect();
-        for subject in subjects {
-            let Some(member) = self.members.get(&subject) else { continue };
-            let down = member.standing == Standing::Down;
-            if down != held.contains(&subject) {
-                self.number += 1;
-                let vote = Vote { watcher: self.me, subject, number: self.number, down };
-                self.votes.take(vote);
-                self.announcing.retain(|(old, ..)| old.subject != subject);
-                self.announcing.push((vote, VOTE_REPEATS, now));
-            }
-        }
-    }
-
-    /// Tells everybody this node's new votes.
-    fn announce(&mut self, now: Instant, out: &mut Vec<Action>) {
-        let mut due = vec![];
-        for (vote, left, next) in &mut self.announcing {
-            if *next <= now && due.len() < MAX_VOTES {
-                due.push(*vote);
-                *left -= 1;
-                *next = now + VOTE_REPEAT_EVERY;
-            }
-        }
-        self.announcing.retain(|(_, left, _)| *left > 0);
-        if due.is_empty() {
-            return;
-        }
-        let hears = self.members.iter().filter(|(_, m)| m.standing != Standing::Down);
-        out.extend(hears.map(|(key, _)| send(*key, Message::Votes(due.clone()))));
-    }
-
-    fn told(&mut self, from: WgKey, votes: Vec<Vote>, out: &mut Vec<Action>) {
-        let mut newer = vec![];
-        for vote in votes {
-            let known = |key: &WgKey| *key == self.me || self.members.contains_key(key);
-            if !known(&vote.watcher) || !known(&vote.subject) {
-                continue;
-            }
-            if vote.watcher == self.me {
-                // Cast by an earlier process of this node: from now on it is this one's to take back.
-                self.number = self.number.max(vote.number);
-            }
-            self.noted.insert(vote.subject);
-            if !self.votes.take(vote)
-                && let Some((number, down)) = self.votes.of(&vote.watcher, &vote.subject)
-                && number > vote.number
-            {
-                newer.push(Vote { number, down, ..vote });
-            }
-        }
-        if !newer.is_empty() {
-            out.push(send(from, Message::Votes(newer)));
-        }
-    }
-
-    /// Tells one node all that is down, from a random place on when it is too much.
-    fn tell(&mut self, to: WgKey, messages: usize, out: &mut Vec<Action>) {
-        let mut down: Vec<Vote> = self.votes.down().collect();
-        if down.len() > MAX_VOTES * messages {
-            let start = self.below(down.len());
-            down.rotate_left(start);
-        }
-        let parts = down.chunks(MAX_VOTES).take(messages);
-        out.extend(parts.map(|part| send(to, Message::Votes(part.to_vec()))));
-    }
-
-    fn gossip(&mut self, now: Instant, out: &mut Vec<Action>) {
-        if now >= self.next_gossip {
-            self.next_gossip = now + GOSSIP_EVERY;
-            for to in self.some(1, |_, member| member.standing == Standing::Up) {
-                self.tell(to, 1, out);
-            }
-        }
-    }
-
-    /// Asks what is down when there is somebody to ask for the first time.
-    fn greet(&mut self, out: &mut Vec<Action>) {
-        if !self.synced && !self.members.is_empty() {
-            self.synced = true;
-            for to in self.some(SYNC_WITH, |_, member| member.standing == Standing::Up) {
-                out.push(send(to, Message::Sync));
-            }
         }
     }
 
@@ -587,154 +496,6 @@ impl Core {
         turn.find(idle).map(|(key, _)| *key)
     }
 
-    /// Looks for a relay where one is needed, and after the one in use.
-    fn relay(&mut self, now: Instant, key: WgKey, out: &mut Vec<Action>) {
-        let Some(member) = self.members.get(&key) else { return };
-        if let Some(route) = member.route {
-            let relay = self.members.get(&route.via.relay);
-            let lost = relay.is_none_or(|relay| !relay.standing.serves())
-                || now.saturating_duration_since(member.heard) >= member.gone_after();
-            if lost {
-                self.leave_relay(now, key, route.via.relay);
-            } else if now >= route.next_refresh {
-                out.push(send(route.via.relay, Message::RelayRequest { peer: key }));
-                if let Some(route) = self.members.get_mut(&key).and_then(|m| m.route.as_mut()) {
-                    route.next_refresh = now + LEASE_REFRESH;
-                }
-            }
-            return;
-        }
-        let defers = self.me > key && now.saturating_duration_since(member.changed) < RELAY_DEFER;
-        if member.standing != Standing::Unreachable || now < member.next_relay || defers {
-            return;
-        }
-        let Some(relay) = self.best_relay(now, member) else { return };
-        out.push(send(relay, Message::RelayRequest { peer: key }));
-        if let Some(member) = self.members.get_mut(&key) {
-            member.next_relay = now + RELAY_ANSWERS;
-            // Until it answers: then the next one is asked.
-            member.bar(relay, now + SIGHTING_LASTS);
-        }
-    }
-
-    /// Of those that hear the node directly and that this node hears directly, the one with the shortest way.
-    fn best_relay(&self, now: Instant, member: &Member) -> Option<WgKey> {
-        let fit = |sighting: &&Sighting| {
-            let relay = self.members.get(&sighting.by);
-            sighting.direct
-                && !member.bars(now, &sighting.by)
-                && relay.is_some_and(|r| r.standing == Standing::Up && r.route.is_none())
-        };
-        let way = |sighting: &&Sighting| {
-            let to_it = self.members.get(&sighting.by).and_then(Member::rtt);
-            (to_it.unwrap_or_default() + sighting.rtt, sighting.by)
-        };
-        member.sightings.iter().filter(fit).min_by_key(way).map(|sighting| sighting.by)
-    }
-
-    fn leave_relay(&mut self, now: Instant, key: WgKey, relay: WgKey) {
-        if let Some(member) = self.members.get_mut(&key) {
-            member.bar(relay, now + RELAY_BARRED);
-            member.set_route(now, None);
-            // It was not heard through the relay either: nothing that was known before counts any more.
-            member.set(now, Standing::Unreachable);
-            member.heard = now.checked_sub(GONE_AFTER).unwrap_or(now);
-            member.next_ask = now;
-            member.hot_until = Some(now + HOT_FOR);
-        }
-        self.noted.insert(key);
-        self.changed();
-    }
-
-    fn relay_granted(
-        &mut self,
-        now: Instant,
-        relay: WgKey,
-        peer: WgKey,
-        slot: u8,
-        out: &mut Vec<Action>,
-    ) {
-        let fit = |m: &Member| m.standing.serves() && m.route.is_none();
-        let relay_fit = self.members.get(&relay).is_some_and(fit);
-        let Some(member) = self.members.get_mut(&peer) else { return };
-        if !relay_fit || relay == peer || slot >= SLOTS {
-            return;
-        }
-        let via = Via { relay, slot };
-        member.barred.retain(|(key, _)| *key != relay);
-        match &member.route {
-            Some(route) if route.via == via || route.via.relay != relay => return,
-            None if member.standing == Standing::Up => return,
-            _ => {}
-        }
-        member.set_route(now, Some(Route { via, next_refresh: now + LEASE_REFRESH }));
-        self.noted.insert(peer);
-        self.changed();
-        self.echo(now, peer, out);
-    }
-
-    fn relay_refused(&mut self, now: Instant, relay: WgKey, peer: WgKey) {
-        let Some(member) = self.members.get_mut(&peer) else { return };
-        if member.route.is_some_and(|route| route.via.relay == relay) {
-            self.leave_relay(now, peer, relay);
-        } else {
-            member.bar(relay, now + RELAY_BARRED);
-            member.next_relay = now;
-        }
-    }
-
-    fn relay_requested(&mut self, now: Instant, from: WgKey, peer: WgKey, out: &mut Vec<Action>) {
-        if !self.members.contains_key(&peer) || peer == from {
-            return out.push(send(from, Message::RelayRefusal { peer }));
-        }
-        self.requests.retain(|(a, b, _)| (*a, *b) != (from, peer));
-        self.requests.push((from, peer, now));
-        for side in [from, peer] {
-            if !self.is_probed(now, &side) {
-                self.echo(now, side, out);
-            }
-        }
-        self.decide_requests(now, out);
-    }
-
-    /// Grants what can be granted; a relay must hear both sides directly.
-    fn decide_requests(&mut self, now: Instant, out: &mut Vec<Action>) {
-        let mut forward = false;
-        for (from, peer, since) in std::mem::take(&mut self.requests) {
-            let held =
-                self.leases.pairs().any(|p| [(p.a, p.b), (p.b, p.a)].contains(&(from, peer)));
-            let within = if held { RELAY_TOLERATES } else { SIGHTING_LASTS };
-            let hears = |key: &WgKey| {
-                self.members.get(key).is_some_and(|member| member.heard_directly(now, within))
-            };
-            if hears(&from) && hears(&peer) {
-                let Some(slot) = self.leases.extend(now, from, peer) else {
-                    out.push(send(from, Message::RelayRefusal { peer }));
-                    continue;
-                };
-                forward |= !held;
-                self.noted.extend([from, peer]);
-                out.push(send(from, Message::RelayGrant { peer, slot }));
-                out.push(send(peer, Message::RelayGrant { peer: from, slot }));
-            } else if now.saturating_duration_since(since) < RELAY_DECIDES {
-                self.requests.push((from, peer, since));
-            } else {
-                forward |= self.leases.remove(from, peer);
-                out.push(send(from, Message::RelayRefusal { peer }));
-            }
-        }
-        if forward {
-            out.push(Action::Forward(self.leases.pairs().collect()));
-        }
-    }
-
-    fn lease(&mut self, now: Instant, out: &mut Vec<Action>) {
-        if self.leases.expire(now) {
-            out.push(Action::Forward(self.leases.pairs().collect()));
-        }
-        self.decide_requests(now, out);
-    }
-
     /// Some members that fit, at random.
     fn some(&mut self, most: usize, fits: impl Fn(&WgKey, &Member) -> bool) -> Vec<WgKey> {
         let fitting = self.members.iter().filter(|(key, member)| fits(key, member));
@@ -768,3 +529,6 @@ fn newcomer(now: Instant, key: &WgKey, past: &Past) -> Member {
 fn send(to: WgKey, message: Message) -> Action {
     Action::Send { to, message }
 }
+
+#[cfg(test)]
+mod tests;

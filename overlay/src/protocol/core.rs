@@ -155,6 +155,8 @@ impl Core {
                 sent_bytes,
                 unanswered: peer.unanswered(),
                 preshared: entry.config().preshared_key.is_some(),
+                relay: entry.config().relay,
+                direct_answers: peer.direct_answers(),
             }
         };
         table.entries().iter().map(status).collect()

@@ -34,6 +34,9 @@ const RETRIES: [Duration; 6] = [
 /// How long a session with the old pre-shared key serves what is under way.
 const OVERLAP: Duration = Duration::from_secs(10);
 
+/// How often the endpoints of a peer behind a relay are tried.
+const DIRECT_TRIALS: Duration = Duration::from_secs(4);
+
 /// Unanswered initiations after which another endpoint is tried while the session still lives.
 const PATIENCE_IN_SESSION: u32 = 2;
 
@@ -53,6 +56,9 @@ pub struct Peer {
     unanswered: u32,
     /// No initiation before this time, while there is no session.
     next_initiation: Instant,
+    /// When an endpoint is tried beside the relay.
+    next_trial: Instant,
+    direct_answers: u64,
     last_sent: Instant,
     received_bytes: u64,
     sent_bytes: u64,
@@ -100,6 +106,8 @@ impl Peer {
             staged: VecDeque::new(),
             unanswered: 0,
             next_initiation: now,
+            next_trial: now,
+            direct_answers: 0,
             last_sent: now,
             received_bytes: 0,
             sent_bytes: 0,
@@ -118,6 +126,11 @@ impl Peer {
         if self.places.reconfigure(&config.endpoints, live) {
             self.unanswered = 0;
             self.next_initiation = now;
+        }
+        if self.places.set_relay(config.relay) {
+            (self.direct_answers, self.unanswered) = (0, 0);
+            self.next_initiation = now;
+            self.next_trial = now + DIRECT_TRIALS + self.stagger(DIRECT_TRIALS);
         }
         if self.preshared != config.preshared_key {
             self.preshared = config.preshared_key;
@@ -183,6 +196,7 @@ impl Peer {
             }
             Opened::Response(len) => {
                 slot.established = Some(now);
+                self.direct_answers += u64::from(self.places.past_relay(source));
                 self.heard(now, source, on_current);
                 (len, Received::Control)
             }
@@ -205,6 +219,7 @@ impl Peer {
             self.post_timed(now, &message[..len], outbox);
         }
         self.retire_previous(now);
+        self.try_direct(now, outbox);
         if !self.current.tunnel.has_session() {
             self.tick_previous(now, outbox);
             if now >= self.next_initiation {
@@ -272,6 +287,11 @@ impl Peer {
         self.unanswered
     }
 
+    /// Handshakes that it answered past the relay.
+    pub fn direct_answers(&self) -> u64 {
+        self.direct_answers
+    }
+
     /// Bytes of packets, inside the tunnel: received, sent.
     pub fn traffic_bytes(&self) -> (u64, u64) {
         (self.received_bytes, self.sent_bytes)
@@ -300,6 +320,20 @@ impl Peer {
         if let Some(to) = self.places.current() {
             self.last_sent = now;
             post(outbox, to, message);
+        }
+    }
+
+    /// Beside a relay, calls the peer at its own endpoints in turn. The session in use does not notice; the answer
+    /// proves that both directions work.
+    fn try_direct(&mut self, now: Instant, outbox: &mut Outbox) {
+        if now < self.next_trial {
+            return;
+        }
+        let Some(to) = self.places.next_past_relay() else { return };
+        self.next_trial = now + DIRECT_TRIALS + self.stagger(DIRECT_TRIALS);
+        let mut message = [0; INITIATION_BYTES];
+        if let Some(len) = self.current.tunnel.initiate(&mut message) {
+            post(outbox, to, &message[..len]);
         }
     }
 

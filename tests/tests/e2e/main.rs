@@ -13,6 +13,7 @@
 mod faults;
 mod kubectl;
 mod machines;
+mod paths;
 mod refusals;
 mod rollout;
 mod traffic;
@@ -38,11 +39,15 @@ fn main() -> ExitCode {
 }
 
 fn tests() -> Vec<Test<World>> {
-    [traffic::TESTS, kubectl::TESTS, refusals::TESTS, rollout::TESTS, faults::TESTS]
-        .into_iter()
-        .flatten()
-        .map(|t| Test { name: t.name, run: t.run })
-        .collect()
+    let parts = [
+        traffic::TESTS,
+        kubectl::TESTS,
+        refusals::TESTS,
+        rollout::TESTS,
+        faults::TESTS,
+        paths::TESTS,
+    ];
+    parts.into_iter().flatten().map(|t| Test { name: t.name, run: t.run }).collect()
 }
 
 fn run() -> Result<()> {
