@@ -84,5 +84,11 @@ pub const LEASE_LASTS: Duration = Duration::from_secs(10);
 pub const RELAY_BARRED: Duration = Duration::from_secs(3);
 /// The node with the larger key leaves the choice of the relay to the other for so long.
 pub const RELAY_DEFER: Duration = Duration::from_millis(300);
+/// After that the other side has heard that the direct path works, and uses no relay either.
+pub const RELAY_OVER_WITHIN: Duration = Duration::from_secs(5);
+/// Times that it is told so, and the pause between them.
+pub const RELAY_OVER_REPEATS: u32 = 5;
+/// See [`RELAY_OVER_REPEATS`].
+pub const RELAY_OVER_EVERY: Duration = Duration::from_millis(200);
 /// Answers past the relay that bring a path back to direct; doubled with each relapse.
 pub const DIRECT_PROOFS: u32 = 1;

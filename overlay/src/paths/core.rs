@@ -230,6 +230,7 @@ impl Core {
             Message::RelayRequest { peer } => self.relay_requested(now, from, peer, out),
             Message::RelayGrant { peer, slot } => self.relay_granted(now, from, peer, slot, out),
             Message::RelayRefusal { peer } => self.relay_refused(now, from, peer),
+            Message::RelayOver => self.relay_over(now, from),
         }
     }
 
@@ -244,7 +245,7 @@ impl Core {
     pub fn answered_directly(&mut self, now: Instant, key: WgKey, times: u32) {
         let Some(member) = self.members.get_mut(&key) else { return };
         if times > 0 && member.route.is_some() && member.answered_directly(times) {
-            member.set_route(now, None);
+            member.end_relay(now, true);
             member.hot_until = Some(now + HOT_FOR);
             self.noted.insert(key);
             self.changed();
@@ -254,7 +255,8 @@ impl Core {
     /// The node's packets come through a relay, which it has chosen while this node had no reason to.
     pub fn found_behind(&mut self, now: Instant, key: WgKey, via: Via) {
         let Some(member) = self.members.get_mut(&key) else { return };
-        if member.route.is_none() && via.relay != key && via.slot < SLOTS {
+        if member.route.is_none() && !member.just_over(now) && via.relay != key && via.slot < SLOTS
+        {
             member.set_route(now, Some(Route { via, next_refresh: now }));
             self.noted.insert(key);
             self.changed();

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     BACK_AFTER, DIRECT_PROOFS, GONE_AFTER, LONG_DOWN, LONGEST_ROUND_TRIP, PROBE_DOWN_EVERY,
-    PROBE_EVERY, PROBE_SUSPECT_EVERY, RELAPSE_WITHIN, RELAPSES_COUNTED, SIGHTING_LASTS,
-    SUSPECT_AFTER,
+    PROBE_EVERY, PROBE_SUSPECT_EVERY, RELAPSE_WITHIN, RELAPSES_COUNTED, RELAY_OVER_REPEATS,
+    RELAY_OVER_WITHIN, SIGHTING_LASTS, SUSPECT_AFTER,
 };
 
 /// Probes that are remembered: some seconds.
@@ -129,6 +129,10 @@ pub(super) struct Member {
     pub(super) help: Vec<Help>,
     pub(super) route: Option<Route>,
     pub(super) barred: Vec<(WgKey, Instant)>,
+    /// When its relay was left because the direct path works.
+    pub(super) over: Option<Instant>,
+    /// How often it is still to be told so, and when next.
+    pub(super) tell_over: (u32, Instant),
     probes: VecDeque<Probe>,
     srtt: Option<Duration>,
     streak: u32,
@@ -156,6 +160,8 @@ impl Member {
             help: vec![],
             route: None,
             barred: vec![],
+            over: None,
+            tell_over: (0, now),
             probes: VecDeque::new(),
             srtt: None,
             streak: 0,
@@ -290,6 +296,18 @@ impl Member {
     pub(super) fn answered_directly(&mut self, times: u32) -> bool {
         self.direct_proofs = self.direct_proofs.saturating_add(times);
         self.direct_proofs >= DIRECT_PROOFS << self.relapses.min(PROOFS_DOUBLED)
+    }
+
+    /// The direct path works: no relay any more, and the other side is told when it was this one that found out.
+    pub(super) fn end_relay(&mut self, now: Instant, tell: bool) {
+        self.set_route(now, None);
+        self.over = Some(now);
+        self.tell_over = (if tell { RELAY_OVER_REPEATS } else { 0 }, now);
+    }
+
+    /// Whether the relay was left so lately that the other side may still use it.
+    pub(super) fn just_over(&self, now: Instant) -> bool {
+        self.over.is_some_and(|at| now.saturating_duration_since(at) < RELAY_OVER_WITHIN)
     }
 
     /// The smoothed round trip, if an echo has ever come.

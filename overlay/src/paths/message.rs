@@ -66,6 +66,8 @@ pub enum Message {
         /// The other node.
         peer: WgKey,
     },
+    /// The direct path between you and me works again, both ways: I use no relay any more.
+    RelayOver,
 }
 
 /// The datagram is not a message of this version.
@@ -90,7 +92,7 @@ impl Message {
                 out.push(votes.len() as u8);
                 votes.iter().for_each(|vote| encode_vote(vote, &mut out));
             }
-            Self::Sync => {}
+            Self::Sync | Self::RelayOver => {}
             Self::RelayRequest { peer } | Self::RelayRefusal { peer } => out.extend(peer.0),
             Self::RelayGrant { peer, slot } => {
                 out.extend(peer.0);
@@ -121,6 +123,7 @@ impl Message {
             7 => Self::RelayRequest { peer: rest.key()? },
             8 => Self::RelayGrant { peer: rest.key()?, slot: rest.take::<1>()?[0] },
             9 => Self::RelayRefusal { peer: rest.key()? },
+            10 => Self::RelayOver,
             _ => return Err(Malformed),
         };
         if rest.0.is_empty() { Ok(message) } else { Err(Malformed) }
@@ -137,6 +140,7 @@ impl Message {
             Self::RelayRequest { .. } => 7,
             Self::RelayGrant { .. } => 8,
             Self::RelayRefusal { .. } => 9,
+            Self::RelayOver => 10,
         }
     }
 }
@@ -213,6 +217,7 @@ mod tests {
             }),
             prop::collection::vec(vote, 0..=MAX_VOTES).prop_map(Message::Votes),
             Just(Message::Sync),
+            Just(Message::RelayOver),
             key().prop_map(|peer| Message::RelayRequest { peer }),
             (key(), any::<u8>()).prop_map(|(peer, slot)| Message::RelayGrant { peer, slot }),
             key().prop_map(|peer| Message::RelayRefusal { peer }),

@@ -21,6 +21,8 @@ const DELAY: Duration = Duration::from_micros(400);
 const JITTER_US: u64 = 300;
 /// How often a node that uses a relay tries the direct path (the engine does that).
 const DIRECT_TRIALS: Duration = Duration::from_secs(4);
+/// How often a node looks where the others' packets come from.
+const ENDPOINTS_SEEN: Duration = Duration::from_secs(1);
 
 pub(crate) struct World {
     pub(crate) now: Instant,
@@ -60,6 +62,7 @@ enum Event {
     Tick(usize),
     Arrive { from: usize, to: usize, by: Option<(usize, u8)>, load: Load },
     TryDirect(usize),
+    LookAtEndpoints(usize),
 }
 
 #[derive(Clone)]
@@ -115,6 +118,7 @@ impl World {
             let phase = Duration::from_micros(world.below(50_000));
             world.at(now + phase, Event::Tick(n));
             world.at(now + phase * 20, Event::TryDirect(n));
+            world.at(now + phase * 10, Event::LookAtEndpoints(n));
         }
         world
     }
@@ -213,6 +217,17 @@ impl World {
                 for to in self.nodes[n].forced.keys().copied().collect::<Vec<_>>() {
                     if self.hop(n, to) && self.hop(to, n) && self.nodes[to].alive {
                         self.call(n, |core, now, _| core.answered_directly(now, key(to), 1));
+                    }
+                }
+            }
+            Event::LookAtEndpoints(n) => {
+                self.at(self.now + ENDPOINTS_SEEN, Event::LookAtEndpoints(n));
+                for (of, by) in self.nodes[n].learned.clone() {
+                    if let (Some((relay, slot)), false) =
+                        (by, self.nodes[n].forced.contains_key(&of))
+                    {
+                        let via = Via { relay: key(relay), slot };
+                        self.call(n, |core, now, _| core.found_behind(now, key(of), via));
                     }
                 }
             }

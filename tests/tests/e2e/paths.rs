@@ -93,12 +93,16 @@ fn backends(at: &Node, node: &Node) -> Result<(usize, usize)> {
     Ok((there.count(), lists.iter().filter(|list| list.is_empty()).count()))
 }
 
-/// The path from one node to another, as `meshctl peers` has it.
-fn path(from: &Node, to: &Node) -> Result<Value> {
-    let peers = ask(from, "peers")?;
+/// A peer, as `meshctl peers` has it.
+fn peer(at: &Node, of: &Node) -> Result<Value> {
+    let peers = ask(at, "peers")?;
     let mut peers = peers.as_array().into_iter().flatten();
-    let peer = peers.find(|peer| peer["node"] == to.name()).context("no such peer")?;
-    Ok(peer["path"].clone())
+    peers.find(|peer| peer["node"] == of.name()).cloned().context("no such peer")
+}
+
+/// The path from one node to another.
+fn path(from: &Node, to: &Node) -> Result<Value> {
+    Ok(peer(from, to)?["path"].clone())
 }
 
 fn is_in_state(from: &Node, to: &Node, state: &str) -> Result<()> {
@@ -123,6 +127,11 @@ fn all_is_well(world: &World) -> Result<()> {
         for at in &nodes {
             for to in others(world, at) {
                 is_in_state(at, &to, "direct")?;
+                let endpoint = peer(at, &to)?["endpoint"].to_string();
+                let (v4, v6) = to.addresses();
+                let own = [format!("\"{v4}:"), format!("\"[{v6}]:")];
+                let there = own.iter().any(|own| endpoint.starts_with(own));
+                ensure!(there, "{} sends to {endpoint} for {}", at.name(), to.name());
             }
         }
         for pod in world.pods()? {

@@ -7,7 +7,9 @@ use mesh_model::snapshot::WgKey;
 use super::super::leases::SLOTS;
 use super::super::member::{Member, Route, Sighting, Standing, Via};
 use super::super::message::Message;
-use super::super::{GONE_AFTER, HOT_FOR, LEASE_REFRESH, RELAY_BARRED, RELAY_DEFER, SIGHTING_LASTS};
+use super::super::{
+    GONE_AFTER, HOT_FOR, LEASE_REFRESH, RELAY_BARRED, RELAY_DEFER, RELAY_OVER_EVERY, SIGHTING_LASTS,
+};
 use super::{Action, Core, send};
 
 /// A relay that does not answer a request in this time is passed over.
@@ -35,6 +37,8 @@ impl Core {
             }
             return;
         }
+        self.tell_over(now, key, out);
+        let Some(member) = self.members.get(&key) else { return };
         let defers = self.me > key && now.saturating_duration_since(member.changed) < RELAY_DEFER;
         if member.standing != Standing::Unreachable || now < member.next_relay || defers {
             return;
@@ -45,6 +49,26 @@ impl Core {
             member.next_relay = now + RELAY_ANSWERS;
             // Until it answers: then the next one is asked.
             member.bar(relay, now + SIGHTING_LASTS);
+        }
+    }
+
+    /// Tells the other side that the direct path works, a few times.
+    fn tell_over(&mut self, now: Instant, key: WgKey, out: &mut Vec<Action>) {
+        let Some(member) = self.members.get_mut(&key) else { return };
+        let (left, next) = member.tell_over;
+        if left > 0 && now >= next {
+            member.tell_over = (left - 1, now + RELAY_OVER_EVERY);
+            out.push(send(key, Message::RelayOver));
+        }
+    }
+
+    /// The other side has proved the direct path, in both directions.
+    pub(super) fn relay_over(&mut self, now: Instant, from: WgKey) {
+        let Some(member) = self.members.get_mut(&from) else { return };
+        if member.route.is_some() {
+            member.end_relay(now, false);
+            member.hot_until = Some(now + HOT_FOR);
+            self.changed();
         }
     }
 

@@ -167,6 +167,7 @@ fn any_message() -> impl Strategy<Value = Message> {
         }),
         prop::collection::vec(vote, 0..4).prop_map(Message::Votes),
         Just(Message::Sync),
+        Just(Message::RelayOver),
         member().prop_map(|peer| Message::RelayRequest { peer }),
         (member(), any::<u8>()).prop_map(|(peer, slot)| Message::RelayGrant { peer, slot }),
         member().prop_map(|peer| Message::RelayRefusal { peer }),

@@ -9,6 +9,8 @@ pub(super) struct Places {
     candidates: Vec<SocketAddr>,
     /// Stands before everything else while it is set.
     relay: Option<SocketAddr>,
+    /// The relay before it.
+    left: Option<SocketAddr>,
     current: Option<SocketAddr>,
     /// When an authentic message came from `current`.
     proven: Option<Instant>,
@@ -23,7 +25,11 @@ impl Places {
 
     /// Sends through a relay from now on, or no longer; returns whether that is a change.
     pub(super) fn set_relay(&mut self, relay: Option<SocketAddr>) -> bool {
-        std::mem::replace(&mut self.relay, relay) != relay
+        let old = std::mem::replace(&mut self.relay, relay);
+        if old != relay {
+            self.left = old;
+        }
+        old != relay
     }
 
     /// Whether that is an endpoint of the peer's own, while a relay is in use.
@@ -60,9 +66,13 @@ impl Places {
 
     /// An authentic message came from there.
     ///
-    /// While a relay is in use, what is neither an endpoint of the peer's own nor the last place it was at is some
+    /// A relay that was left is not learned: the other side may use it for a moment longer, and each would keep the other
+    /// there. While a relay is in use, what is neither an endpoint of the peer's own nor the last place it was at is some
     /// relay's port: that is no place to go on at when this node's relay is left.
     pub(super) fn learn(&mut self, now: Instant, source: SocketAddr) {
+        if self.left == Some(source) {
+            return;
+        }
         if self.relay.is_some() && !self.past_relay(source) && self.current != Some(source) {
             return;
         }
@@ -149,6 +159,10 @@ mod tests {
         assert!(places.set_relay(None));
         assert_eq!(places.current(), Some(at(2)), "where it answered");
         assert!(!places.past_relay(at(2)));
+        places.learn(now, relay);
+        assert_eq!(places.current(), Some(at(2)), "what is still on its way does not lead back");
+        places.learn(now, at(9));
+        assert_eq!(places.current(), Some(at(9)), "roaming goes on");
     }
 
     #[test]
