@@ -43,6 +43,8 @@ pub(crate) enum Command {
     Ingress(IngressArgs),
     /// Worker: user-space WireGuard (started by the agent)
     Overlay(OverlayArgs),
+    /// Worker: forwards between nodes that cannot reach each other (started by the agent)
+    Relay(RelayArgs),
     /// Stop the workers and remove everything that the agent made on this node
     Reset(Box<Settings>),
 }
@@ -92,6 +94,12 @@ pub(crate) struct OverlayArgs {
     /// The node's private key
     #[arg(long, value_name = "FILE")]
     pub(crate) private_key: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RelayArgs {
+    #[command(flatten)]
+    pub(crate) paths: WorkerPaths,
 }
 
 /// Which WireGuard to use.

@@ -22,6 +22,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::errors::chain;
 use crate::join::write_private;
+use crate::paths::outlook::Outlook;
 use crate::preshared::Keyring;
 
 /// Changes that come within this time are compiled together: a rollout touches many objects at once.
@@ -32,6 +33,8 @@ const DEBOUNCE: Duration = Duration::from_millis(10);
 pub(crate) struct Desired {
     /// The desired state.
     pub(crate) snapshot: Arc<Snapshot>,
+    /// What the paths to other nodes allow: measured here, not wanted by anybody.
+    pub(crate) outlook: Arc<Outlook>,
     /// Whether it follows from complete lists of all kinds. While it does not, nothing may be deleted.
     pub(crate) synced: bool,
     /// The keys that the node shares with its peers.
@@ -89,8 +92,11 @@ impl Observer {
             tracing::warn!(path = %self.file.display(), %error, "snapshot not saved");
         }
         desired.send_modify(|desired| {
-            let preshared = desired.take().map(|before| before.preshared).unwrap_or_default();
-            *desired = Some(Desired { snapshot: Arc::new(snapshot), synced: true, preshared });
+            let before = desired.take();
+            let (outlook, preshared) =
+                before.map(|before| (before.outlook, before.preshared)).unwrap_or_default();
+            let snapshot = Arc::new(snapshot);
+            *desired = Some(Desired { snapshot, outlook, synced: true, preshared });
         });
     }
 }

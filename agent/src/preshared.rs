@@ -238,6 +238,8 @@ mod tests {
             unanswered: 0,
             preshared: true,
             preshared_agreed: agreed,
+            relay: None,
+            direct_answers: 0,
         }]
     }
 

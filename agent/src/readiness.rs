@@ -121,6 +121,7 @@ mod tests {
         let mut snapshot = compile(&Objects::default(), &"n".parse().unwrap());
         let wrap = |snapshot: &mesh_model::Snapshot| Desired {
             snapshot: Arc::new(snapshot.clone()),
+            outlook: Arc::default(),
             synced: true,
             preshared: Arc::default(),
         };

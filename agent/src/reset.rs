@@ -82,7 +82,7 @@ fn kernel(options: &Options, note: &mut Note<'_>) {
 
 /// What follows from the API or from what has just been removed. Key, certificate and join stay.
 fn remove_derived(paths: &Paths) -> std::io::Result<()> {
-    let derived = [paths.snapshot(), paths.journal()];
+    let derived = [paths.snapshot(), paths.journal(), paths.paths()];
     let workers = workers::ALL.map(|name| paths.worker_state(name));
     for path in derived.into_iter().chain(workers) {
         match std::fs::remove_file(path) {

@@ -21,6 +21,9 @@ use tokio::sync::watch;
 use crate::board::Board;
 use crate::cli::{Options, OverlayChoice};
 use crate::observe::{self, Desired};
+use crate::paths::forward::Forwarder;
+use crate::paths::outlook::Legacy;
+use crate::paths::{self, Seen};
 use crate::reconcile::dns::Dns;
 use crate::reconcile::ingress::Ingress;
 use crate::reconcile::overlay::Peers;
@@ -53,6 +56,7 @@ struct Agent {
     desired: watch::Sender<Option<Desired>>,
     plugin: watch::Sender<cni::Readiness>,
     node: watch::Sender<register::Readiness>,
+    seen: watch::Sender<Seen>,
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -67,6 +71,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         desired: watch::Sender::new(initial(&paths)),
         plugin: watch::Sender::new(cni::Readiness::starting("the agent is starting")),
         node: watch::Sender::new(register::Readiness::starting()),
+        seen: watch::Sender::new(Seen::default()),
         board: Board::default(),
         programs: Arc::default(),
         logs: Arc::default(),
@@ -76,6 +81,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         options,
     });
     agent.start_workers()?;
+    agent.watch_paths()?;
     tokio::spawn(Arc::clone(&agent).kernel());
     tokio::spawn(readiness::judge(
         agent.desired.subscribe(),
@@ -144,8 +150,10 @@ fn choose_overlay(options: &Options, paths: &Paths) -> anyhow::Result<Overlay> {
 fn initial(paths: &Paths) -> Option<Desired> {
     let snapshot = observe::saved(&paths.snapshot())?;
     tracing::info!(peers = snapshot.peers.len(), "going on with the saved snapshot");
+    // Also what was away then: traffic is not to be sent there again because this process starts.
+    let outlook = Arc::new(Legacy::load(&paths.paths()).outlook());
     let preshared = Arc::new(preshared::saved(&paths.preshared()));
-    Some(Desired { snapshot: Arc::new(snapshot), synced: false, preshared })
+    Some(Desired { snapshot: Arc::new(snapshot), outlook, synced: false, preshared })
 }
 
 impl Agent {
@@ -169,6 +177,21 @@ impl Agent {
         Ok(())
     }
 
+    fn watch_paths(&self) -> anyhow::Result<()> {
+        let program = std::env::current_exe().context("find the agent's own program")?;
+        let relay = workers::relay(&self.paths, &program);
+        tokio::spawn(paths::watch(paths::Settings {
+            key: self.key.public(),
+            desired: self.desired.clone(),
+            overlay: Arc::clone(&self.overlay),
+            seen: self.seen.clone(),
+            board: self.board.clone(),
+            forwarder: Forwarder::start(relay, self.worker(workers::RELAY)),
+            file: self.paths.paths(),
+        }));
+        Ok(())
+    }
+
     fn drive<C: Concern>(&self, concern: C) {
         tokio::spawn(drive(concern, self.desired.subscribe(), self.board.clone()));
     }
@@ -182,6 +205,7 @@ impl Agent {
             node: self.options.node.clone(),
             desired: self.desired.subscribe(),
             overlay: Arc::clone(&self.overlay),
+            seen: self.seen.subscribe(),
             board: self.board.clone(),
             programs: Arc::clone(&self.programs),
             logs: Arc::clone(&self.logs),

@@ -20,6 +20,8 @@ use tower::ServiceExt as _;
 use crate::board::Board;
 use crate::check;
 use crate::observe::Desired;
+use crate::paths::Seen;
+use crate::paths::outlook::Outlook;
 
 mod metrics;
 mod peers;
@@ -34,6 +36,8 @@ pub(crate) struct Sources {
     pub(crate) node: NodeName,
     pub(crate) desired: watch::Receiver<Option<Desired>>,
     pub(crate) overlay: Arc<Overlay>,
+    /// The paths to the other nodes.
+    pub(crate) seen: watch::Receiver<Seen>,
     pub(crate) board: Board,
     /// Present when they are loaded.
     pub(crate) programs: Arc<OnceLock<Arc<Programs>>>,
@@ -81,6 +85,23 @@ impl IntoResponse for NothingKnown {
 }
 
 impl Reports {
+    fn outlook(&self) -> Arc<Outlook> {
+        let desired = self.0.desired.borrow();
+        desired.as_ref().map(|desired| Arc::clone(&desired.outlook)).unwrap_or_default()
+    }
+
+    /// As they are programmed: without backends on nodes that are away.
+    fn frontends(&self) -> Result<Vec<Frontend>, NothingKnown> {
+        let snapshot = self.snapshot()?;
+        let frontends = self.outlook().frontends(&snapshot);
+        Ok(frontends.into_iter().map(std::borrow::Cow::into_owned).collect())
+    }
+
+    async fn peers(&self, snapshot: &Snapshot) -> Vec<PeerReport> {
+        let seen = self.0.seen.borrow().clone();
+        peers::report(&self.0.overlay, snapshot, &seen).await
+    }
+
     fn snapshot(&self) -> Result<Arc<Snapshot>, NothingKnown> {
         let desired = self.0.desired.borrow();
         desired.as_ref().map(|desired| Arc::clone(&desired.snapshot)).ok_or(NothingKnown)
@@ -105,19 +126,19 @@ async fn status(State(reports): State<Reports>) -> Json<NodeReport> {
 
 async fn all_peers(State(reports): State<Reports>) -> Result<Json<Vec<PeerReport>>, NothingKnown> {
     let snapshot = reports.snapshot()?;
-    Ok(Json(peers::report(&reports.0.overlay, &snapshot).await))
+    Ok(Json(reports.peers(&snapshot).await))
 }
 
 async fn services(State(reports): State<Reports>) -> Result<Json<Vec<Frontend>>, NothingKnown> {
-    Ok(Json(reports.snapshot()?.frontends.clone()))
+    Ok(Json(reports.frontends()?))
 }
 
 async fn routes(State(reports): State<Reports>) -> Result<Json<RoutesReport>, NothingKnown> {
     let snapshot = reports.snapshot()?;
     Ok(Json(RoutesReport {
-        ingress: snapshot.l7.routes.clone(),
-        services: snapshot.frontends.clone(),
-        overlay: peers::report(&reports.0.overlay, &snapshot).await,
+        ingress: reports.outlook().l7(&snapshot).routes,
+        services: reports.frontends()?,
+        overlay: reports.peers(&snapshot).await,
     }))
 }
 

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::{Cli, Command, DnsArgs, IngressArgs, OverlayArgs, Settings};
+use crate::cli::{Cli, Command, DnsArgs, IngressArgs, OverlayArgs, RelayArgs, Settings};
 use crate::errors::chain;
 use crate::{reset, run};
 
@@ -25,6 +25,7 @@ pub fn main() -> ExitCode {
         Some(Command::Dns(args)) => dns(args),
         Some(Command::Ingress(args)) => ingress(args),
         Some(Command::Overlay(args)) => overlay(args),
+        Some(Command::Relay(args)) => relay(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -98,5 +99,12 @@ fn overlay(args: OverlayArgs) -> anyhow::Result<()> {
         state: args.paths.state_file,
         device: args.device,
         private_key: args.private_key,
+    })?)
+}
+
+fn relay(args: RelayArgs) -> anyhow::Result<()> {
+    Ok(mesh_overlay::relay::run(&mesh_overlay::relay::RelayOptions {
+        socket: args.paths.control_socket,
+        state: args.paths.state_file,
     })?)
 }

@@ -67,16 +67,22 @@ impl Paths {
         self.state.join(format!("{worker}.json"))
     }
 
+    /// What is known about the paths to other nodes.
+    pub(crate) fn paths(&self) -> PathBuf {
+        self.run.join("paths.json")
+    }
+
     fn identity(&self, worker: &str) -> PathBuf {
         self.run.join(format!("{worker}.pid"))
     }
 }
 
 /// The names of all workers, whether they run or not.
-pub(crate) const ALL: [&str; 3] = [DNS, INGRESS, OVERLAY];
+pub(crate) const ALL: [&str; 4] = [DNS, INGRESS, OVERLAY, RELAY];
 pub(crate) const DNS: &str = "dns";
 pub(crate) const INGRESS: &str = "ingress";
 pub(crate) const OVERLAY: &str = "overlay";
+pub(crate) const RELAY: &str = "relay";
 
 /// The DNS server.
 pub(crate) fn dns(paths: &Paths, program: &Path) -> WorkerSpec {
@@ -120,6 +126,13 @@ pub(crate) fn overlay(paths: &Paths, program: &Path) -> WorkerSpec {
     // Two engines on one device would each get half of the packets.
     let more = Own { args, sockets: vec![], replacement: Replacement::Exclusive };
     spec(OVERLAY, paths, program, more)
+}
+
+/// The relay between other nodes.
+pub(crate) fn relay(paths: &Paths, program: &Path) -> WorkerSpec {
+    // Two relays on one port would each get half of the datagrams.
+    let more = Own { args: vec![], sockets: vec![], replacement: Replacement::Exclusive };
+    spec(RELAY, paths, program, more)
 }
 
 /// What suffices to stop a worker, however it was started.
@@ -175,6 +188,7 @@ mod tests {
             dns(&paths, program),
             ingress(&paths, program, &options).unwrap(),
             overlay(&paths, program),
+            relay(&paths, program),
         ];
         for (spec, name) in specs.iter().zip(ALL) {
             assert_eq!(spec.name, name);

@@ -50,6 +50,8 @@ pub struct Config {
 pub struct PeerConfig {
     /// Where to start; nothing when the peer has to come to us.
     pub endpoint: Option<SocketAddr>,
+    /// Whether the endpoint counts also where the device has learned another one.
+    pub pinned: bool,
     /// Addresses that may come from it, and that are sent to it.
     pub allowed_ips: BTreeSet<IpNet>,
     /// Keepalive interval; nothing is none.

@@ -205,6 +205,6 @@ fn the_table_in_the_kernel_reads_back_as_it_was_written() {
     assert_eq!(outcome.operations, 300 * 41);
     assert!(!table.refresh().unwrap(), "what was read differs from what was written");
     assert_eq!(programs.pressure().unwrap()["SLOTS"].0, 6000);
-    assert_eq!(table.reconcile(&[]).unwrap().operations, 300 * 41);
+    assert_eq!(table.reconcile::<Frontend>(&[]).unwrap().operations, 300 * 41);
     assert_eq!(programs.pressure().unwrap()["SERVICES"].0, 0);
 }

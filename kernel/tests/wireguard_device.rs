@@ -27,6 +27,7 @@ fn the_probe_answers_and_the_device_takes_a_configuration() {
     device.ensure().unwrap();
     let peer = PeerConfig {
         endpoint: "192.0.2.1:51900".parse().ok(),
+        pinned: false,
         allowed_ips: ["10.244.2.0/24".parse().unwrap(), "fd10:244:0:2::/64".parse().unwrap()]
             .into(),
         keepalive: Some(Duration::from_secs(25)),

@@ -110,7 +110,7 @@ fn overlay_table(peers: &[PeerReport]) {
         .flat_map(|peer| {
             peer.allowed_ips.iter().map(|block| {
                 let node = peer.node.as_ref().map_or("<unknown>".to_owned(), ToString::to_string);
-                vec![block.to_string(), node, endpoint(peer), "direct".to_owned()]
+                vec![block.to_string(), node, endpoint(peer), path(peer)]
             })
         })
         .collect();
@@ -129,6 +129,14 @@ fn list(items: impl Iterator<Item = String>, output: Output) -> String {
 
 fn endpoint(peer: &PeerReport) -> String {
     peer.endpoint.map_or("<none>".to_owned(), |e| e.to_string())
+}
+
+/// `direct`, `relayed via node-3`, `down`, ...
+fn path(peer: &PeerReport) -> String {
+    match &peer.path.via {
+        Some(via) => format!("{} via {via}", peer.path.state),
+        None => peer.path.state.to_string(),
+    }
 }
 
 /// `meshctl services`.
@@ -163,27 +171,41 @@ pub(crate) async fn peers(global: &Global, args: PeersArgs) -> anyhow::Result<()
         all.push(NodePeers { node: node.name, peers, error });
     }
     output::report(global.output, &all, || {
-        let rows: Vec<Vec<String>> = all.iter().flat_map(peer_rows).collect();
-        let headings = ["NODE", "PEER", "ENDPOINT", "HANDSHAKE", "RECEIVED", "SENT", "PSK", "KEY"];
+        let wide = global.output == Output::Wide;
+        let rows: Vec<Vec<String>> = all.iter().flat_map(|node| peer_rows(node, wide)).collect();
+        let mut headings = vec!["NODE", "PEER", "PATH", "SINCE", "RTT", "LOSS", "ENDPOINT"];
+        if wide {
+            headings.extend(["HANDSHAKE", "RECEIVED", "SENT", "PSK", "KEY"]);
+        }
         output::table(&headings, &rows);
     })
 }
 
-fn peer_rows(node: &NodePeers) -> Vec<Vec<String>> {
+fn peer_rows(node: &NodePeers, wide: bool) -> Vec<Vec<String>> {
     if let Some(error) = &node.error {
         return vec![vec![node.node.clone(), format!("<no answer: {error}>")]];
     }
     let row = |peer: &PeerReport| {
-        vec![
+        let mut row = vec![
             node.node.clone(),
             peer.node.as_ref().map_or("<unknown>".to_owned(), ToString::to_string),
+            path(peer),
+            age(peer.path.since_secs),
+            peer.path.rtt_us.map_or("-".to_owned(), |us| format!("{:.1}ms", us as f64 / 1000.0)),
+            format!("{:.1}%", f64::from(peer.path.loss_permille) / 10.0),
             endpoint(peer),
-            peer.handshake_age_secs.map_or("never".to_owned(), |s| format!("{} ago", age(s))),
-            bytes(peer.received_bytes),
-            bytes(peer.sent_bytes),
-            key_state(peer.preshared_key).to_owned(),
-            peer.public_key.to_string(),
-        ]
+        ];
+        if wide {
+            let handshake = peer.handshake_age_secs;
+            row.extend([
+                handshake.map_or("never".to_owned(), |s| format!("{} ago", age(s))),
+                bytes(peer.received_bytes),
+                bytes(peer.sent_bytes),
+                key_state(peer.preshared_key).to_owned(),
+                peer.public_key.to_string(),
+            ]);
+        }
+        row
     };
     node.peers.iter().map(row).collect()
 }
@@ -199,6 +221,22 @@ fn key_state(state: KeyState) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_peer_is_shown_with_its_path() {
+        let peer: PeerReport = serde_json::from_value(serde_json::json!({
+            "node": "node-2", "publicKey": "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=",
+            "endpoint": "192.0.2.3:51901", "allowedIps": [], "handshakeAgeSecs": 7, "receivedBytes": 1, "sentBytes": 2,
+            "path": {"state": "relayed", "via": "node-3", "rttUs": 1240, "lossPermille": 5, "sinceSecs": 130},
+        }))
+        .unwrap();
+        let node = NodePeers { node: "node-1".to_owned(), peers: vec![peer], error: None };
+        let rows = peer_rows(&node, false);
+        let shown =
+            ["node-1", "node-2", "relayed via node-3", "2m", "1.2ms", "0.5%", "192.0.2.3:51901"];
+        assert_eq!(rows, [shown]);
+        assert_eq!(peer_rows(&node, true)[0].len(), 11);
+    }
 
     #[test]
     fn a_wildcard_covers_one_label() {

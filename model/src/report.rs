@@ -27,15 +27,66 @@ pub struct NodeReport {
 }
 
 /// What is known of the pre-shared key of a peer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum KeyState {
     /// There is none: a later quantum computer could read what is recorded.
+    #[default]
     None,
     /// There is a newer one that the other side may not have yet; until then the one before it serves.
     Pending,
     /// Both sides have used it.
     Agreed,
+}
+
+/// How packets get to another node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PathState {
+    /// Straight, as far as is known.
+    Direct,
+    /// Straight, but echoes are missing and others are being asked.
+    Suspect,
+    /// Through another node, because the straight way does not work.
+    Relayed,
+    /// Not at all, although others reach it. A relay is being looked for.
+    Unreachable,
+    /// Not at all, and nobody else reaches it either.
+    Down,
+    /// Nothing is known yet.
+    #[default]
+    Unknown,
+}
+
+impl std::fmt::Display for PathState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Direct => "direct",
+            Self::Suspect => "suspect",
+            Self::Relayed => "relayed",
+            Self::Unreachable => "unreachable",
+            Self::Down => "down",
+            Self::Unknown => "unknown",
+        })
+    }
+}
+
+/// The path to another node, as echoes through the tunnel show it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PathReport {
+    /// How packets get there.
+    pub state: PathState,
+    /// The node that relays.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub via: Option<NodeName>,
+    /// Smoothed round trip of the echoes, in microseconds; absent before the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rtt_us: Option<u64>,
+    /// Echoes of the last seconds that did not come, of a thousand.
+    pub loss_permille: u16,
+    /// Seconds since state or relay last changed.
+    pub since_secs: u64,
 }
 
 /// One entry of `GET /mesh/v1/peers`.
@@ -53,11 +104,15 @@ pub struct PeerReport {
     /// Seconds since the last complete handshake; absent when there was none.
     pub handshake_age_secs: Option<u64>,
     /// Its pre-shared key.
+    #[serde(default)]
     pub preshared_key: KeyState,
     /// Bytes received from it inside the tunnel.
     pub received_bytes: u64,
     /// Bytes sent to it inside the tunnel.
     pub sent_bytes: u64,
+    /// The path to it.
+    #[serde(default)]
+    pub path: PathReport,
 }
 
 /// `GET /mesh/v1/routes`: all that decides where a packet or request goes.

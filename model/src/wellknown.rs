@@ -38,6 +38,9 @@ pub const CONTROL_USER: &str = "mesh-control";
 pub const API_PORT: u16 = 6443;
 /// Port of the agent's HTTPS server (logs, admin), as the kubelet's.
 pub const AGENT_PORT: u16 = 10250;
+/// UDP port on a node's own overlay address where agents speak about paths. Below 1024, so that no ordinary process of
+/// a node can pass for its agent.
+pub const PATHS_PORT: u16 = 951;
 /// Link-local address on every node where its own DNS and L7 proxy answer.
 pub const NODE_LOCAL_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 20, 10);
 /// The same for IPv6: a unique local address that exists on every node's loopback device only.

@@ -33,6 +33,9 @@ pub struct PeerConfig {
     /// Where it may be reached, the preferred endpoint first. May be empty: then it has to call first.
     #[serde(default)]
     pub endpoints: Vec<SocketAddr>,
+    /// A relay's port to send to instead, as long as none of the endpoints answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relay: Option<SocketAddr>,
     /// Addresses that are sent to it, and the only ones accepted from it (WG section 3, cryptokey routing).
     pub allowed_ips: Vec<IpNet>,
     /// Seconds between keepalives; only for peers behind NAT. None when absent.
@@ -51,6 +54,7 @@ impl From<&Peer> for PeerConfig {
         Self {
             public_key: peer.public_key,
             endpoints: peer.endpoints.clone(),
+            relay: None,
             allowed_ips: peer.allowed_ips.clone(),
             persistent_keepalive_secs: None,
             preshared_key: None,
@@ -127,7 +131,12 @@ impl PeerConfig {
         if self.public_key == own {
             return Err(InvalidConfig::OwnKey(own));
         }
-        match self.endpoints.iter().find(|e| e.port() == 0 || e.ip().is_unspecified()) {
+        match self
+            .endpoints
+            .iter()
+            .chain(&self.relay)
+            .find(|e| e.port() == 0 || e.ip().is_unspecified())
+        {
             Some(&endpoint) => Err(InvalidConfig::Endpoint { peer: self.public_key, endpoint }),
             None => Ok(()),
         }
@@ -144,6 +153,7 @@ mod tests {
         PeerConfig {
             public_key: WgKey([n; 32]),
             endpoints: vec!["192.0.2.1:51900".parse().unwrap()],
+            relay: None,
             allowed_ips: vec![prefix.parse().unwrap()],
             persistent_keepalive_secs: None,
             preshared_key: None,

@@ -1,7 +1,7 @@
 //! The kernel's WireGuard device, in the terms of [`OverlayConfig`] and [`Status`].
 //!
 //! What the device cannot do is missing: it takes the first endpoint of a peer only, calls a peer when there is
-//! something to send and not before, and counts no drops by reason.
+//! something to send and not before, tries no endpoint beside a relay, and counts no drops by reason.
 
 mod secrets;
 
@@ -19,6 +19,7 @@ use crate::config::{InvalidConfig, OverlayConfig, PeerConfig};
 use crate::facade::Kind;
 use crate::keys::NodeKey;
 use crate::os::tun::{self, TunError};
+use crate::paths::SLOTS;
 use crate::status::{PeerStatus, Status, Traffic};
 
 /// A session is not used any longer after this (WG section 6.1, Reject-After-Time).
@@ -68,10 +69,10 @@ impl KernelDevice {
     pub fn configure(&self, config: &OverlayConfig) -> Result<(), KernelDeviceError> {
         config.validate(self.key.public())?;
         self.device.ensure()?;
+        let observed = self.device.observe()?;
         let mut state = self.lock();
         state.secrets.configure(SystemTime::now(), config);
-        let wanted = self.wanted(config, &state.secrets);
-        let plan = wireguard::plan(&wanted, &self.device.observe()?);
+        let plan = wireguard::plan(&self.wanted(config, &observed, &state.secrets), &observed);
         self.device.apply(&plan)?;
         if self.mtu.load(Relaxed) != config.mtu {
             (self.bring_up)(&self.name, config.mtu)?;
@@ -87,7 +88,7 @@ impl KernelDevice {
         let State { config: Some(config), secrets } = &mut *state else { return Ok(()) };
         let observed = self.device.observe()?;
         if secrets.tend(SystemTime::now(), &observed) {
-            let wanted = self.wanted(config, secrets);
+            let wanted = self.wanted(config, &observed, secrets);
             self.device.apply(&wireguard::plan(&wanted, &observed))?;
         }
         Ok(())
@@ -108,9 +109,16 @@ impl KernelDevice {
         })
     }
 
-    fn wanted(&self, config: &OverlayConfig, secrets: &Secrets) -> Config {
+    fn wanted(&self, config: &OverlayConfig, observed: &Observed, secrets: &Secrets) -> Config {
+        // What the device learned is left alone, but for a relay's port that is not to be used any more.
+        let relay_ports = config.listen_port..=config.listen_port.saturating_add(SLOTS.into());
+        let at_relay = |peer: &PeerConfig| {
+            let present = observed.peers.get(&peer.public_key).and_then(|peer| peer.endpoint);
+            present.is_some_and(|e| !peer.endpoints.contains(&e) && relay_ports.contains(&e.port()))
+        };
         let peer = |peer: &PeerConfig| wireguard::PeerConfig {
-            endpoint: peer.endpoints.first().copied(),
+            endpoint: peer.relay.or(peer.endpoints.first().copied()),
+            pinned: peer.relay.is_some() || at_relay(peer),
             allowed_ips: peer.allowed_ips.iter().map(ipnet::IpNet::trunc).collect(),
             keepalive: peer.persistent_keepalive_secs.map(|s| Duration::from_secs(s.into())),
             preshared_key: secrets.key(&peer.public_key).map(|key| SecretKey(key.0.0)),
@@ -152,6 +160,8 @@ fn peers(observed: &Observed, secrets: &Secrets) -> Vec<PeerStatus> {
         unanswered: 0,
         preshared: peer.preshared_key.is_some_and(|key| key.0 != [0; 32]),
         preshared_agreed: secrets.agreed(key),
+        relay: None,
+        direct_answers: 0,
     };
     observed.peers.iter().map(status).collect()
 }
@@ -168,6 +178,7 @@ mod tests {
         PeerConfig {
             public_key: WgKey([n; 32]),
             endpoints: vec![([192, 0, 2, n], 51900).into(), ([198, 51, 100, n], 51900).into()],
+            relay: None,
             allowed_ips: vec![format!("10.244.{n}.1/24").parse().unwrap()],
             persistent_keepalive_secs: None,
             preshared_key: Some(PresharedKey(WgKey([n; 32]))),
@@ -207,6 +218,14 @@ mod tests {
         assert_eq!(only.endpoint, Some(roamed), "not overwritten");
         assert_eq!(only.allowed_ips, ["10.244.1.0/24".parse().unwrap()]);
         assert!(only.preshared && only.handshake_age_ms.unwrap() < 60_000);
+
+        let relay = "203.0.113.9:51901".parse().unwrap();
+        for (wanted, expected) in [(Some(relay), relay), (None, fewer.peers[0].endpoints[0])] {
+            fewer.peers[0].relay = wanted;
+            device.configure(&fewer).unwrap();
+            let status = device.status().unwrap();
+            assert_eq!(status.peers[0].endpoint, Some(expected), "to a relay and back");
+        }
 
         fewer.peers[0].public_key = key.public();
         assert!(matches!(device.configure(&fewer), Err(KernelDeviceError::Invalid(_))));

@@ -1,7 +1,7 @@
 //! The encrypted overlay between nodes: our WireGuard engine in user space, and what both kinds of device share.
 //!
 //! Owns: the engine's configuration and status ([`config`], [`status`]), the node's key ([`keys`]), the MTU
-//! ([`mtu`]), the pure protocol core ([`protocol`]), packet segmentation and joining ([`offload`]), the worker
+//! ([`mtu`]), which paths work ([`paths`]) and the relay that serves those that do not ([`relay`]), the pure protocol core ([`protocol`]), packet segmentation and joining ([`offload`]), the worker
 //! process ([`worker`]), the kernel's device in the same terms ([`kernel_device`]), and the one type through which
 //! the agent uses either ([`Overlay`]).
 //!
@@ -26,7 +26,9 @@ pub mod keys;
 pub mod mtu;
 pub mod offload;
 mod os;
+pub mod paths;
 pub mod protocol;
+pub mod relay;
 pub mod status;
 pub mod worker;
 

@@ -72,6 +72,12 @@ pub struct PeerStatus {
     pub preshared: bool,
     /// Whether a handshake with the present pre-shared key has succeeded: the other side has it too.
     pub preshared_agreed: bool,
+    /// The relay's port that is configured for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relay: Option<SocketAddr>,
+    /// Handshakes that it answered on a direct path since the present relay is in use: then the relay can go.
+    #[serde(default)]
+    pub direct_answers: u64,
 }
 
 impl PeerStatus {

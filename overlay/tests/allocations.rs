@@ -62,6 +62,7 @@ fn core(own: usize, counters: &Arc<Counters>) -> (Core, Outbox) {
     let peer = PeerConfig {
         public_key: key(other).public(),
         endpoints: vec![ENDS[other].into()],
+        relay: None,
         allowed_ips: vec![format!("10.244.{other}.0/24").parse().unwrap()],
         persistent_keepalive_secs: None,
         preshared_key: None,
@@ -176,6 +177,7 @@ fn a_thousand_peers_with_sessions_fit_in_half_of_what_they_may_take() {
         persistent_keepalive_secs: None,
         preshared_key: None,
         former_preshared_key: None,
+        relay: None,
     };
     let hub = make(&node(PEERS));
     let peers: Vec<_> = (0..PEERS).map(|n| peer(n, None)).collect();

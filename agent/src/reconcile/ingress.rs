@@ -1,4 +1,4 @@
-//! The L7 proxy's configuration.
+//! The L7 proxy's configuration, without backends on nodes that are away.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ impl Concern for Ingress {
     type Slice = L7Config;
 
     fn slice(&self, desired: &Desired) -> Option<L7Config> {
-        Some(desired.snapshot.l7.clone())
+        Some(desired.outlook.l7(&desired.snapshot))
     }
 
     async fn apply(&mut self, slice: &L7Config, _heal: bool) -> Result<(), Failures> {

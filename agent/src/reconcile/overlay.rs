@@ -1,10 +1,10 @@
-//! The overlay's peers.
+//! The overlay's peers, and the relays in use.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use mesh_overlay::{Overlay, OverlayConfig, Status};
+use mesh_overlay::{Overlay, OverlayConfig, PeerConfig, Status};
 
 use super::{Concern, Failures};
 use crate::errors::chain;
@@ -22,10 +22,15 @@ impl Concern for Peers {
 
     fn slice(&self, desired: &Desired) -> Option<OverlayConfig> {
         let snapshot = &desired.snapshot;
+        let peer = |peer| {
+            let peer = desired.preshared.peer(peer)?;
+            let relay = desired.outlook.relays.get(&peer.public_key).copied();
+            Some(PeerConfig { relay, ..peer })
+        };
         Some(OverlayConfig {
             listen_port: snapshot.cluster.overlay_port,
             mtu: self.mtu,
-            peers: snapshot.peers.iter().filter_map(|p| desired.preshared.peer(p)).collect(),
+            peers: snapshot.peers.iter().filter_map(peer).collect(),
         })
     }
 
@@ -77,6 +82,8 @@ mod tests {
             unanswered: 0,
             preshared: false,
             preshared_agreed: false,
+            relay: None,
+            direct_answers: 0,
         };
         let mut status = Status {
             kind: mesh_overlay::Kind::User,

@@ -1,5 +1,6 @@
 //! Service frontends and backends in the maps of the socket hooks.
 
+use std::borrow::Borrow;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mesh_kernel::services::{ServiceReconciler, ServiceTable};
@@ -9,6 +10,7 @@ use mesh_model::snapshot::Frontend;
 use super::{Concern, Failures};
 use crate::errors::chain;
 use crate::observe::Desired;
+use crate::paths::outlook::Outlook;
 
 /// Most failures that a report names: a full map fails for every backend.
 const NAMED: usize = 5;
@@ -24,12 +26,14 @@ impl<T: ServiceTable> Services<T> {
     }
 }
 
-/// The snapshot, compared by its frontends: a copy of ten thousand services for each change would be waste.
-pub(crate) struct Frontends(Arc<Snapshot>);
+/// The snapshot, compared by its frontends: a copy of ten thousand services for each change would be waste; and which
+/// nodes are away.
+pub(crate) struct Frontends(Arc<Snapshot>, Arc<Outlook>);
 
 impl PartialEq for Frontends {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0) || self.0.frontends == other.0.frontends
+        let same = Arc::ptr_eq(&self.0, &other.0) || self.0.frontends == other.0.frontends;
+        same && self.1.away == other.1.away
     }
 }
 
@@ -38,22 +42,23 @@ impl<T: ServiceTable + 'static> Concern for Services<T> {
     type Slice = Frontends;
 
     fn slice(&self, desired: &Desired) -> Option<Frontends> {
-        Some(Frontends(Arc::clone(&desired.snapshot)))
+        Some(Frontends(Arc::clone(&desired.snapshot), Arc::clone(&desired.outlook)))
     }
 
     async fn apply(&mut self, slice: &Frontends, heal: bool) -> Result<(), Failures> {
-        let (reconciler, snapshot) = (Arc::clone(&self.reconciler), Arc::clone(&slice.0));
+        let reconciler = Arc::clone(&self.reconciler);
+        let (snapshot, outlook) = (Arc::clone(&slice.0), Arc::clone(&slice.1));
         let round = tokio::task::spawn_blocking(move || {
             let mut reconciler = reconciler.lock().unwrap_or_else(PoisonError::into_inner);
-            round(&mut reconciler, &snapshot.frontends, heal)
+            round(&mut reconciler, &outlook.frontends(&snapshot), heal)
         });
         round.await.unwrap_or_else(|panic| Err(vec![panic.to_string()]))
     }
 }
 
-fn round<T: ServiceTable>(
+fn round<T: ServiceTable, F: Borrow<Frontend>>(
     reconciler: &mut ServiceReconciler<T>,
-    wanted: &[Frontend],
+    wanted: &[F],
     heal: bool,
 ) -> Result<(), Failures> {
     if heal && reconciler.refresh().map_err(|error| vec![chain(&error)])? {

@@ -41,7 +41,12 @@ fn desired(domain: &str, port: u16) -> Option<Desired> {
     let mut snapshot = compile(&Objects::default(), &"n".parse().unwrap());
     snapshot.cluster.domain = domain.to_owned();
     snapshot.cluster.overlay_port = port;
-    Some(Desired { snapshot: Arc::new(snapshot), synced: true, preshared: Arc::default() })
+    Some(Desired {
+        snapshot: Arc::new(snapshot),
+        outlook: Arc::default(),
+        synced: true,
+        preshared: Arc::default(),
+    })
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,6 +4,7 @@ use std::fmt::{Display, Write as _};
 
 use axum::extract::State;
 use mesh_overlay::PeerStatus;
+use mesh_overlay::paths::PathView;
 
 use super::{Reports, Sources};
 
@@ -12,6 +13,7 @@ pub(super) async fn text(State(reports): State<Reports>) -> String {
     let mut page = Page::default();
     node(&reports.0, &mut page);
     overlay(&reports.0, &mut page).await;
+    paths(&reports.0, &mut page);
     programs(&reports.0, &mut page).await;
     workers(&reports.0, &mut page).await;
     page.0
@@ -87,6 +89,31 @@ async fn overlay(sources: &Sources, page: &mut Page) {
         status.drops.iter().map(|(reason, n)| (label("reason", format!("{reason:?}")), *n as f64));
     let help = "Packets that the user-space engine dropped";
     page.counter("mesh_overlay_drops_total", help, drops.collect());
+}
+
+fn paths(sources: &Sources, page: &mut Page) {
+    let seen = sources.seen.borrow().clone();
+    let serves = |path: &PathView| f64::from(u8::from(path.standing.serves()));
+    let by_peer = |value: &dyn Fn(&PathView) -> Option<f64>| {
+        let values = seen.paths.iter();
+        values.filter_map(|path| Some((label("public_key", path.key), value(path)?))).collect()
+    };
+    let help = "Whether a peer can be reached, directly or by a relay";
+    page.gauge("mesh_path_up", help, by_peer(&|path| Some(serves(path))));
+    let relayed = |path: &PathView| Some(f64::from(u8::from(path.via.is_some())));
+    page.gauge("mesh_path_relayed", "Whether a peer is reached by a relay", by_peer(&relayed));
+    let rtt = |path: &PathView| path.rtt.map(|rtt| rtt.as_secs_f64());
+    page.gauge("mesh_path_rtt_seconds", "Smoothed round trip to a peer", by_peer(&rtt));
+    let loss = |path: &PathView| Some(f64::from(path.loss_permille) / 1000.0);
+    page.gauge(
+        "mesh_path_loss_ratio",
+        "Echoes of the last seconds without an answer",
+        by_peer(&loss),
+    );
+    let isolated = count(usize::from(seen.isolated));
+    page.gauge("mesh_isolated", "Whether no other node is heard at all", isolated);
+    let help = "Messages about paths that were malformed or not from an agent";
+    page.counter("mesh_path_messages_refused_total", help, one(seen.refused as f64));
 }
 
 async fn programs(sources: &Sources, page: &mut Page) {

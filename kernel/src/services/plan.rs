@@ -1,5 +1,6 @@
 //! From what is to what should be, one map operation per change.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::SocketAddr;
 
@@ -12,7 +13,7 @@ use super::{Entry, FrontendKey, Observed, Plan, Step};
 /// Total over the union of keys: what is not asked for is removed. A frontend that is listed twice counts once (the one
 /// of the first service by name); backends of the other address family are left out, because a socket
 /// cannot reach them. At every point of the plan each list is without holes and holds only old or new backends.
-pub fn plan(frontends: &[Frontend], observed: &Observed) -> Plan {
+pub fn plan<F: Borrow<Frontend>>(frontends: &[F], observed: &Observed) -> Plan {
     let desired = desired(frontends);
     let mut planner = Planner::new(observed);
     for (key, wanted) in &desired {
@@ -28,8 +29,8 @@ struct Wanted {
     backends: BTreeSet<SocketAddr>,
 }
 
-fn desired(frontends: &[Frontend]) -> BTreeMap<FrontendKey, Wanted> {
-    let mut sorted: Vec<&Frontend> = frontends.iter().collect();
+fn desired<F: Borrow<Frontend>>(frontends: &[F]) -> BTreeMap<FrontendKey, Wanted> {
+    let mut sorted: Vec<&Frontend> = frontends.iter().map(Borrow::borrow).collect();
     sorted.sort_by(|a, b| (&a.service, &a.port_name).cmp(&(&b.service, &b.port_name)));
     let mut desired = BTreeMap::new();
     for frontend in sorted {

@@ -1,5 +1,7 @@
 //! A mirror of the table, so that a change costs what changed.
 
+use std::borrow::Borrow;
+
 use mesh_model::snapshot::Frontend;
 
 use super::{ObserveError, Observed, ServiceTable, Step, StepError, plan};
@@ -29,7 +31,10 @@ impl<T: ServiceTable> ServiceReconciler<T> {
     ///
     /// # Errors
     /// When the table cannot be read.
-    pub fn reconcile(&mut self, frontends: &[Frontend]) -> Result<Outcome, ObserveError> {
+    pub fn reconcile<F: Borrow<Frontend>>(
+        &mut self,
+        frontends: &[F],
+    ) -> Result<Outcome, ObserveError> {
         let mirror = match self.mirror.take() {
             Some(mirror) => mirror,
             None => self.table.observe()?,

@@ -47,7 +47,9 @@ fn changed_peer(wanted: &PeerConfig, now: &ObservedPeer) -> Option<PeerChange> {
     let learned = now.endpoint.is_some() && now.statistics.last_handshake.is_some();
     let change = PeerChange {
         add: false,
-        endpoint: wanted.endpoint.filter(|_| !learned && now.endpoint != wanted.endpoint),
+        endpoint: wanted
+            .endpoint
+            .filter(|_| (wanted.pinned || !learned) && now.endpoint != wanted.endpoint),
         allowed_ips: (now.allowed_ips != wanted.allowed_ips).then(|| wanted.allowed_ips.clone()),
         keepalive: (now.keepalive != wanted.keepalive)
             .then(|| wanted.keepalive.unwrap_or(Duration::ZERO)),

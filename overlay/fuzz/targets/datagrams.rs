@@ -34,6 +34,7 @@ fn node(own: u8, other: u8) -> (Core, Vec<u8>) {
     let peer = PeerConfig {
         public_key: NodeKey::from_bytes([other; 32]).public(),
         endpoints: vec![([192, 0, 2, other], 51900).into()],
+        relay: None,
         allowed_ips: vec!["10.0.0.0/8".parse().expect("a prefix")],
         persistent_keepalive_secs: None,
         preshared_key: None,

@@ -107,6 +107,7 @@ mod tests {
         let peer = PeerConfig {
             public_key: PEER,
             endpoints: vec![],
+            relay: None,
             allowed_ips: vec![],
             persistent_keepalive_secs: None,
             preshared_key: Some(key(present)),

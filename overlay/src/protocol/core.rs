@@ -184,6 +184,8 @@ impl Core {
                 unanswered: peer.unanswered(),
                 preshared: entry.config().preshared_key.is_some(),
                 preshared_agreed: peer.preshared_agreed(),
+                relay: entry.config().relay,
+                direct_answers: peer.direct_answers(),
             }
         };
         table.entries().iter().map(status).collect()

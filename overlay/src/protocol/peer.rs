@@ -43,6 +43,9 @@ const RETRIES: [Duration; 6] = [
 /// Offers that may still be answered: where a round trip takes longer than the pauses, it is an older one.
 const OFFERS: usize = 3;
 
+/// How often the endpoints of a peer behind a relay are tried.
+const DIRECT_TRIALS: Duration = Duration::from_secs(4);
+
 /// Unanswered initiations after which another endpoint is tried while the session still lives.
 const PATIENCE_IN_SESSION: u32 = 2;
 
@@ -87,6 +90,9 @@ pub struct Peer {
     last_initiation: Instant,
     /// No initiation before this time.
     next_initiation: Instant,
+    /// When an endpoint is tried beside the relay.
+    next_trial: Instant,
+    direct_answers: u64,
 }
 
 impl Peer {
@@ -115,6 +121,8 @@ impl Peer {
             unanswered: 0,
             last_initiation: now,
             next_initiation: now,
+            next_trial: now,
+            direct_answers: 0,
         };
         peer.reconfigure(now, config);
         peer
@@ -131,8 +139,13 @@ impl Peer {
         self.keepalive = seconds.map(|s| Duration::from_secs(s.into()));
         let live = self.keyring.current(now).is_some();
         let moved = self.places.reconfigure(&config.endpoints, live);
+        let relayed = self.places.set_relay(config.relay);
+        if relayed {
+            self.direct_answers = 0;
+            self.next_trial = now + DIRECT_TRIALS + self.stagger(DIRECT_TRIALS);
+        }
         let rekeyed = self.secrets.replace(config.preshared_key, config.former_preshared_key);
-        if moved || rekeyed {
+        if moved || relayed || rekeyed {
             self.unanswered = 0;
             self.attempts = 0;
             self.next_initiation = now;
@@ -230,6 +243,7 @@ impl Peer {
         let agreement = offer.accept(response).ok_or(DropReason::BadHandshake)?;
         let psk = *psk;
         self.offers.clear();
+        self.direct_answers += u64::from(self.places.past_relay(source));
         self.keyring.called(Session::as_caller(now, &agreement));
         self.agreed(now, &psk);
         self.link.activity.received(now, 0);
@@ -264,6 +278,7 @@ impl Peer {
             self.publish(now);
         }
         self.secrets.retire(now);
+        self.try_direct(now, gate, outbox);
         if self.wants_session(now) {
             if now >= self.next_initiation {
                 self.initiate(now, gate, outbox);
@@ -315,6 +330,11 @@ impl Peer {
         if self.link.activity.heard_since(self.last_initiation) { 0 } else { self.unanswered }
     }
 
+    /// Handshakes that it answered past the relay.
+    pub fn direct_answers(&self) -> u64 {
+        self.direct_answers
+    }
+
     /// Bytes of packets, inside the tunnel: received, sent.
     pub fn traffic_bytes(&self) -> (u64, u64) {
         self.link.activity.bytes()
@@ -348,17 +368,43 @@ impl Peer {
         self.next_initiation = now + pause + self.stagger(pause);
         let psk = self.secrets.for_call(self.attempts, badly);
         let Some(to) = self.places.current() else { return };
+        if self.call(now, gate, psk, to, outbox) {
+            self.attempts = self.attempts.saturating_add(1);
+            self.unanswered = self.unanswered.saturating_add(1);
+            self.last_initiation = now;
+        }
+    }
+
+    /// Beside a relay, calls the peer at its own endpoints in turn. The session in use does not notice; the answer
+    /// proves that both directions work.
+    fn try_direct(&mut self, now: Instant, gate: &Gate, outbox: &mut Outbox) {
+        if now < self.next_trial {
+            return;
+        }
+        let Some(to) = self.places.next_past_relay() else { return };
+        self.next_trial = now + DIRECT_TRIALS + self.stagger(DIRECT_TRIALS);
+        let psk = self.secrets.for_call(0, false);
+        self.call(now, gate, psk, to, outbox);
+    }
+
+    /// Sends an initiation there.
+    fn call(
+        &mut self,
+        now: Instant,
+        gate: &Gate,
+        psk: Psk,
+        to: SocketAddr,
+        outbox: &mut Outbox,
+    ) -> bool {
         let (index, stamp) = (self.unused_index(), gate.stamps().next(now));
         let offered = Offer::make(gate.key(), &self.key, &psk, index, stamp);
-        let Some((offer, mut initiation)) = offered else { return };
+        let Some((offer, mut initiation)) = offered else { return false };
         self.jar.sign(now, &self.macs, &mut initiation);
         self.offers.truncate(OFFERS - 1);
         self.offers.push_front((offer, psk));
         self.yielded = false;
-        self.attempts = self.attempts.saturating_add(1);
-        self.unanswered = self.unanswered.saturating_add(1);
-        self.last_initiation = now;
         post(outbox, to, &initiation);
+        true
     }
 
     fn agreed(&mut self, now: Instant, psk: &Psk) {

@@ -116,6 +116,7 @@ impl Net {
         let peers = others.map(|(n, other)| PeerConfig {
             public_key: other.key.public(),
             endpoints: vec![other.address],
+            relay: None,
             allowed_ips: vec![format!("10.244.{n}.0/24").parse().unwrap()],
             persistent_keepalive_secs: None,
             preshared_key: None,

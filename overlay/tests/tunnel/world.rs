@@ -223,6 +223,7 @@ impl World {
         let peer = PeerConfig {
             public_key: self.key(other).public(),
             endpoints: vec![SocketAddr::new(other.underlay(v6), 51900)],
+            relay: None,
             allowed_ips: prefixes.iter().map(|p| p.parse().unwrap()).collect(),
             persistent_keepalive_secs: None,
             preshared_key: None,

@@ -114,7 +114,7 @@ fn agent_killed(world: &World) -> Result<()> {
     replace_pods(world)
 }
 
-fn wait_agent(node: &mesh_tests::Node) -> Result<()> {
+pub(crate) fn wait_agent(node: &mesh_tests::Node) -> Result<()> {
     let socket = node.layout().agent_run().join("agent.sock").display().to_string();
     wait_until("the agent answers", Duration::from_secs(20), || {
         let url = "http://agent/healthz";

@@ -13,6 +13,7 @@
 mod faults;
 mod kubectl;
 mod machines;
+mod paths;
 mod refusals;
 mod rollout;
 mod secrecy;
@@ -39,11 +40,16 @@ fn main() -> ExitCode {
 }
 
 fn tests() -> Vec<Test<World>> {
-    [traffic::TESTS, kubectl::TESTS, refusals::TESTS, rollout::TESTS, faults::TESTS, secrecy::TESTS]
-        .into_iter()
-        .flatten()
-        .map(|t| Test { name: t.name, run: t.run })
-        .collect()
+    let parts = [
+        traffic::TESTS,
+        kubectl::TESTS,
+        refusals::TESTS,
+        rollout::TESTS,
+        faults::TESTS,
+        paths::TESTS,
+        secrecy::TESTS,
+    ];
+    parts.into_iter().flatten().map(|t| Test { name: t.name, run: t.run }).collect()
 }
 
 fn run() -> Result<()> {

@@ -12,6 +12,7 @@ fn any_peer() -> impl Strategy<Value = PeerConfig> {
     (prop::option::of(1..4_u8), 0..4_u8, prop::option::of(1..3_u64), prop::option::of(1..3_u8))
         .prop_map(|(endpoint, net, keepalive, psk)| PeerConfig {
             endpoint: endpoint.map(|host| SocketAddr::from(([192, 0, 2, host], 51_900))),
+            pinned: false,
             allowed_ips: (0..net).map(|n| format!("10.244.{n}.0/24").parse().unwrap()).collect(),
             keepalive: keepalive.map(Duration::from_secs),
             preshared_key: psk.map(|byte| SecretKey([byte; 32])),

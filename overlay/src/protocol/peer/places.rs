@@ -7,6 +7,10 @@ use std::time::Instant;
 #[derive(Debug, Default)]
 pub(super) struct Places {
     candidates: Vec<SocketAddr>,
+    /// Stands before everything else while it is set.
+    relay: Option<SocketAddr>,
+    /// The relay before it.
+    left: Option<SocketAddr>,
     current: Option<SocketAddr>,
     /// When an authentic message came from `current`.
     proven: Option<Instant>,
@@ -16,7 +20,29 @@ pub(super) struct Places {
 impl Places {
     /// Where to send.
     pub(super) fn current(&self) -> Option<SocketAddr> {
-        self.current
+        self.relay.or(self.current)
+    }
+
+    /// Sends through a relay from now on, or no longer; returns whether that is a change.
+    pub(super) fn set_relay(&mut self, relay: Option<SocketAddr>) -> bool {
+        let old = std::mem::replace(&mut self.relay, relay);
+        if old != relay {
+            self.left = old;
+        }
+        old != relay
+    }
+
+    /// Whether that is an endpoint of the peer's own, while a relay is in use.
+    pub(super) fn past_relay(&self, source: SocketAddr) -> bool {
+        self.relay.is_some_and(|relay| relay != source) && self.candidates.contains(&source)
+    }
+
+    /// The next endpoint to try beside the relay; nothing while there is none in use.
+    pub(super) fn next_past_relay(&mut self) -> Option<SocketAddr> {
+        self.relay?;
+        let next = self.candidates.get(self.next % self.candidates.len().max(1)).copied();
+        self.next = (self.next + 1) % self.candidates.len().max(1);
+        next.filter(|next| Some(*next) != self.relay)
     }
 
     /// Returns whether the peer is now looked for elsewhere. An endpoint that a live session proves is kept.
@@ -39,7 +65,17 @@ impl Places {
     }
 
     /// An authentic message came from there.
+    ///
+    /// A relay that was left is not learned: the other side may use it for a moment longer, and each would keep the other
+    /// there. While a relay is in use, what is neither an endpoint of the peer's own nor the last place it was at is some
+    /// relay's port: that is no place to go on at when this node's relay is left.
     pub(super) fn learn(&mut self, now: Instant, source: SocketAddr) {
+        if self.left == Some(source) {
+            return;
+        }
+        if self.relay.is_some() && !self.past_relay(source) && self.current != Some(source) {
+            return;
+        }
         self.current = Some(source);
         self.proven = Some(now);
     }
@@ -102,6 +138,31 @@ mod tests {
         assert_eq!(places.current, Some(at(9)), "it stays in the round");
         assert!(places.reconfigure(&[at(4)], false), "without a session the new list counts");
         assert_eq!(places.current, Some(at(4)));
+    }
+
+    #[test]
+    fn a_relay_stands_before_what_is_learned_and_is_never_learned_itself() {
+        let (now, relay, another) = (Instant::now(), at(50), at(51));
+        let mut places = Places::default();
+        places.reconfigure(&[at(1), at(2)], false);
+        assert_eq!(places.next_past_relay(), None, "no relay, no trials");
+        assert!(places.set_relay(Some(relay)) && !places.set_relay(Some(relay)));
+        places.learn(now, relay);
+        places.learn(now, another);
+        let tried: Vec<_> = (0..3).filter_map(|_| places.next_past_relay()).collect();
+        assert_eq!(tried, [at(2), at(1), at(2)]);
+        assert!(
+            places.past_relay(at(2)) && !places.past_relay(relay) && !places.past_relay(another)
+        );
+        places.learn(now, at(2));
+        assert_eq!(places.current(), Some(relay));
+        assert!(places.set_relay(None));
+        assert_eq!(places.current(), Some(at(2)), "where it answered");
+        assert!(!places.past_relay(at(2)));
+        places.learn(now, relay);
+        assert_eq!(places.current(), Some(at(2)), "what is still on its way does not lead back");
+        places.learn(now, at(9));
+        assert_eq!(places.current(), Some(at(9)), "roaming goes on");
     }
 
     #[test]

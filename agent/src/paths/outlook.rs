@@ -1,0 +1,200 @@
+//! What follows from the paths for everything else on the node: whom not to send to, and whom to reach by a relay.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+
+use ipnet::IpNet;
+use mesh_model::snapshot::{Backend, Frontend, L7Config, WgKey};
+use mesh_model::{NodeName, Snapshot};
+use mesh_overlay::paths::{Pair, Via};
+use serde::{Deserialize, Serialize};
+
+use crate::files::write_atomically;
+
+/// Whom not to send to, and whom to reach by a relay.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Outlook {
+    /// Nodes that cannot be reached.
+    pub(crate) away: BTreeSet<NodeName>,
+    /// Where to send to reach a node through a relay.
+    pub(crate) relays: BTreeMap<WgKey, SocketAddr>,
+}
+
+impl Outlook {
+    /// The frontends, without backends on nodes that are away.
+    ///
+    /// A frontend that would lose all its backends keeps them: refusing every connection is no better than trying,
+    /// and if it is this node that is cut off, everything is in place when it is back.
+    pub(crate) fn frontends<'s>(&self, snapshot: &'s Snapshot) -> Vec<Cow<'s, Frontend>> {
+        let away = Away::of(self, snapshot);
+        let narrowed = |frontend: &'s Frontend| {
+            let gone = |b: &Backend| match &b.node {
+                Some(node) => self.away.contains(node),
+                None => away.covers(b.address),
+            };
+            match fewer(&frontend.backends, gone) {
+                Some(backends) => Cow::Owned(Frontend { backends, ..frontend.clone() }),
+                None => Cow::Borrowed(frontend),
+            }
+        };
+        snapshot.frontends.iter().map(narrowed).collect()
+    }
+
+    /// The proxy's routes, by the same rule.
+    pub(crate) fn l7(&self, snapshot: &Snapshot) -> L7Config {
+        let away = Away::of(self, snapshot);
+        let mut l7 = snapshot.l7.clone();
+        for route in &mut l7.routes {
+            if let Some(backends) = fewer(&route.backends, |b| away.covers(b.ip())) {
+                route.backends = backends;
+            }
+        }
+        l7
+    }
+}
+
+/// The list without those that are gone; nothing when that is the whole list or none of it.
+fn fewer<T: Clone>(all: &[T], gone: impl Fn(&T) -> bool) -> Option<Vec<T>> {
+    let left: Vec<T> = all.iter().filter(|one| !gone(one)).cloned().collect();
+    (!left.is_empty() && left.len() < all.len()).then_some(left)
+}
+
+/// Addresses of nodes that are away, and of their pods.
+struct Away {
+    blocks: Vec<IpNet>,
+    nodes: Vec<IpAddr>,
+}
+
+impl Away {
+    fn of(outlook: &Outlook, snapshot: &Snapshot) -> Self {
+        let away = || snapshot.peers.iter().filter(|peer| outlook.away.contains(&peer.node));
+        Self {
+            blocks: away().flat_map(|peer| peer.allowed_ips.iter().copied()).collect(),
+            nodes: away().flat_map(|peer| peer.endpoints.iter().map(SocketAddr::ip)).collect(),
+        }
+    }
+
+    fn covers(&self, address: IpAddr) -> bool {
+        self.nodes.contains(&address) || self.blocks.iter().any(|block| block.contains(&address))
+    }
+}
+
+/// What an agent leaves to the next one, so that its end and its start change nothing. Lives in the run directory: after
+/// a reboot nothing of it is true.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Legacy {
+    /// Nodes that were down.
+    pub(crate) down: BTreeSet<WgKey>,
+    /// Nodes that could not be reached, whoever else could.
+    pub(crate) away: BTreeSet<NodeName>,
+    /// Relays in use, and where they are.
+    pub(crate) routes: BTreeMap<WgKey, (Via, SocketAddr)>,
+    /// Pairs that this node relays for.
+    pub(crate) leases: Vec<Pair>,
+}
+
+impl Legacy {
+    /// What the agent before left; nothing is as good as nothing that can be read.
+    pub(crate) fn load(file: &Path) -> Self {
+        let read = std::fs::read(file).ok();
+        read.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+    }
+
+    pub(super) fn save(&self, file: &Path) -> std::io::Result<()> {
+        write_atomically(file, &serde_json::to_vec(self)?)
+    }
+
+    /// The outlook that it stands for.
+    pub(crate) fn outlook(&self) -> Outlook {
+        Outlook {
+            away: self.away.clone(),
+            relays: self.routes.iter().map(|(key, (_, endpoint))| (*key, *endpoint)).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_model::snapshot::Peer;
+    use mesh_model::{Objects, compile};
+    use serde_json::json;
+
+    use super::*;
+
+    fn snapshot() -> Snapshot {
+        let mut snapshot = compile(&Objects::default(), &"a".parse().unwrap());
+        for (node, n) in [("b", 2u8), ("c", 3)] {
+            snapshot.peers.push(Peer {
+                node: node.parse().unwrap(),
+                public_key: WgKey([n; 32]),
+                endpoints: vec![([192, 0, 2, n], 51900).into()],
+                allowed_ips: vec![format!("10.244.{n}.0/24").parse().unwrap()],
+            });
+        }
+        let frontend = |backends: serde_json::Value| -> Frontend {
+            serde_json::from_value(json!({
+                "vip": "10.96.0.9", "protocol": "TCP", "port": 80, "kind": "clusterIp",
+                "service": "default/web", "portName": "", "affinitySecs": null, "backends": backends,
+            }))
+            .unwrap()
+        };
+        let on = |node: &str, n: u8| json!({"address": format!("10.244.{n}.7"), "port": 80, "node": node});
+        snapshot.frontends = vec![
+            frontend(json!([on("a", 1), on("b", 2), on("c", 3)])),
+            frontend(json!([on("b", 2)])),
+            frontend(json!([{"address": "192.0.2.2", "port": 1, "node": null}, on("c", 3)])),
+            frontend(json!([on("a", 1)])),
+        ];
+        snapshot.l7 = serde_json::from_value(json!({"certificates": [], "routes": [{
+            "ingress": "default/web", "host": null, "path": {"prefix": "/"}, "service": "default/web", "port": 80,
+            "backends": ["10.244.2.7:80", "10.244.3.7:80"],
+        }]}))
+        .unwrap();
+        snapshot
+    }
+
+    #[test]
+    fn backends_on_nodes_that_are_away_are_left_out_but_never_all() {
+        let snapshot = snapshot();
+        let away = |names: &[&str]| Outlook {
+            away: names.iter().map(|name| name.parse().unwrap()).collect(),
+            ..Outlook::default()
+        };
+        let counts = |outlook: &Outlook| -> Vec<usize> {
+            outlook.frontends(&snapshot).iter().map(|f| f.backends.len()).collect()
+        };
+        assert_eq!(counts(&away(&[])), [3, 1, 2, 1]);
+        let narrowed = away(&["b"]).frontends(&snapshot);
+        assert_eq!(counts(&away(&["b"])), [2, 1, 1, 1]);
+        let owned = |frontend: &Cow<'_, Frontend>| matches!(frontend, Cow::Owned(_));
+        assert_eq!(narrowed.iter().map(owned).collect::<Vec<_>>(), [true, false, true, false]);
+        assert_eq!(
+            counts(&away(&["b", "c"])),
+            [1, 1, 2, 1],
+            "a node that is cut off keeps its tables"
+        );
+        assert_eq!(away(&["b"]).l7(&snapshot).routes[0].backends.len(), 1);
+        assert_eq!(away(&["b", "c"]).l7(&snapshot).routes[0].backends.len(), 2);
+    }
+
+    #[test]
+    fn what_is_left_behind_comes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("paths.json");
+        assert_eq!(Legacy::load(&file), Legacy::default());
+        let via = Via { relay: WgKey([3; 32]), slot: 2 };
+        let legacy = Legacy {
+            down: [WgKey([1; 32])].into(),
+            away: ["b".parse().unwrap()].into(),
+            routes: [(WgKey([2; 32]), (via, "192.0.2.3:51903".parse().unwrap()))].into(),
+            leases: vec![Pair { a: WgKey([1; 32]), b: WgKey([2; 32]), slot: 0 }],
+        };
+        legacy.save(&file).unwrap();
+        assert_eq!(Legacy::load(&file), legacy);
+        assert_eq!(legacy.outlook().relays.len(), 1);
+        std::fs::write(&file, b"{").unwrap();
+        assert_eq!(Legacy::load(&file), Legacy::default());
+    }
+}

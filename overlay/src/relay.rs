@@ -1,0 +1,395 @@
+//! The relay: forwards sealed datagrams between nodes that cannot reach each other. A worker process of its own, so that
+//! it goes on when the agent ends.
+//!
+//! It has no keys and looks into nothing. At one of its ports a source address belongs to one pair, which tells where a
+//! datagram goes; what comes from anywhere else is dropped without an answer. Datagrams stay in the trains in which the
+//! kernel joined them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{self, IoSliceMut};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use mesh_worker::descriptors::InheritError;
+use mesh_worker::privileges;
+use mesh_worker::server::ServeError;
+use mesh_worker::{Control, Descriptors, Handler};
+use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
+use serde::{Deserialize, Serialize};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::Interest;
+use tokio::net::UdpSocket;
+use tokio::task::JoinHandle;
+
+use crate::paths::SLOTS;
+
+/// Room for one train.
+const TRAIN_BYTES: usize = 64 << 10;
+/// Trains per system call.
+const TRAINS: usize = 8;
+/// Socket buffers, in bytes, where the system allows it.
+const SOCKET_BUFFER: usize = 4 << 20;
+
+/// Everything to forward, whole every time.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RelayConfig {
+    /// UDP port of slot 0; the others follow.
+    pub first_port: u16,
+    /// The pairs.
+    pub pairs: Vec<RelayedPair>,
+}
+
+/// Two overlay endpoints, and the port at which each of them finds the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RelayedPair {
+    /// The port, counted from the first.
+    pub slot: u8,
+    /// One endpoint.
+    pub a: SocketAddr,
+    /// The other.
+    pub b: SocketAddr,
+}
+
+/// A configuration that cannot be put in force. Nothing has changed.
+#[derive(Debug, thiserror::Error)]
+pub enum RelayError {
+    /// There is no such port.
+    #[error("slot {0} is not one of {SLOTS}, or its port is above 65535")]
+    Slot(u8),
+    /// It could not tell where a datagram from there goes.
+    #[error("endpoint {endpoint} is in two pairs of slot {slot}")]
+    Ambiguous {
+        /// The endpoint.
+        endpoint: SocketAddr,
+        /// The slot.
+        slot: u8,
+    },
+    /// It would send to itself, or nowhere.
+    #[error("endpoint {0} cannot be relayed to")]
+    Endpoint(SocketAddr),
+    /// A port could not be opened.
+    #[error("listen on UDP {address}")]
+    Listen {
+        /// Address and port.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What the relay did since it started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RelayStatus {
+    /// Pairs that it forwards between.
+    pub pairs: usize,
+    /// Datagrams passed on.
+    pub forwarded: u64,
+    /// Datagrams from strangers, or that the system refused to send.
+    pub dropped: u64,
+}
+
+/// Where the worker finds things.
+#[derive(Debug, Clone)]
+pub struct RelayOptions {
+    /// Control socket, to listen on.
+    pub socket: PathBuf,
+    /// The last configuration; read at the start, written after each change.
+    pub state: PathBuf,
+}
+
+/// The worker could not start, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum RelayRunError {
+    /// The agent left something else than it said.
+    #[error(transparent)]
+    Inherit(#[from] InheritError),
+    /// Privileges could not be given up.
+    #[error("drop privileges")]
+    Privileges(#[source] io::Error),
+    /// The runtime did not start.
+    #[error("start the runtime")]
+    Runtime(#[source] io::Error),
+    /// The control socket.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+}
+
+/// Runs the worker until it is killed. Blocks; call it first thing in `main`: it gives up all capabilities.
+pub fn run(options: &RelayOptions) -> Result<(), RelayRunError> {
+    let kept = Descriptors::inherited()?;
+    privileges::drop_all_but(&[]).map_err(RelayRunError::Privileges)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(RelayRunError::Runtime)?;
+    runtime.block_on(async {
+        let relay = Arc::new(Relay::default());
+        let control = Control::new(&options.socket, &options.state, kept);
+        control.restore(&*relay).await;
+        Ok(control.serve(relay).await?)
+    })
+}
+
+/// A running relay. To be used inside a runtime.
+#[derive(Debug, Default)]
+pub struct Relay {
+    shared: Arc<Shared>,
+    /// The sockets, and what reads them, by port.
+    ports: Mutex<BTreeMap<u16, Port>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    routes: ArcSwap<Routes>,
+    forwarded: AtomicU64,
+    dropped: AtomicU64,
+}
+
+/// Where a datagram goes, by the port that it came to and its source.
+type Routes = HashMap<(u16, SocketAddr), SocketAddr>;
+
+#[derive(Debug)]
+struct Port(Vec<JoinHandle<()>>);
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        self.0.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl Handler for Relay {
+    type Config = RelayConfig;
+    type Status = RelayStatus;
+
+    async fn apply(&self, config: RelayConfig) -> Result<(), String> {
+        self.configure(&config).map_err(|error| match std::error::Error::source(&error) {
+            Some(cause) => format!("{error}: {cause}"),
+            None => error.to_string(),
+        })
+    }
+
+    async fn status(&self) -> RelayStatus {
+        RelayStatus {
+            pairs: self.shared.routes.load().len() / 2,
+            forwarded: self.shared.forwarded.load(Relaxed),
+            dropped: self.shared.dropped.load(Relaxed),
+        }
+    }
+}
+
+impl Relay {
+    /// Forwards between these pairs and no others. Ports that stay in use stay open.
+    pub fn configure(&self, config: &RelayConfig) -> Result<(), RelayError> {
+        let routes = routes(config)?;
+        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        for (port, _) in routes.keys() {
+            if !ports.contains_key(port) {
+                let opened = self.open(*port)?;
+                ports.insert(*port, opened);
+            }
+        }
+        ports.retain(|port, _| routes.keys().any(|(used, _)| used == port));
+        if routes.len() != self.shared.routes.load().len() {
+            tracing::info!(pairs = routes.len() / 2, "relaying");
+        }
+        self.shared.routes.store(Arc::new(routes));
+        Ok(())
+    }
+
+    /// Opens a port on both families; a machine without IPv6 has only the one.
+    fn open(&self, port: u16) -> Result<Port, RelayError> {
+        let bind = |address: SocketAddr| {
+            Udp::bind(address).map_err(|source| RelayError::Listen { address, source })
+        };
+        let v4 = Arc::new(bind((Ipv4Addr::UNSPECIFIED, port).into())?);
+        let v6 = match bind((Ipv6Addr::UNSPECIFIED, port).into()) {
+            Ok(v6) => Some(Arc::new(v6)),
+            Err(RelayError::Listen { source, .. })
+                if matches!(
+                    source.raw_os_error(),
+                    Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)
+                ) =>
+            {
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        let sockets = [Some(Arc::clone(&v4)), v6.clone()].into_iter().flatten();
+        let read = |from: Arc<Udp>| {
+            let ends = Ends { port, from, v4: Arc::clone(&v4), v6: v6.clone() };
+            tokio::spawn(ends.forward(Arc::clone(&self.shared)))
+        };
+        Ok(Port(sockets.map(read).collect()))
+    }
+}
+
+/// Checks a configuration and turns it around.
+fn routes(config: &RelayConfig) -> Result<Routes, RelayError> {
+    let mut routes = Routes::new();
+    for pair in &config.pairs {
+        let port = config.first_port.checked_add(pair.slot.into());
+        let port = port.filter(|_| pair.slot < SLOTS && config.first_port > 0);
+        let port = port.ok_or(RelayError::Slot(pair.slot))?;
+        for (from, to) in [(pair.a, pair.b), (pair.b, pair.a)] {
+            if to.port() == 0 || to.ip().is_unspecified() || to.ip().is_multicast() || from == to {
+                return Err(RelayError::Endpoint(to));
+            }
+            if routes.insert((port, from), to).is_some() {
+                return Err(RelayError::Ambiguous { endpoint: from, slot: pair.slot });
+            }
+        }
+    }
+    Ok(routes)
+}
+
+#[derive(Debug)]
+struct Udp {
+    socket: UdpSocket,
+    state: UdpSocketState,
+}
+
+impl Udp {
+    fn bind(address: SocketAddr) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        // Smaller ones only cost datagrams under a burst.
+        let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
+        let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        let socket = std::net::UdpSocket::from(socket);
+        let state = UdpSocketState::new((&socket).into())?;
+        Ok(Self { socket: UdpSocket::from_std(socket)?, state })
+    }
+
+    /// Sends a train; what does not fit now is dropped, as on any wire.
+    fn send(&self, to: SocketAddr, train: &[u8], stride: usize) -> io::Result<()> {
+        let most = stride.max(1) * self.state.max_gso_segments().max(1);
+        for contents in train.chunks(most) {
+            let transmit = Transmit {
+                destination: to,
+                ecn: None,
+                contents,
+                segment_size: (contents.len() > stride).then_some(stride),
+                src_ip: None,
+            };
+            self.socket.try_io(Interest::WRITABLE, || {
+                self.state.try_send((&self.socket).into(), &transmit)
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// One socket that is read, and those that are written to: a pair may be of two families.
+struct Ends {
+    port: u16,
+    from: Arc<Udp>,
+    v4: Arc<Udp>,
+    v6: Option<Arc<Udp>>,
+}
+
+impl Ends {
+    async fn forward(self, shared: Arc<Shared>) {
+        let mut room = vec![0u8; TRAIN_BYTES * TRAINS];
+        loop {
+            let mut metas = [RecvMeta::default(); TRAINS];
+            let mut buffers = room.chunks_mut(TRAIN_BYTES).map(IoSliceMut::new);
+            let mut buffers: [_; TRAINS] =
+                std::array::from_fn(|_| buffers.next().expect("there are as many"));
+            let udp = &self.from;
+            let receive = || udp.state.recv((&udp.socket).into(), &mut buffers, &mut metas);
+            match udp.socket.async_io(Interest::READABLE, receive).await {
+                Ok(trains) => {
+                    let routes = shared.routes.load();
+                    for (meta, buffer) in metas.iter().zip(&buffers).take(trains) {
+                        self.pass_on(&shared, &routes, meta, &buffer[..meta.len]);
+                    }
+                }
+                // Errors of earlier sends (ICMP) are reported here; they mean nothing to a receiver.
+                Err(error) => tracing::debug!(%error, "receiving failed"),
+            }
+        }
+    }
+
+    fn pass_on(&self, shared: &Shared, routes: &Routes, meta: &RecvMeta, train: &[u8]) {
+        let datagrams = train.len().div_ceil(meta.stride.max(1)) as u64;
+        let passed = routes.get(&(self.port, meta.addr)).is_some_and(|to| {
+            let socket = if to.is_ipv4() { Some(&self.v4) } else { self.v6.as_ref() };
+            socket.is_some_and(|socket| socket.send(*to, train, meta.stride).is_ok())
+        });
+        let counter = if passed { &shared.forwarded } else { &shared.dropped };
+        counter.fetch_add(datagrams, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    async fn socket() -> (UdpSocket, SocketAddr) {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let address = socket.local_addr().unwrap();
+        (socket, address)
+    }
+
+    async fn heard(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
+        let mut buffer = [0; 2000];
+        let wait = tokio::time::timeout(Duration::from_secs(10), socket.recv_from(&mut buffer));
+        let (len, from) = wait.await.unwrap().unwrap();
+        (buffer[..len].to_vec(), from)
+    }
+
+    #[tokio::test]
+    async fn datagrams_of_a_pair_cross_both_ways_and_those_of_strangers_do_not() {
+        let ((a, at_a), (b, at_b), (stranger, _)) =
+            (socket().await, socket().await, socket().await);
+        // A port that was free a moment ago.
+        let first_port = socket().await.1.port();
+        let relay = Relay::default();
+        let pair = RelayedPair { slot: 0, a: at_a, b: at_b };
+        relay.configure(&RelayConfig { first_port, pairs: vec![pair] }).unwrap();
+        let at_relay = SocketAddr::from((Ipv4Addr::LOCALHOST, first_port));
+        for n in 0..50u8 {
+            stranger.send_to(b"let me in", at_relay).await.unwrap();
+            a.send_to(&[n; 1400], at_relay).await.unwrap();
+            assert_eq!(heard(&b).await, (vec![n; 1400], at_relay));
+            b.send_to(&[n; 7], at_relay).await.unwrap();
+            assert_eq!(heard(&a).await, (vec![n; 7], at_relay));
+        }
+        let status = relay.status().await;
+        assert_eq!((status.pairs, status.forwarded, status.dropped), (1, 100, 50));
+
+        relay.configure(&RelayConfig { first_port, pairs: vec![] }).unwrap();
+        tokio::task::yield_now().await;
+        let again = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, first_port));
+        assert!(again.is_ok(), "the port is free again: {again:?}");
+    }
+
+    #[test]
+    fn contradictions_are_refused_by_name() {
+        let end = |n: u8| SocketAddr::from(([192, 0, 2, n], 51900));
+        let pair = |slot, a, b| RelayedPair { slot, a: end(a), b: end(b) };
+        let check = |pairs: &[RelayedPair]| {
+            routes(&RelayConfig { first_port: 51901, pairs: pairs.to_vec() })
+        };
+        assert_eq!(check(&[pair(0, 1, 2), pair(1, 1, 3), pair(0, 3, 4)]).unwrap().len(), 6);
+        let twice = check(&[pair(0, 1, 2), pair(0, 3, 1)]);
+        assert!(matches!(twice, Err(RelayError::Ambiguous { .. })), "{twice:?}");
+        assert!(matches!(check(&[pair(SLOTS, 1, 2)]), Err(RelayError::Slot(SLOTS))));
+        assert!(matches!(check(&[pair(0, 1, 1)]), Err(RelayError::Endpoint(_))));
+        let mut nowhere = pair(0, 1, 2);
+        nowhere.b.set_port(0);
+        assert!(matches!(check(&[nowhere]), Err(RelayError::Endpoint(_))));
+    }
+}
