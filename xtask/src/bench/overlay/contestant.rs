@@ -82,7 +82,7 @@ impl Contestant {
                 configure(world, side).map(|()| None)
             }
             Self::Other(name, arguments) => {
-                let socket = PathBuf::from(format!("/var/run/wireguard/{}.sock", side.device()));
+                let socket = control_socket(side);
                 let _ = fs::remove_file(&socket);
                 let mut words = vec![name];
                 words.extend(arguments);
@@ -121,7 +121,15 @@ impl Drop for Tunnel {
             let _ = program.kill();
             let _ = program.wait();
         }
+        for side in Side::BOTH {
+            let _ = fs::remove_file(control_socket(side));
+        }
     }
+}
+
+/// Where wg(8) looks for a program that is no kernel; the same folder in all namespaces.
+fn control_socket(side: Side) -> PathBuf {
+    PathBuf::from(format!("/var/run/wireguard/{}.sock", side.device()))
 }
 
 fn cpu_seconds(pid: u32) -> Option<f64> {
