@@ -6,7 +6,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -115,6 +115,9 @@ fn unescape(text: &str) -> String {
 }
 
 fn remove_folder(folder: &Path) -> Result<()> {
+    // A part of the machine's own files may be mounted for a pod: those must not be deleted with it.
+    let mounted = mounts(&[folder.to_owned()])?;
+    ensure!(mounted.is_empty(), "{mounted:?} are still mounted");
     absent_is_fine(fs::remove_dir_all(folder))
         .with_context(|| format!("remove {}", folder.display()))?;
     // The folder of all clusters goes with the last one.

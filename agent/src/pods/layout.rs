@@ -42,6 +42,11 @@ impl Layout {
         root.join(uid).join("volumes").join(volume)
     }
 
+    /// Where a part of a volume is mounted for one of a container's mounts.
+    pub(crate) fn part(&self, uid: &str, container: &str, mount: usize) -> PathBuf {
+        self.state.join(uid).join("parts").join(container).join(mount.to_string())
+    }
+
     pub(crate) fn hosts(&self, uid: &str) -> PathBuf {
         self.state.join(uid).join("etc-hosts")
     }

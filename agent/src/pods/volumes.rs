@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::unix::fs::{PermissionsExt as _, chown};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{
     Container, EmptyDirVolumeSource, HostPathVolumeSource, PodSpec, Volume, VolumeMount,
@@ -18,9 +18,12 @@ use super::quantity;
 
 mod content;
 mod mounts;
+mod part;
 mod payload;
 
 pub(crate) use mounts::clean;
+
+use part::Part;
 
 /// A volume cannot be made. Shown to people as the event `FailedMount`.
 #[derive(Debug, thiserror::Error)]
@@ -148,7 +151,7 @@ fn host_path(name: &str, host: &HostPathVolumeSource) -> Result<(), VolumeError>
     Err(VolumeError::HostPath { volume, path, kind })
 }
 
-/// The mounts of a container's volumes. Makes missing directories of sub-paths. Blocks.
+/// The mounts of a container's volumes. Makes missing directories of sub-paths, and mounts those parts. Blocks.
 pub(crate) fn container_mounts(
     spec: &PodSpec,
     container: &Container,
@@ -158,13 +161,22 @@ pub(crate) fn container_mounts(
 ) -> Result<Vec<v1::Mount>, MountError> {
     let volumes: Vec<&Volume> = spec.volumes.iter().flatten().collect();
     let mut all = Vec::new();
-    for mount in container.volume_mounts.iter().flatten() {
+    for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
         let volume = volumes.iter().find(|v| v.name == mount.name);
         let volume = volume.ok_or_else(|| MountError::NoVolume(mount.name.clone()))?;
         let (base, read_only) = source(volume, uid, layout);
+        let host_path = match sub_path(mount, environment) {
+            None => base,
+            Some(sub) => {
+                let place = layout.part(uid, &container.name, index);
+                let mounted = Part::open(&base, &sub)?.mount(&place);
+                mounted.map_err(|cause| MountError::Io { path: sub, cause })?;
+                place
+            }
+        };
         all.push(v1::Mount {
             container_path: absolute(&mount.mount_path),
-            host_path: with_sub_path(&base, mount, environment)?.display().to_string(),
+            host_path: host_path.display().to_string(),
             readonly: read_only || mount.read_only == Some(true),
             propagation: match mount.mount_propagation.as_deref() {
                 Some("HostToContainer") => v1::MountPropagation::HostToContainer,
@@ -192,42 +204,11 @@ fn source(volume: &Volume, uid: &str, layout: &Layout) -> (PathBuf, bool) {
     }
 }
 
-/// The part of a volume that is mounted. The pod's containers may have put symbolic links into it, so the result
-/// is resolved and must still be inside.
-fn with_sub_path(
-    base: &Path,
-    mount: &VolumeMount,
-    environment: &Environment,
-) -> Result<PathBuf, MountError> {
+/// The part of the volume that is mounted; nothing for the whole.
+fn sub_path(mount: &VolumeMount, environment: &Environment) -> Option<String> {
     let expanded =
         mount.sub_path_expr.as_deref().map(|text| expand(text, |name| environment.value(name)));
-    let sub = expanded.as_deref().or(mount.sub_path.as_deref()).unwrap_or_default();
-    if sub.is_empty() {
-        return Ok(base.to_owned());
-    }
-    let refused = || MountError::SubPath(sub.to_owned());
-    let plain = |c: Component<'_>| matches!(c, Component::Normal(_) | Component::CurDir);
-    if !Path::new(sub).components().all(plain) {
-        return Err(refused());
-    }
-    let failed = |cause| MountError::Io { path: sub.to_owned(), cause };
-    let base = base.canonicalize().map_err(failed)?;
-    let mut path = base.clone();
-    for part in Path::new(sub).components() {
-        path.push(part);
-        // One step at a time: what is made must not be made through a link that leaves the volume.
-        match path.canonicalize() {
-            Ok(real) => path = real,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                std::fs::create_dir(&path).map_err(failed)?;
-            }
-            Err(error) => return Err(failed(error)),
-        }
-        if !path.starts_with(&base) {
-            return Err(refused());
-        }
-    }
-    Ok(path)
+    expanded.or_else(|| mount.sub_path.clone()).filter(|sub| !sub.is_empty())
 }
 
 #[cfg(test)]

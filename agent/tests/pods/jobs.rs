@@ -30,7 +30,7 @@ fn ended_pods_keep_their_outcome() {
         retry["restartPolicy"] = "OnFailure".into();
         retry["volumes"] = serde_json::json!([{"name": "v", "emptyDir": {}}]);
         retry["containers"][0]["volumeMounts"] =
-            serde_json::json!([{"name": "v", "mountPath": "/v"}]);
+            serde_json::json!([{"name": "v", "mountPath": "/v", "subPath": "deep/er"}]);
         api.apply("retry", retry);
         let mut locked = shell(
             "id -u; id -g; grep CapEff /proc/self/status; grep -E 'NoNewPrivs|Seccomp:' /proc/self/status; touch /x 2>/dev/null || echo read-only; cat /v/token; hostname",
