@@ -4,6 +4,7 @@
 
 mod hostile;
 mod net;
+mod relay;
 
 use std::collections::HashSet;
 use std::net::SocketAddr;

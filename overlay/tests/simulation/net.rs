@@ -71,6 +71,10 @@ pub(crate) struct Net {
     begun: Instant,
     /// All that went over the wire, as an eavesdropper has it.
     pub(crate) tapped: Vec<Datagram>,
+    /// From and to: what is sent so is lost.
+    pub(crate) blocked: Vec<(SocketAddr, SocketAddr)>,
+    /// A relay's port, and the two that it forwards between.
+    pub(crate) relay: Option<(SocketAddr, [SocketAddr; 2])>,
     under_way: Vec<(Instant, Datagram)>,
     random: u64,
 }
@@ -95,6 +99,8 @@ impl Net {
             time_of_day,
             begun: now,
             tapped: Vec::new(),
+            blocked: Vec::new(),
+            relay: None,
             under_way: Vec::new(),
             random: 42,
         }
@@ -183,6 +189,12 @@ impl Net {
 
     /// Brings a datagram to whoever has its destination address now.
     pub(crate) fn inject(&mut self, datagram: &Datagram) {
+        if let Some((port, [a, b])) = self.relay
+            && datagram.to == port
+        {
+            let to = if datagram.from == a { b } else { a };
+            return self.carry(Datagram { from: port, to, bytes: datagram.bytes.clone() });
+        }
         let Some(node) = self.nodes.iter().position(|node| node.address == datagram.to) else {
             return;
         };
@@ -232,6 +244,9 @@ impl Net {
     }
 
     fn carry(&mut self, datagram: Datagram) {
+        if self.blocked.contains(&(datagram.from, datagram.to)) {
+            return;
+        }
         if self.chance(self.mishaps.lost) {
             return;
         }

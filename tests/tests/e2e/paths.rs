@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use mesh_tests::Node;
 use mesh_tests::command::{run, wait_until};
+use mesh_tests::pod::Pod;
 use serde_json::Value;
 
 use crate::faults::wait_agent;
@@ -156,7 +157,19 @@ fn restarts(world: &World) -> Result<Vec<(String, String)>> {
 fn node_cut_off(world: &World) -> Result<()> {
     all_is_well(world)?;
     let (client, away) = world.two_pods()?;
-    let (before, start) = (restarts(world)?, Instant::now());
+    let ((vip, _), before) = (world.vips()?, restarts(world)?);
+    // Nobody but the nodes themselves may be needed for this.
+    world.cluster.control().kill()?;
+    let gone = cut_off(world, &client, &away, &vip);
+    world.cluster.restart_control(&world.artifacts)?;
+    gone?;
+    all_is_well(world)?;
+    ensure!(before == restarts(world)?, "pods were restarted or replaced");
+    Ok(())
+}
+
+fn cut_off(world: &World, client: &Pod, away: &Pod, vip: &str) -> Result<()> {
+    let start = Instant::now();
     let cut = Unplugged::new(&away.node)?;
     for at in others(world, &away.node) {
         wait_until("its backends are out of the tables", SOON, || {
@@ -165,7 +178,6 @@ fn node_cut_off(world: &World) -> Result<()> {
         })?;
         println!("  out of the tables of {} after {} ms", at.name(), start.elapsed().as_millis());
     }
-    let (vip, _) = world.vips()?;
     for _ in 0..30 {
         client.get(&format!("http://{vip}/"))?;
     }
@@ -181,8 +193,6 @@ fn node_cut_off(world: &World) -> Result<()> {
         })?;
     }
     println!("  back everywhere after {} ms", start.elapsed().as_millis());
-    all_is_well(world)?;
-    ensure!(before == restarts(world)?, "pods were restarted or replaced");
     Ok(())
 }
 
