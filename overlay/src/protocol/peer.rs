@@ -43,9 +43,7 @@ const RETRIES: [Duration; 6] = [
 /// Offers that may still be answered: where a round trip takes longer than the pauses, it is an older one.
 const OFFERS: usize = 3;
 
-/// How often the endpoints of a peer behind a relay are tried. Longer than it takes the tunnel to repeat a handshake
-/// (WG section 6.1, Rekey-Timeout), through the relay then: so each attempt ends, and sessions are not used up by answers
-/// that never arrived.
+/// How often the endpoints of a peer behind a relay are tried: a handshake each, which costs the session in use nothing.
 const DIRECT_TRIALS: Duration = Duration::from_secs(7);
 
 /// Unanswered initiations after which another endpoint is tried while the session still lives.
