@@ -8,26 +8,26 @@ fn web() -> serde_json::Value {
     serde_json::json!({
         "terminationGracePeriodSeconds": 20,
         "initContainers": [
-            {"name": "prepare", "image": BUSYBOX, "command": ["sh", "-c", "echo prepared > /work/note"],
-             "volumeMounts": [{"name": "work", "mountPath": "/work"}]},
+            {"name": "prepare", "image": BUSYBOX, "command": ["sh", "-c", "echo prepared > /shared/note"],
+             "volumeMounts": [{"name": "shared", "mountPath": "/shared"}]},
             {"name": "side", "image": BUSYBOX, "restartPolicy": "Always",
              "command": ["sh", "-c", "trap 'exit 0' TERM; echo side; while true; do sleep 0.1; done"]}
         ],
         "containers": [{
             "name": "web", "image": BUSYBOX,
             "command": ["sh", "-c"],
-            "args": ["trap 'echo bye; exit 0' TERM; echo $(GREETING) $WEB_SERVICE_HOST; cat /work/note; grep $POD_IP /etc/hosts; cat /etc/resolv.conf; httpd -p 8080 -h /www; while true; do sleep 0.1; done"],
+            "args": ["trap 'echo bye; exit 0' TERM; echo $(GREETING) $WEB_SERVICE_HOST; cat /shared/note; grep $POD_IP /etc/hosts; cat /etc/resolv.conf; httpd -p 8080 -h /www; while true; do sleep 0.1; done"],
             "env": [
                 {"name": "COLOR", "valueFrom": {"configMapKeyRef": {"name": "settings", "key": "color"}}},
                 {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
                 {"name": "GREETING", "value": "hello $(COLOR)"}
             ],
             "ports": [{"name": "http", "containerPort": 8080}],
-            "volumeMounts": [{"name": "work", "mountPath": "/work"}, {"name": "www", "mountPath": "/www"}],
+            "volumeMounts": [{"name": "shared", "mountPath": "/shared"}, {"name": "www", "mountPath": "/www"}],
             "readinessProbe": {"httpGet": {"path": "/healthz", "port": "http"}, "periodSeconds": 1, "failureThreshold": 1},
             "livenessProbe": {"tcpSocket": {"port": 8080}, "periodSeconds": 1, "initialDelaySeconds": 1}
         }],
-        "volumes": [{"name": "work", "emptyDir": {"medium": "Memory"}}, {"name": "www", "configMap": {"name": "site"}}]
+        "volumes": [{"name": "shared", "emptyDir": {"medium": "Memory"}}, {"name": "www", "configMap": {"name": "site"}}]
     })
 }
 
