@@ -235,7 +235,7 @@ mod tests {
         let shown =
             ["node-1", "node-2", "relayed via node-3", "2m", "1.2ms", "0.5%", "192.0.2.3:51901"];
         assert_eq!(rows, [shown]);
-        assert_eq!(peer_rows(&node, true)[0].len(), 11);
+        assert_eq!(peer_rows(&node, true)[0].len(), 12);
     }
 
     #[test]

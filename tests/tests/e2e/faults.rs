@@ -207,6 +207,16 @@ fn agent_and_workers_upgraded(world: &World) -> Result<()> {
         socket.echo().context("a WebSocket through the replaced ingress worker")?;
     }
     traffic.finish()?.none_failed_but(&[])?;
+    // The other nodes too: a test that restarts an agent later is not to find that it replaces its workers.
+    for other in world.cluster.nodes().iter().filter(|other| other.name() != node.name()) {
+        let before = other.workers();
+        other.agent().kill()?;
+        world.cluster.restart_agent(other, &world.artifacts)?;
+        for (worker, old) in before {
+            wait_replaced(other, &worker, Some(old))?;
+        }
+        wait_agent(other)?;
+    }
     replace_pods(world)
 }
 
