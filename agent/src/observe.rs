@@ -209,12 +209,12 @@ where
     store
 }
 
-/// Pauses between attempts: doubled up to three seconds, so that a control service that comes back is soon noticed,
-/// and spread a little, so that its nodes do not all come at once.
+/// Pauses between attempts: doubled up to 0.7 seconds, so that all kinds are watched again before a pod that a control
+/// service lets end when it comes back has gone; spread a little, so that its nodes do not all come at once.
 struct Backoff(Duration);
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(3);
+const LONGEST_PAUSE: Duration = Duration::from_millis(700);
 
 impl Default for Backoff {
     fn default() -> Self {
@@ -256,12 +256,12 @@ mod tests {
     }
 
     #[test]
-    fn pauses_grow_to_three_seconds_and_start_anew() {
+    fn pauses_grow_up_to_a_bound_and_start_anew() {
         use kube::runtime::utils::Backoff as _;
         let mut backoff = Backoff::default();
         let pauses: Vec<Duration> = backoff.by_ref().take(20).collect();
         assert!(pauses[0] < Duration::from_millis(130));
-        assert!(pauses.iter().all(|pause| *pause < Duration::from_secs(4)));
+        assert!(pauses.iter().all(|pause| *pause < LONGEST_PAUSE * 5 / 4));
         assert!(pauses[19] >= LONGEST_PAUSE);
         backoff.reset();
         assert!(backoff.next().unwrap() < Duration::from_millis(130));
