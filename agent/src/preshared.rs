@@ -53,14 +53,13 @@ impl Keyring {
 
     /// Takes note of the keys that are in use; returns whether that is news.
     fn note(&mut self, peers: &[PeerStatus]) -> bool {
-        let before = self.agreed.len();
         let mut changed = false;
         for peer in peers.iter().filter(|peer| peer.preshared_agreed) {
             if let Some(newest) = self.newest.get(&peer.public_key) {
                 changed |= self.agreed.insert(peer.public_key, *newest) != Some(*newest);
             }
         }
-        changed || before != self.agreed.len()
+        changed
     }
 
     /// Whether the peer may be spoken to.
