@@ -2,6 +2,7 @@
 //!
 //! A thread owns its buffers. It waits for others of its lane only, to read and to hand over in turn ([`lane`]).
 
+mod capacity;
 mod failure;
 mod inward;
 mod lane;
@@ -110,7 +111,8 @@ impl Engine {
         let queues = tun::open(device, lanes())?;
         let counters = Arc::new(Counters::default());
         let shared = Arc::new(Shared {
-            core: Core::new(Instant::now(), key, stamps, Arc::clone(&counters)),
+            core: Core::new(Instant::now(), key, stamps, Arc::clone(&counters))
+                .affording(capacity::handshakes(key)),
             counters,
             queues,
             sockets: ArcSwapOption::empty(),

@@ -49,6 +49,13 @@ impl Core {
         Self { gate, table, configuring: Mutex::new(()), counters }
     }
 
+    /// The same with so many handshakes per second before callers have to prove their addresses.
+    #[must_use]
+    pub fn affording(mut self, handshakes: u32) -> Self {
+        self.gate.afford(handshakes);
+        self
+    }
+
     /// This node's public key.
     pub fn public_key(&self) -> WgKey {
         self.gate.public()

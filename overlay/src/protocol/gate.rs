@@ -63,6 +63,11 @@ impl Gate {
         }
     }
 
+    /// So many handshakes per second are no load.
+    pub fn afford(&mut self, handshakes: u32) {
+        self.load.get_mut().unwrap_or_else(PoisonError::into_inner).afford(handshakes);
+    }
+
     /// The node's key.
     pub fn key(&self) -> &NodeKey {
         &self.key

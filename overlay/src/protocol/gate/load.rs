@@ -4,8 +4,8 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-/// Handshakes per second beyond which callers have to prove their address. Each costs about 0.1 ms, and all peers of a
-/// large cluster may call at once when the node has restarted.
+/// Handshakes per second beyond which callers have to prove their address, unless told: each costs about 0.1 ms, and all
+/// peers of a large cluster may call at once when the node has restarted.
 const HANDSHAKES: u32 = 1000;
 
 /// Handshakes per second that one proven address gets while there are too many.
@@ -20,6 +20,7 @@ const SECOND: Duration = Duration::from_secs(1);
 pub(super) struct Load {
     begun: Instant,
     count: u32,
+    limit: u32,
     /// Since when it is over the limit.
     over: Option<Instant>,
     by_address: Box<[u8; COUNTERS]>,
@@ -30,7 +31,19 @@ pub(super) struct Load {
 impl Load {
     pub(super) fn new(now: Instant) -> Self {
         let by_address = Box::new([0; COUNTERS]);
-        Self { begun: now, count: 0, over: None, by_address, hasher: RandomState::new() }
+        Self {
+            begun: now,
+            count: 0,
+            limit: HANDSHAKES,
+            over: None,
+            by_address,
+            hasher: RandomState::new(),
+        }
+    }
+
+    /// Another number of handshakes per second.
+    pub(super) fn afford(&mut self, handshakes: u32) {
+        self.limit = handshakes;
     }
 
     /// Counts one; returns whether there are too many, now or within the last second.
@@ -41,7 +54,7 @@ impl Load {
             self.by_address.fill(0);
         }
         self.count = self.count.saturating_add(1);
-        if self.count > HANDSHAKES {
+        if self.count > self.limit {
             self.over = Some(now);
         }
         self.over.is_some_and(|over| now.saturating_duration_since(over) < SECOND)
