@@ -1,7 +1,8 @@
 //! The agent's side of the CNI: an address from the node's block, an interface, and both again away.
 //!
-//! ADD is reserve (journal) -> attach (kernel) -> commit (journal) -> answer; DEL is detach -> release. An agent that is
-//! killed anywhere in between takes back, when it starts again, what was reserved and not committed.
+//! ADD is reserve (journal) -> attach (kernel) -> commit (journal) -> answer; DEL is retire (journal) -> detach (kernel),
+//! answered when the interface is out of sight -> release (journal). An agent that is killed anywhere in between removes,
+//! when it starts again, what is reserved and not committed.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use mesh_kernel::IfName;
 use mesh_kernel::pods::{AttachError, Attached, PodNetwork, PodPort};
 use tokio::sync::{OwnedMutexGuard, Semaphore, watch};
 
+mod departure;
 mod failure;
 pub mod journal;
 pub mod ledger;
@@ -25,8 +27,10 @@ mod serve;
 pub(crate) use serve::bind;
 pub use serve::{ListenError, serve};
 
+use departure::Departures;
 use failure::Trouble;
-use ledger::{Change, LedgerHandle, now};
+use ledger::{Change, LedgerError, LedgerHandle, Outcome, now};
+use pool::ReserveError;
 
 /// Interfaces that are made or removed at the same time: the kernel does it one by one anyway, and each takes a thread.
 const AT_ONCE: usize = 8;
@@ -63,6 +67,7 @@ struct Inner {
     turns: Semaphore,
     owners: Mutex<HashMap<Owner, Arc<tokio::sync::Mutex<()>>>>,
     absent: Mutex<BTreeSet<Owner>>,
+    departures: Departures,
 }
 
 impl Cni {
@@ -81,6 +86,7 @@ impl Cni {
             turns: Semaphore::new(AT_ONCE),
             owners: Mutex::default(),
             absent: Mutex::default(),
+            departures: Departures::default(),
         }))
     }
 
@@ -125,8 +131,7 @@ impl Cni {
         }
         let _turn = self.turn(&owner).await;
         self.drain_queue_of(&owner).await?;
-        let reserve = Change::Reserve(owner.clone(), Arc::clone(&readiness.blocks));
-        let lease = self.0.ledger.change(reserve).await.map_err(Trouble::Ledger)?;
+        let lease = self.reserve(&owner, &readiness.blocks).await.map_err(Trouble::Ledger)?;
         let addresses = lease.map(|lease| lease.addresses).unwrap_or_default();
         let text = owner::describe(&owner, &addresses, pod.as_ref());
         let port = owner::port(&owner, &addresses, netns, readiness.mtu, text)?;
@@ -139,6 +144,18 @@ impl Cni {
                 self.take_back(&owner, &port, &trouble).await;
                 Err(trouble.into())
             }
+        }
+    }
+
+    /// Sets addresses aside. When there are none, those of interfaces that are just going are worth waiting for.
+    async fn reserve(&self, owner: &Owner, blocks: &Arc<[IpNet]>) -> Outcome {
+        let reserve = || self.0.ledger.change(Change::Reserve(owner.clone(), Arc::clone(blocks)));
+        match reserve().await {
+            Err(LedgerError::Reserve(ReserveError::Exhausted { .. })) => {
+                self.0.departures.wait().await;
+                reserve().await
+            }
+            other => other,
         }
     }
 
@@ -175,8 +192,8 @@ impl Cni {
 
     async fn del(&self, owner: &Owner) -> Result<(), Failure> {
         valid(owner)?;
-        let _turn = self.turn(owner).await;
-        self.release(owner).await?;
+        let turn = self.turn(owner).await;
+        self.depart(owner, turn).await?;
         mesh_cni::queue::list(&self.0.state_dir)
             .into_iter()
             .flatten()

@@ -259,6 +259,10 @@ pub trait PodNetwork: Send + Sync {
     /// See [`DetachError`].
     fn detach(&self, host_interface: &IfName, addresses: &[IpAddr]) -> Result<(), DetachError>;
 
+    /// Whether a device with that name is listed. While one is being removed, that ends long before its removal does:
+    /// the kernel then waits until no processor can know it any more.
+    fn exists(&self, host_interface: &IfName) -> bool;
+
     /// What the interface lacks; empty when all is well.
     ///
     /// # Errors

@@ -43,6 +43,8 @@ pub enum Change {
     Reserve(Owner, Arc<[IpNet]>),
     /// The interface exists.
     Commit(Owner),
+    /// The interface is about to go: whoever finds this in the journal removes it, as after an ADD that did not finish.
+    Retire(Owner),
     /// The interface is gone.
     Release(Owner),
     /// An interface exists that the journal does not know.
@@ -102,6 +104,11 @@ impl Ledger {
                 }
                 records.push(Record::Commit { owner: owner.clone() });
                 Ok(self.pool.lease(owner).cloned())
+            }
+            Change::Retire(owner) => {
+                let lease = self.pool.retire(owner);
+                records.extend(lease.as_ref().map(|lease| self.journal.reserve(owner, lease)));
+                Ok(lease)
             }
             Change::Release(owner) => {
                 let lease = self.pool.release(owner, now_secs);

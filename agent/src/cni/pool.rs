@@ -97,6 +97,13 @@ impl Pool {
         }
     }
 
+    /// Marks a lease as no longer in use; nothing when there was none. Its addresses stay reserved.
+    pub fn retire(&mut self, owner: &Owner) -> Option<Lease> {
+        let lease = self.leases.get_mut(owner)?;
+        lease.committed = false;
+        Some(lease.clone())
+    }
+
     /// Ends a lease; nothing when there was none.
     pub fn release(&mut self, owner: &Owner, now_secs: u64) -> Option<Lease> {
         let lease = self.leases.remove(owner)?;

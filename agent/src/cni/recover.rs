@@ -27,7 +27,7 @@ impl Cni {
         let ask = self.0.ledger.ask(|pool| pool.leases().clone()).await;
         let leases = ask.map_err(RecoverError::Ledger)?;
         for (owner, _) in leases.iter().filter(|(_, lease)| !lease.committed) {
-            tracing::info!(owner = %owner, "taking back an unfinished ADD");
+            tracing::info!(owner = %owner, "removing what an unfinished ADD or DEL left");
             self.release_quietly(owner).await;
         }
         // Only now: what has just been removed must not be learned again.
@@ -91,9 +91,11 @@ impl Cni {
         Ok(())
     }
 
-    /// Releases addresses whose interface was absent twice in a row: the pod's namespace is gone, and nobody said so.
+    /// Tries again what a DEL could not remove, and releases addresses whose interface was absent twice in a row: the
+    /// pod's namespace is gone, and nobody said so.
     pub async fn sweep(&self) -> Result<(), RecoverError> {
         self.drain_queue().await;
+        self.depart_again().await;
         let ask = self.0.ledger.ask(|pool| pool.leases().clone()).await;
         let leases = ask.map_err(RecoverError::Ledger)?;
         let ports = self.blocking(|network| network.list()).await.map_err(RecoverError::List)?;
@@ -118,7 +120,7 @@ impl Cni {
         Ok(())
     }
 
-    async fn release_quietly(&self, owner: &Owner) -> bool {
+    pub(super) async fn release_quietly(&self, owner: &Owner) -> bool {
         match self.release(owner).await {
             Ok(()) => true,
             Err(trouble) => {

@@ -64,7 +64,9 @@ fn code(reply: &Reply) -> u32 {
     }
 }
 
+/// Once nothing is going any more.
 async fn leases(cni: &Cni) -> usize {
+    cni.0.departures.wait().await;
     cni.0.ledger.ask(|pool| pool.leases().len()).await.unwrap()
 }
 
@@ -179,6 +181,42 @@ async fn interfaces_rebuild_a_lost_journal() {
     addresses.sort();
     addresses.dedup();
     assert_eq!(addresses.len(), 5, "no address twice");
+}
+
+#[tokio::test]
+async fn what_could_not_go_is_tried_again_and_a_new_one_is_left_alone() {
+    let node = Node::new("10.0.0.0/24");
+    let cni = node.agent();
+    for id in ["a", "b"] {
+        assert_eq!(code(&cni.handle(add(id)).await), 0);
+    }
+    node.network.linger(true);
+    for id in ["a", "b"] {
+        assert_ne!(code(&cni.handle(del(id)).await), 0, "the interface is still there");
+        assert_eq!(code(&cni.handle(check(id, vec![])).await), 102, "and is not in use");
+    }
+    cni.sweep().await.unwrap();
+    assert_eq!(leases(&cni).await, 2, "its address stays with it");
+    assert_eq!(code(&cni.handle(add("b")).await), 0);
+    node.network.linger(false);
+    cni.sweep().await.unwrap();
+    assert_eq!(leases(&cni).await, 1);
+    assert_eq!(code(&cni.handle(check("b", vec![])).await), 0);
+}
+
+#[tokio::test]
+async fn a_retired_lease_is_released_by_the_next_agent() {
+    let node = Node::new("10.0.0.0/24");
+    let cni = node.agent();
+    assert_eq!(code(&cni.handle(add("a")).await), 0);
+    // Killed after the answer.
+    cni.0.ledger.change(Change::Retire(owner("a"))).await.unwrap().unwrap();
+    drop(cni);
+    let cni = node.agent();
+    assert_eq!(leases(&cni).await, 1);
+    cni.recover().await.unwrap();
+    assert_eq!(leases(&cni).await, 0);
+    assert!(node.network.ports().is_empty());
 }
 
 #[tokio::test]

@@ -20,6 +20,7 @@ struct State {
     ports: BTreeMap<IfName, (u32, PodPort)>,
     last_ifindex: u32,
     refuse: bool,
+    linger: bool,
 }
 
 impl FakePodNetwork {
@@ -31,6 +32,11 @@ impl FakePodNetwork {
     /// Lets every later attachment fail, or work again.
     pub fn refuse(&self, refuse: bool) {
         self.lock().refuse = refuse;
+    }
+
+    /// Lets every later detachment fail, or work again.
+    pub fn linger(&self, linger: bool) {
+        self.lock().linger = linger;
     }
 
     /// What is attached, by host-side name.
@@ -62,8 +68,16 @@ impl PodNetwork for FakePodNetwork {
     }
 
     fn detach(&self, host_interface: &IfName, _: &[IpAddr]) -> Result<(), DetachError> {
-        self.lock().ports.remove(host_interface);
+        let mut state = self.lock();
+        if state.linger {
+            return Err(DetachError::Foreign(host_interface.clone()));
+        }
+        state.ports.remove(host_interface);
         Ok(())
+    }
+
+    fn exists(&self, host_interface: &IfName) -> bool {
+        self.lock().ports.contains_key(host_interface)
     }
 
     fn check(&self, port: &PodPort) -> Result<Vec<Missing>, ListError> {

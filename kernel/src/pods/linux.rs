@@ -200,6 +200,12 @@ impl PodNetwork for LinuxPodNetwork {
         forgotten.and(self.forget_port(host_interface, host.ifindex))
     }
 
+    fn exists(&self, host_interface: &IfName) -> bool {
+        // Unlike a question by netlink this one does not wait for whoever changes devices.
+        let look = || nix::net::if_::if_nametoindex(host_interface.as_str()).is_ok();
+        self.node.run(look).unwrap_or(true)
+    }
+
     fn check(&self, port: &PodPort) -> Result<Vec<Missing>, ListError> {
         check::check(self, port)
     }
