@@ -70,7 +70,7 @@ fn runs_a_container(cluster: &Cluster) -> Result<()> {
     output(run.args(["mesh.local/hello:1", "bare", "/bin/mesh-hello", "serve"]))?;
     let (v4, v6) = node.addresses();
     for url in [format!("http://{v4}:8080/"), format!("http://[{v6}]:8080/")] {
-        let answer = wait_until("the container answers", Duration::from_secs(10), || {
+        let answer = wait_until("the container answers", Duration::from_secs(30), || {
             output(Command::new("curl").args(["-fsS", "-m", "2", "-g", &url]))
         })?;
         ensure!(answer.contains("\"version\":\"1\""), "{answer}");
