@@ -350,7 +350,8 @@ impl Watcher {
         let place = |key: &WgKey| self.traffic.own_endpoint(key, snapshot);
         let pairs = self.pairs.iter().filter_map(|pair| {
             let (a, b) = (place(&pair.a)?, place(&pair.b)?);
-            Some(mesh_overlay::relay::RelayedPair { slot: pair.slot, a, b })
+            let (slot, a_key, b_key) = (pair.slot, pair.a, pair.b);
+            Some(mesh_overlay::relay::RelayedPair { slot, a, a_key, b, b_key })
         });
         let first_port = snapshot.cluster.overlay_port.saturating_add(1);
         self.settings.forwarder.set(first_port, pairs.collect());

@@ -1,18 +1,21 @@
 //! The relay: forwards sealed datagrams between nodes that cannot reach each other. A worker process of its own, so that
 //! it goes on when the agent ends.
 //!
-//! It has no keys and looks into nothing. At one of its ports a source address belongs to one pair, which tells where a
-//! datagram goes; what comes from anywhere else is dropped without an answer. Datagrams stay in the trains in which the
-//! kernel joined them.
+//! It has no private keys and looks into nothing that is sealed. At one of its ports a source address belongs to one
+//! pair, which tells where a datagram goes; handshakes of a pair are followed to nodes behind NAT ([`switch`]), and what
+//! else comes from anywhere is dropped without an answer. Datagrams stay in the trains in which the kernel joined them.
 
-use std::collections::{BTreeMap, HashMap};
+mod switch;
+
+use std::collections::{BTreeMap, HashSet};
 use std::io::{self, IoSliceMut};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
-use arc_swap::ArcSwap;
+use mesh_model::snapshot::WgKey;
 use mesh_worker::descriptors::InheritError;
 use mesh_worker::privileges;
 use mesh_worker::server::ServeError;
@@ -24,6 +27,7 @@ use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::task::JoinHandle;
 
+use self::switch::Switch;
 use crate::paths::SLOTS;
 
 /// Room for one train.
@@ -43,15 +47,19 @@ pub struct RelayConfig {
     pub pairs: Vec<RelayedPair>,
 }
 
-/// Two overlay endpoints, and the port at which each of them finds the other.
+/// Two nodes, and the port at which each of them finds the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RelayedPair {
     /// The port, counted from the first.
     pub slot: u8,
-    /// One endpoint.
+    /// Overlay endpoint of one of them.
     pub a: SocketAddr,
-    /// The other.
+    /// Its public key: behind NAT, it is recognised by its handshakes.
+    pub a_key: WgKey,
+    /// Overlay endpoint of the other.
     pub b: SocketAddr,
+    /// Its public key.
+    pub b_key: WgKey,
 }
 
 /// A configuration that cannot be put in force. Nothing has changed.
@@ -137,22 +145,26 @@ pub fn run(options: &RelayOptions) -> Result<(), RelayRunError> {
 }
 
 /// A running relay. To be used inside a runtime.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Relay {
     shared: Arc<Shared>,
     /// The sockets, and what reads them, by port.
     ports: Mutex<BTreeMap<u16, Port>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Shared {
-    routes: ArcSwap<Routes>,
+    /// One thread reads all ports.
+    switch: Mutex<Switch>,
     forwarded: AtomicU64,
     dropped: AtomicU64,
 }
 
-/// Where a datagram goes, by the port that it came to and its source.
-type Routes = HashMap<(u16, SocketAddr), SocketAddr>;
+impl Shared {
+    fn switch(&self) -> MutexGuard<'_, Switch> {
+        self.switch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 #[derive(Debug)]
 struct Port(Vec<JoinHandle<()>>);
@@ -176,7 +188,7 @@ impl Handler for Relay {
 
     async fn status(&self) -> RelayStatus {
         RelayStatus {
-            pairs: self.shared.routes.load().len() / 2,
+            pairs: self.shared.switch().len(),
             forwarded: self.shared.forwarded.load(Relaxed),
             dropped: self.shared.dropped.load(Relaxed),
         }
@@ -186,19 +198,20 @@ impl Handler for Relay {
 impl Relay {
     /// Forwards between these pairs and no others. Ports that stay in use stay open.
     pub fn configure(&self, config: &RelayConfig) -> Result<(), RelayError> {
-        let routes = routes(config)?;
+        let pairs = checked(config)?;
         let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
-        for (port, _) in routes.keys() {
+        for (port, _) in &pairs {
             if !ports.contains_key(port) {
                 let opened = self.open(*port)?;
                 ports.insert(*port, opened);
             }
         }
-        ports.retain(|port, _| routes.keys().any(|(used, _)| used == port));
-        if routes.len() != self.shared.routes.load().len() {
-            tracing::info!(pairs = routes.len() / 2, "relaying");
+        ports.retain(|port, _| pairs.iter().any(|(used, _)| used == port));
+        let mut switch = self.shared.switch();
+        if pairs.len() != switch.len() {
+            tracing::info!(pairs = pairs.len(), "relaying");
         }
-        self.shared.routes.store(Arc::new(routes));
+        switch.configure(pairs.into_iter());
         Ok(())
     }
 
@@ -229,23 +242,26 @@ impl Relay {
     }
 }
 
-/// Checks a configuration and turns it around.
-fn routes(config: &RelayConfig) -> Result<Routes, RelayError> {
-    let mut routes = Routes::new();
-    for pair in &config.pairs {
+/// Checks a configuration; the pairs, with their ports.
+fn checked(config: &RelayConfig) -> Result<Vec<(u16, RelayedPair)>, RelayError> {
+    let mut places = HashSet::new();
+    let port = |pair: &RelayedPair| {
         let port = config.first_port.checked_add(pair.slot.into());
         let port = port.filter(|_| pair.slot < SLOTS && config.first_port > 0);
-        let port = port.ok_or(RelayError::Slot(pair.slot))?;
+        port.ok_or(RelayError::Slot(pair.slot))
+    };
+    for pair in &config.pairs {
+        let port = port(pair)?;
         for (from, to) in [(pair.a, pair.b), (pair.b, pair.a)] {
             if to.port() == 0 || to.ip().is_unspecified() || to.ip().is_multicast() || from == to {
                 return Err(RelayError::Endpoint(to));
             }
-            if routes.insert((port, from), to).is_some() {
+            if !places.insert((port, from)) {
                 return Err(RelayError::Ambiguous { endpoint: from, slot: pair.slot });
             }
         }
     }
-    Ok(routes)
+    config.pairs.iter().map(|pair| Ok((port(pair)?, *pair))).collect()
 }
 
 #[derive(Debug)]
@@ -309,9 +325,8 @@ impl Ends {
             let receive = || udp.state.recv((&udp.socket).into(), &mut buffers, &mut metas);
             match udp.socket.async_io(Interest::READABLE, receive).await {
                 Ok(trains) => {
-                    let routes = shared.routes.load();
                     for (meta, buffer) in metas.iter().zip(&buffers).take(trains) {
-                        self.pass_on(&shared, &routes, meta, &buffer[..meta.len]);
+                        self.pass_on(&shared, meta, &buffer[..meta.len]);
                     }
                 }
                 // Errors of earlier sends (ICMP) are reported here; they mean nothing to a receiver.
@@ -320,14 +335,22 @@ impl Ends {
         }
     }
 
-    fn pass_on(&self, shared: &Shared, routes: &Routes, meta: &RecvMeta, train: &[u8]) {
-        let datagrams = train.len().div_ceil(meta.stride.max(1)) as u64;
-        let passed = routes.get(&(self.port, meta.addr)).is_some_and(|to| {
-            let socket = if to.is_ipv4() { Some(&self.v4) } else { self.v6.as_ref() };
-            socket.is_some_and(|socket| socket.send(*to, train, meta.stride).is_ok())
-        });
-        let counter = if passed { &shared.forwarded } else { &shared.dropped };
-        counter.fetch_add(datagrams, Relaxed);
+    fn pass_on(&self, shared: &Shared, meta: &RecvMeta, train: &[u8]) {
+        let (now, stride) = (Instant::now(), meta.stride.max(1));
+        // What is in a train of a known sender has one destination. Of others each datagram is looked at.
+        let known = shared.switch().knows(self.port, meta.addr);
+        for part in train.chunks(if known { train.len().max(1) } else { stride }) {
+            let datagrams = part.len().div_ceil(stride) as u64;
+            let first = &part[..part.len().min(stride)];
+            let targets = shared.switch().pass(now, self.port, meta.addr, first);
+            let mut passed = false;
+            for to in targets.into_iter().flatten() {
+                let socket = if to.is_ipv4() { Some(&self.v4) } else { self.v6.as_ref() };
+                passed |= socket.is_some_and(|socket| socket.send(to, part, stride).is_ok());
+            }
+            let counter = if passed { &shared.forwarded } else { &shared.dropped };
+            counter.fetch_add(datagrams, Relaxed);
+        }
     }
 }
 
@@ -357,7 +380,8 @@ mod tests {
         // A port that was free a moment ago.
         let first_port = socket().await.1.port();
         let relay = Relay::default();
-        let pair = RelayedPair { slot: 0, a: at_a, b: at_b };
+        let (a_key, b_key) = (WgKey([1; 32]), WgKey([2; 32]));
+        let pair = RelayedPair { slot: 0, a: at_a, a_key, b: at_b, b_key };
         relay.configure(&RelayConfig { first_port, pairs: vec![pair] }).unwrap();
         let at_relay = SocketAddr::from((Ipv4Addr::LOCALHOST, first_port));
         for n in 0..50u8 {
@@ -379,11 +403,13 @@ mod tests {
     #[test]
     fn contradictions_are_refused_by_name() {
         let end = |n: u8| SocketAddr::from(([192, 0, 2, n], 51900));
-        let pair = |slot, a, b| RelayedPair { slot, a: end(a), b: end(b) };
+        let key = |n: u8| WgKey([n; 32]);
+        let pair =
+            |slot, a, b| RelayedPair { slot, a: end(a), a_key: key(a), b: end(b), b_key: key(b) };
         let check = |pairs: &[RelayedPair]| {
-            routes(&RelayConfig { first_port: 51901, pairs: pairs.to_vec() })
+            checked(&RelayConfig { first_port: 51901, pairs: pairs.to_vec() })
         };
-        assert_eq!(check(&[pair(0, 1, 2), pair(1, 1, 3), pair(0, 3, 4)]).unwrap().len(), 6);
+        assert_eq!(check(&[pair(0, 1, 2), pair(1, 1, 3), pair(0, 3, 4)]).unwrap().len(), 3);
         let twice = check(&[pair(0, 1, 2), pair(0, 3, 1)]);
         assert!(matches!(twice, Err(RelayError::Ambiguous { .. })), "{twice:?}");
         assert!(matches!(check(&[pair(SLOTS, 1, 2)]), Err(RelayError::Slot(SLOTS))));

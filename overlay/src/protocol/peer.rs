@@ -82,6 +82,8 @@ pub struct Peer {
     last_call: Option<Instant>,
     places: Places,
     keepalive: Option<Duration>,
+    /// It has answered since it was told where to look for the peer: from then on it is called for a reason only.
+    met: bool,
     staged: Staging,
     /// Initiations since a session was wanted.
     attempts: u32,
@@ -116,6 +118,7 @@ impl Peer {
             last_call: None,
             places: Places::default(),
             keepalive: None,
+            met: false,
             staged: Staging::new(gate.account()),
             attempts: 0,
             unanswered: 0,
@@ -145,6 +148,7 @@ impl Peer {
             self.next_trial = now + DIRECT_TRIALS + self.stagger(DIRECT_TRIALS);
         }
         let rekeyed = self.secrets.replace(config.preshared_key, config.former_preshared_key);
+        self.met &= !moved && !relayed;
         if moved || relayed || rekeyed {
             self.unanswered = 0;
             self.attempts = 0;
@@ -342,12 +346,16 @@ impl Peer {
 
     /// Whether there is a reason for a handshake (WG sections 6.2 to 6.5).
     fn wants_session(&self, now: Instant) -> bool {
-        let Some(session) = self.keyring.current(now) else { return true };
+        let kept = self.keepalive.is_some();
+        let Some(session) = self.keyring.current(now) else {
+            return !self.met || kept || !self.staged.is_empty();
+        };
         let age = now.saturating_duration_since(session.created());
         let activity = &self.link.activity;
-        let sent = activity.data_sent_since(session.created());
+        let sent = kept || activity.data_sent_since(session.created());
         let received = activity.data_received_since(session.created());
         session.is_caller() && (age >= REKEY_AFTER && sent || age >= REKEY_ON_RECEIVING && received)
+            || kept && age >= REKEY_ON_RECEIVING
             || session.messages() >= REKEY_AFTER_MESSAGES
             || activity.waiting_for(now) >= SILENCE
             || self.secrets.is_pending()
@@ -410,6 +418,7 @@ impl Peer {
     fn agreed(&mut self, now: Instant, psk: &Psk) {
         self.secrets.agreed(now, psk);
         self.attempts = 0;
+        self.met = true;
     }
 
     fn publish(&self, now: Instant) {
