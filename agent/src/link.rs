@@ -8,6 +8,12 @@ use nix::ifaddrs::getifaddrs;
 /// What Ethernet carries, where the link cannot be asked.
 const ETHERNET: u16 = 1500;
 
+/// All addresses that this machine has.
+pub(crate) fn own_addresses() -> Vec<IpAddr> {
+    let Ok(all) = getifaddrs() else { return vec![] };
+    all.filter_map(|entry| entry.address.as_ref().and_then(ip)).collect()
+}
+
 /// The smallest MTU of the links that hold one of these addresses.
 ///
 /// Asked through `/proc/sys/net`, which shows the namespace of whoever reads it; `/sys` shows that of its mount.
@@ -23,12 +29,14 @@ pub(crate) fn smallest_mtu(addresses: &[IpAddr]) -> u16 {
 fn interfaces(addresses: &[IpAddr]) -> Vec<String> {
     let Ok(all) = getifaddrs() else { return vec![] };
     let holds = |entry: &nix::ifaddrs::InterfaceAddress| {
-        let Some(address) = &entry.address else { return false };
-        let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
-        let v6 = address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip()));
-        v4.or(v6).is_some_and(|ip| addresses.contains(&ip))
+        entry.address.as_ref().and_then(ip).is_some_and(|ip| addresses.contains(&ip))
     };
     all.filter(holds).map(|entry| entry.interface_name).collect()
+}
+
+fn ip(address: &nix::sys::socket::SockaddrStorage) -> Option<IpAddr> {
+    let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+    v4.or(address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
 }
 
 #[cfg(test)]
@@ -38,6 +46,7 @@ mod tests {
     #[test]
     fn loopback_is_found_and_strangers_give_ethernet() {
         assert_eq!(interfaces(&["127.0.0.1".parse().unwrap()]), ["lo"]);
+        assert!(own_addresses().contains(&"127.0.0.1".parse().unwrap()));
         assert_eq!(smallest_mtu(&["192.0.2.77".parse().unwrap()]), ETHERNET);
     }
 }

@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, watch};
 use self::sockets::Sockets;
 use crate::board::Board;
 use crate::errors::chain;
+use crate::link;
 use crate::observe::Desired;
 
 mod echo;
@@ -179,7 +180,7 @@ impl Watcher {
             settings,
             core,
             secret: random(),
-            past: Past { down: legacy.down.clone(), routes },
+            past: Past { down: legacy.down.clone(), routes, outside: legacy.outside.clone() },
             directory: Directory::default(),
             traffic: Traffic::default(),
             outlook: Arc::new(legacy.outlook()),
@@ -341,15 +342,34 @@ impl Watcher {
                 }
             }
         }
+        self.place(now);
         self.forward();
+    }
+
+    /// Who appears where.
+    fn place(&mut self, now: Instant) {
+        let Some(snapshot) = &self.directory.snapshot else { return };
+        let port = snapshot.cluster.overlay_port;
+        let own = link::own_addresses().into_iter().map(|ip| SocketAddr::new(ip, port));
+        self.core.set_own_endpoints(own.collect());
+        for peer in &snapshot.peers {
+            if let Some(at) = self.traffic.heard_at(&peer.public_key, snapshot) {
+                self.core.appears(now, peer.public_key, at, !peer.endpoints.contains(&at));
+            }
+        }
     }
 
     /// Tells the relay worker where the pairs are now.
     fn forward(&mut self) {
         let Some(snapshot) = &self.directory.snapshot else { return };
         let place = |key: &WgKey| self.traffic.own_endpoint(key, snapshot);
+        // Two that are not told apart yet would make the whole configuration void.
+        let mut taken = BTreeSet::new();
         let pairs = self.pairs.iter().filter_map(|pair| {
             let (a, b) = (place(&pair.a)?, place(&pair.b)?);
+            if !taken.insert((pair.slot, a)) || !taken.insert((pair.slot, b)) {
+                return None;
+            }
             let (slot, a_key, b_key) = (pair.slot, pair.a, pair.b);
             Some(mesh_overlay::relay::RelayedPair { slot, a, a_key, b, b_key })
         });
@@ -380,12 +400,13 @@ impl Watcher {
     /// What an operator would ask about.
     fn log(&self, paths: &[PathView]) {
         let seen = self.settings.seen.borrow();
-        let way = |path: &PathView| (path.standing.serves(), path.via);
+        let way = |path: &PathView| (path.standing.serves(), path.via, path.outside);
         let before: BTreeMap<_, _> = seen.paths.iter().map(|p| (p.key, way(p))).collect();
         for path in paths.iter().filter(|p| before.get(&p.key).is_some_and(|b| *b != way(p))) {
             let via = path.via.map(|via| self.directory.name(&via.relay));
             let peer = self.directory.name(&path.key);
-            tracing::info!(peer, via, standing = ?path.standing, "path changed");
+            let outside = path.outside.map(tracing::field::display);
+            tracing::info!(peer, via, outside, standing = ?path.standing, "path changed");
         }
         if seen.isolated != self.core.isolated() {
             tracing::warn!(isolated = self.core.isolated(), "whether any other node is heard");
@@ -406,6 +427,7 @@ impl Watcher {
             away,
             routes,
             leases: self.pairs.clone(),
+            outside: paths.iter().filter_map(|path| Some((path.key, path.outside?))).collect(),
         };
         self.outlook = Arc::new(legacy.outlook());
         self.legacy.send_if_modified(|old| {

@@ -239,6 +239,8 @@ mod tests {
             preshared_agreed: agreed,
             relay: None,
             direct_answers: 0,
+            keepalive_secs: None,
+            mtu: None,
         }]
     }
 

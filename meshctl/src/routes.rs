@@ -175,7 +175,8 @@ pub(crate) async fn peers(global: &Global, args: PeersArgs) -> anyhow::Result<()
         let rows: Vec<Vec<String>> = all.iter().flat_map(|node| peer_rows(node, wide)).collect();
         let mut headings = vec!["NODE", "PEER", "PATH", "SINCE", "RTT", "LOSS", "ENDPOINT"];
         if wide {
-            headings.extend(["HANDSHAKE", "RECEIVED", "SENT", "PSK", "KEY"]);
+            let wide = ["MTU", "NAT", "KEEPALIVE", "HANDSHAKE", "RECEIVED", "SENT", "PSK", "KEY"];
+            headings.extend(wide);
         }
         output::table(&headings, &rows);
     })
@@ -198,6 +199,9 @@ fn peer_rows(node: &NodePeers, wide: bool) -> Vec<Vec<String>> {
         if wide {
             let handshake = peer.handshake_age_secs;
             row.extend([
+                peer.path.mtu.map_or("-".to_owned(), |mtu| mtu.to_string()),
+                nat(peer).to_owned(),
+                peer.path.keepalive_secs.map_or("no".to_owned(), |secs| format!("{secs}s")),
                 handshake.map_or("never".to_owned(), |s| format!("{} ago", age(s))),
                 bytes(peer.received_bytes),
                 bytes(peer.sent_bytes),
@@ -208,6 +212,16 @@ fn peer_rows(node: &NodePeers, wide: bool) -> Vec<Vec<String>> {
         row
     };
     node.peers.iter().map(row).collect()
+}
+
+/// Which of the two is behind NAT.
+fn nat(peer: &PeerReport) -> &'static str {
+    match (peer.path.outside.is_some(), peer.path.translated) {
+        (false, false) => "no",
+        (true, false) => "node",
+        (false, true) => "peer",
+        (true, true) => "both",
+    }
 }
 
 fn key_state(state: KeyState) -> &'static str {
@@ -227,7 +241,8 @@ mod tests {
         let peer: PeerReport = serde_json::from_value(serde_json::json!({
             "node": "node-2", "publicKey": "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=",
             "endpoint": "192.0.2.3:51901", "allowedIps": [], "handshakeAgeSecs": 7, "receivedBytes": 1, "sentBytes": 2,
-            "path": {"state": "relayed", "via": "node-3", "rttUs": 1240, "lossPermille": 5, "sinceSecs": 130},
+            "path": {"state": "relayed", "via": "node-3", "rttUs": 1240, "lossPermille": 5, "sinceSecs": 130,
+                "mtu": 1340, "outside": "198.51.100.7:4711", "keepaliveSecs": 25},
         }))
         .unwrap();
         let node = NodePeers { node: "node-1".to_owned(), peers: vec![peer], error: None };
@@ -235,7 +250,9 @@ mod tests {
         let shown =
             ["node-1", "node-2", "relayed via node-3", "2m", "1.2ms", "0.5%", "192.0.2.3:51901"];
         assert_eq!(rows, [shown]);
-        assert_eq!(peer_rows(&node, true)[0].len(), 12);
+        let wide = peer_rows(&node, true);
+        assert_eq!(wide[0][7..11], ["1340", "node", "25s", "7s ago"]);
+        assert_eq!(wide[0].len(), 15);
     }
 
     #[test]

@@ -87,6 +87,18 @@ pub struct PathReport {
     pub loss_permille: u16,
     /// Seconds since state or relay last changed.
     pub since_secs: u64,
+    /// What the path carries inside the tunnel, in bytes; absent where that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
+    /// Where this node appears to the other one, when that is no endpoint of its own: this node is behind NAT.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outside: Option<SocketAddr>,
+    /// Whether the other node appears here at an endpoint that is none of its own: it is behind NAT.
+    #[serde(default)]
+    pub translated: bool,
+    /// Seconds between keepalives to the other node; absent when none are sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keepalive_secs: Option<u16>,
 }
 
 /// One entry of `GET /mesh/v1/peers`.

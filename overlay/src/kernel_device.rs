@@ -162,6 +162,8 @@ fn peers(observed: &Observed, secrets: &Secrets) -> Vec<PeerStatus> {
         preshared_agreed: secrets.agreed(key),
         relay: None,
         direct_answers: 0,
+        keepalive_secs: peer.keepalive.map(|every| every.as_secs() as u16).filter(|&s| s > 0),
+        mtu: None,
     };
     observed.peers.iter().map(status).collect()
 }

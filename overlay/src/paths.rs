@@ -20,6 +20,7 @@ pub mod core;
 pub mod leases;
 mod member;
 pub mod message;
+mod nat;
 pub mod rings;
 pub mod votes;
 
@@ -90,5 +91,7 @@ pub const RELAY_OVER_WITHIN: Duration = Duration::from_secs(5);
 pub const RELAY_OVER_REPEATS: u32 = 5;
 /// See [`RELAY_OVER_REPEATS`].
 pub const RELAY_OVER_EVERY: Duration = Duration::from_millis(200);
+/// Pause between keepalives of a node behind NAT to those that it is behind NAT for: shorter than any NAT forgets.
+pub const NAT_KEEPALIVE: Duration = Duration::from_secs(25);
 /// Answers past the relay that bring a path back to direct; doubled with each relapse.
 pub const DIRECT_PROOFS: u32 = 1;

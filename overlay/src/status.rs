@@ -78,6 +78,12 @@ pub struct PeerStatus {
     /// Handshakes that it answered on a direct path since the present relay is in use: then the relay can go.
     #[serde(default)]
     pub direct_answers: u64,
+    /// Seconds between keepalives to it; absent when none are sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keepalive_secs: Option<u16>,
+    /// What the path to it carries inside the tunnel, in bytes; absent where that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
 }
 
 impl PeerStatus {

@@ -20,6 +20,8 @@ pub(crate) struct Outlook {
     pub(crate) away: BTreeSet<NodeName>,
     /// Where to send to reach a node through a relay.
     pub(crate) relays: BTreeMap<WgKey, SocketAddr>,
+    /// Nodes that this one is behind NAT for, or whose relay it is behind NAT for: they get keepalives.
+    pub(crate) keepalives: BTreeSet<WgKey>,
 }
 
 impl Outlook {
@@ -93,6 +95,9 @@ pub(crate) struct Legacy {
     pub(crate) routes: BTreeMap<WgKey, (Via, SocketAddr)>,
     /// Pairs that this node relays for.
     pub(crate) leases: Vec<Pair>,
+    /// Where this node appears to others, when not at an endpoint of its own.
+    #[serde(default)]
+    pub(crate) outside: BTreeMap<WgKey, SocketAddr>,
 }
 
 impl Legacy {
@@ -108,9 +113,13 @@ impl Legacy {
 
     /// The outlook that it stands for.
     pub(crate) fn outlook(&self) -> Outlook {
+        let behind =
+            |(_, (via, _)): &(&WgKey, &(Via, SocketAddr))| self.outside.contains_key(&via.relay);
+        let relayed = self.routes.iter().filter(behind).map(|(key, _)| *key);
         Outlook {
             away: self.away.clone(),
             relays: self.routes.iter().map(|(key, (_, endpoint))| (*key, *endpoint)).collect(),
+            keepalives: self.outside.keys().copied().chain(relayed).collect(),
         }
     }
 }
@@ -190,10 +199,13 @@ mod tests {
             away: ["b".parse().unwrap()].into(),
             routes: [(WgKey([2; 32]), (via, "192.0.2.3:51903".parse().unwrap()))].into(),
             leases: vec![Pair { a: WgKey([1; 32]), b: WgKey([2; 32]), slot: 0 }],
+            outside: [(WgKey([3; 32]), "198.51.100.1:4711".parse().unwrap())].into(),
         };
         legacy.save(&file).unwrap();
         assert_eq!(Legacy::load(&file), legacy);
         assert_eq!(legacy.outlook().relays.len(), 1);
+        let kept = [WgKey([2; 32]), WgKey([3; 32])];
+        assert!(legacy.outlook().keepalives.iter().eq(&kept), "the relay, and who is behind it");
         std::fs::write(&file, b"{").unwrap();
         assert_eq!(Legacy::load(&file), Legacy::default());
     }

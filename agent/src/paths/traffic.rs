@@ -72,20 +72,32 @@ impl Traffic {
         (relay != *key).then_some(Via { relay, slot })
     }
 
+    /// Where packets of a node come from, when that is not a relay.
+    pub(super) fn heard_at(&self, key: &WgKey, snapshot: &Snapshot) -> Option<SocketAddr> {
+        let heard =
+            |status: &&PeerStatus| status.relay.is_none() && status.handshake_age_ms.is_some();
+        let endpoint = self.peers.get(key).filter(heard)?.endpoint?;
+        (!is_relay_port(endpoint, snapshot)).then_some(endpoint)
+    }
+
     /// Where a node itself is on the underlay: never a relay, so that a relay that sends there ends the way.
     pub(super) fn own_endpoint(&self, key: &WgKey, snapshot: &Snapshot) -> Option<SocketAddr> {
         let peer = snapshot.peers.iter().find(|peer| peer.public_key == *key)?;
         let heard = self.peers.get(key).and_then(|status| status.endpoint);
-        let others = snapshot.peers.iter().filter(|other| other.public_key != *key);
-        let of_another = |endpoint: &SocketAddr| {
-            others.clone().flat_map(|other| &other.endpoints).any(|e| e.ip() == endpoint.ip())
-        };
+        // Behind NAT it may appear at any port, also of a machine that is a node itself.
         let own = |endpoint: &SocketAddr| {
-            let own_host = peer.endpoints.iter().any(|e| e.ip() == endpoint.ip());
-            peer.endpoints.contains(endpoint) || (!own_host && !of_another(endpoint))
+            peer.endpoints.contains(endpoint) || !is_relay_port(*endpoint, snapshot)
         };
         heard.filter(own).or_else(|| peer.endpoints.first().copied())
     }
+}
+
+/// Whether a node has a relay there.
+fn is_relay_port(endpoint: SocketAddr, snapshot: &Snapshot) -> bool {
+    let first = snapshot.cluster.overlay_port.saturating_add(1);
+    let ports = first..first.saturating_add(SLOTS.into());
+    let here = |e: &SocketAddr| e.ip() == endpoint.ip();
+    ports.contains(&endpoint.port()) && snapshot.peers.iter().any(|p| p.endpoints.iter().any(here))
 }
 
 #[cfg(test)]
@@ -108,6 +120,8 @@ mod tests {
                 preshared_agreed: false,
                 relay: None,
                 direct_answers,
+                keepalive_secs: None,
+                mtu: None,
             };
         Status {
             kind,

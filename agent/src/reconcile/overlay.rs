@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use mesh_overlay::paths::NAT_KEEPALIVE;
 use mesh_overlay::{Overlay, OverlayConfig, PeerConfig, Status};
 
 use super::{Concern, Failures};
@@ -25,7 +26,9 @@ impl Concern for Peers {
         let peer = |peer| {
             let peer = desired.preshared.peer(peer)?;
             let relay = desired.outlook.relays.get(&peer.public_key).copied();
-            Some(PeerConfig { relay, ..peer })
+            let kept = desired.outlook.keepalives.contains(&peer.public_key);
+            let keepalive = kept.then_some(NAT_KEEPALIVE.as_secs() as u16);
+            Some(PeerConfig { relay, persistent_keepalive_secs: keepalive, ..peer })
         };
         Some(OverlayConfig {
             listen_port: snapshot.cluster.overlay_port,
@@ -84,6 +87,8 @@ mod tests {
             preshared_agreed: false,
             relay: None,
             direct_answers: 0,
+            keepalive_secs: None,
+            mtu: None,
         };
         let mut status = Status {
             kind: mesh_overlay::Kind::User,

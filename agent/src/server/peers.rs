@@ -29,7 +29,7 @@ fn merge(snapshot: &Snapshot, statuses: Vec<PeerStatus>, seen: &Seen) -> Vec<Pee
             node: Some(peer.node.clone()),
             endpoint: known.or_else(|| peer.endpoints.first().copied()),
             allowed_ips: peer.allowed_ips.clone(),
-            path: path(snapshot, seen, &peer.public_key),
+            path: path(snapshot, seen, &peer.public_key, status.as_ref()),
             ..measured(peer.public_key, status.as_ref())
         }
     });
@@ -54,9 +54,11 @@ fn measured(public_key: WgKey, status: Option<&PeerStatus>) -> PeerReport {
 }
 
 /// What the echoes say about it.
-fn path(snapshot: &Snapshot, seen: &Seen, key: &WgKey) -> PathReport {
+fn path(snapshot: &Snapshot, seen: &Seen, key: &WgKey, status: Option<&PeerStatus>) -> PathReport {
+    let mtu = status.and_then(|status| status.mtu);
+    let keepalive_secs = status.and_then(|status| status.keepalive_secs);
     let Ok(place) = seen.paths.binary_search_by_key(key, |path| path.key) else {
-        return PathReport::default();
+        return PathReport { mtu, keepalive_secs, ..PathReport::default() };
     };
     let path = &seen.paths[place];
     let name = |relay: WgKey| {
@@ -75,6 +77,10 @@ fn path(snapshot: &Snapshot, seen: &Seen, key: &WgKey) -> PathReport {
         rtt_us: path.rtt.map(|rtt| rtt.as_micros() as u64),
         loss_permille: path.loss_permille,
         since_secs: (path.lasts + seen.at.elapsed()).as_secs(),
+        mtu,
+        outside: path.outside,
+        translated: path.translated,
+        keepalive_secs,
     }
 }
 
@@ -119,6 +125,8 @@ mod tests {
             preshared_agreed: false,
             relay: None,
             direct_answers: 0,
+            keepalive_secs: None,
+            mtu: None,
         };
         let relay = Via { relay: WgKey([1; 32]), slot: 0 };
         let view = PathView {
@@ -128,6 +136,8 @@ mod tests {
             rtt: Some(std::time::Duration::from_micros(700)),
             loss_permille: 3,
             lasts: std::time::Duration::from_secs(9),
+            outside: None,
+            translated: false,
         };
         let seen = Seen { paths: vec![view], ..Seen::default() };
         let reports = merge(&snapshot, vec![stranger], &seen);

@@ -4,6 +4,7 @@ mod relaying;
 mod telling;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use mesh_model::snapshot::WgKey;
@@ -12,6 +13,7 @@ use self::telling::SYNC_MESSAGES;
 use super::leases::{Leases, Pair, SLOTS};
 use super::member::{Help, Member, Route, Sighting, Standing, Via};
 use super::message::Message;
+use super::nat::Nat;
 use super::rings::{Rings, splitmix};
 use super::votes::{Vote, Votes};
 use super::{
@@ -58,6 +60,10 @@ pub struct PathView {
     pub loss_permille: u16,
     /// How long it has been so.
     pub lasts: Duration,
+    /// Where this node appears to it, when that is not an endpoint of this node: this one is behind NAT.
+    pub outside: Option<SocketAddr>,
+    /// Whether it appears here at an endpoint that is none of its own: it is behind NAT.
+    pub translated: bool,
 }
 
 /// What an earlier process of this node knew when it ended.
@@ -67,6 +73,8 @@ pub struct Past {
     pub down: BTreeSet<WgKey>,
     /// Relays that were in use.
     pub routes: BTreeMap<WgKey, Via>,
+    /// Where this node appeared to others, when not at an endpoint of its own.
+    pub outside: BTreeMap<WgKey, SocketAddr>,
 }
 
 /// Echoes to a node that nobody here watches.
@@ -89,6 +97,7 @@ pub struct Core {
     /// Number of this node's last vote.
     number: u64,
     announcing: Vec<(Vote, u32, Instant)>,
+    nat: Nat,
     leases: Leases,
     /// Requests for relays that wait for an echo of either side.
     requests: Vec<(WgKey, WgKey, Instant)>,
@@ -119,6 +128,7 @@ impl Core {
             votes: Votes::default(),
             number,
             announcing: vec![],
+            nat: Nat::default(),
             leases: Leases::default(),
             requests: vec![],
             samples: VecDeque::new(),
@@ -144,9 +154,13 @@ impl Core {
             return;
         }
         self.members.retain(|key, _| wanted.contains(key));
+        self.nat.keep(|key| wanted.contains(key));
         for key in &wanted {
             if !self.members.contains_key(key) {
                 self.members.insert(*key, newcomer(now, key, past));
+                if let Some(at) = past.outside.get(key) {
+                    self.nat.adopt(now, *key, *at);
+                }
                 self.noted.insert(*key);
             }
         }
@@ -182,6 +196,8 @@ impl Core {
             rtt: member.rtt(),
             loss_permille: member.loss_permille(now),
             lasts: now.saturating_duration_since(member.changed),
+            outside: self.nat.outside(key),
+            translated: self.nat.is_translated(key),
         };
         self.members.iter().map(view).collect()
     }
@@ -200,6 +216,8 @@ impl Core {
         self.announce(now, out);
         self.gossip(now, out);
         self.lease(now, out);
+        let said = self.nat.say(now);
+        out.extend(said.into_iter().map(|(to, message)| send(to, message)));
     }
 
     /// A node's kernel answered a probe.
@@ -231,6 +249,12 @@ impl Core {
             Message::RelayGrant { peer, slot } => self.relay_granted(now, from, peer, slot, out),
             Message::RelayRefusal { peer } => self.relay_refused(now, from, peer),
             Message::RelayOver => self.relay_over(now, from),
+            Message::SeenAt { endpoint } => {
+                self.revision += u64::from(self.nat.told(now, from, endpoint));
+            }
+            Message::WhereAmI => {
+                out.extend(self.nat.answer(&from).map(|message| send(from, message)));
+            }
         }
     }
 
@@ -238,6 +262,18 @@ impl Core {
     pub fn unanswered(&mut self, now: Instant, key: WgKey) {
         if !self.is_probed(now, &key) {
             self.heat(now, key);
+        }
+    }
+
+    /// This node's own endpoints on the underlay.
+    pub fn set_own_endpoints(&mut self, own: BTreeSet<SocketAddr>) {
+        self.revision += u64::from(self.nat.set_own(own));
+    }
+
+    /// The node's packets come from there, and through no relay; `translated` when that is none of its own endpoints.
+    pub fn appears(&mut self, now: Instant, key: WgKey, at: SocketAddr, translated: bool) {
+        if self.members.contains_key(&key) {
+            self.revision += u64::from(self.nat.appears(now, key, at, translated));
         }
     }
 

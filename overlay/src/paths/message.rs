@@ -1,8 +1,10 @@
 //! What agents say to each other about paths: one message per datagram, through the tunnel.
 //!
-//! `"MP"`, version, kind, then the fields of the kind: integers big-endian, keys as 32 bytes, booleans as 0 or 1.
+//! `"MP"`, version, kind, then the fields of the kind: integers big-endian, keys as 32 bytes, booleans as 0 or 1,
+//! endpoints as 4 or 6, the address and the port.
 //! A datagram that is not exactly one message is refused; a newer version is too, so that nothing is half understood.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use mesh_model::snapshot::WgKey;
@@ -68,6 +70,13 @@ pub enum Message {
     },
     /// The direct path between you and me works again, both ways: I use no relay any more.
     RelayOver,
+    /// You appear to me at this endpoint, which is none of those that I know as yours.
+    SeenAt {
+        /// Address and port on the underlay.
+        endpoint: SocketAddr,
+    },
+    /// At which endpoint do I appear to you?
+    WhereAmI,
 }
 
 /// The datagram is not a message of this version.
@@ -92,7 +101,14 @@ impl Message {
                 out.push(votes.len() as u8);
                 votes.iter().for_each(|vote| encode_vote(vote, &mut out));
             }
-            Self::Sync | Self::RelayOver => {}
+            Self::Sync | Self::RelayOver | Self::WhereAmI => {}
+            Self::SeenAt { endpoint } => {
+                match endpoint.ip() {
+                    IpAddr::V4(ip) => out.extend([&[4][..], &ip.octets()].concat()),
+                    IpAddr::V6(ip) => out.extend([&[6][..], &ip.octets()].concat()),
+                }
+                out.extend(endpoint.port().to_be_bytes());
+            }
             Self::RelayRequest { peer } | Self::RelayRefusal { peer } => out.extend(peer.0),
             Self::RelayGrant { peer, slot } => {
                 out.extend(peer.0);
@@ -124,6 +140,8 @@ impl Message {
             8 => Self::RelayGrant { peer: rest.key()?, slot: rest.take::<1>()?[0] },
             9 => Self::RelayRefusal { peer: rest.key()? },
             10 => Self::RelayOver,
+            11 => Self::SeenAt { endpoint: rest.endpoint()? },
+            12 => Self::WhereAmI,
             _ => return Err(Malformed),
         };
         if rest.0.is_empty() { Ok(message) } else { Err(Malformed) }
@@ -141,6 +159,8 @@ impl Message {
             Self::RelayGrant { .. } => 8,
             Self::RelayRefusal { .. } => 9,
             Self::RelayOver => 10,
+            Self::SeenAt { .. } => 11,
+            Self::WhereAmI => 12,
         }
     }
 }
@@ -175,6 +195,15 @@ impl Reader<'_> {
             [1] => Ok(true),
             _ => Err(Malformed),
         }
+    }
+
+    fn endpoint(&mut self) -> Result<SocketAddr, Malformed> {
+        let ip: IpAddr = match self.take()? {
+            [4] => self.take::<4>()?.into(),
+            [6] => self.take::<16>()?.into(),
+            _ => return Err(Malformed),
+        };
+        Ok(SocketAddr::new(ip, u16::from_be_bytes(self.take()?)))
     }
 
     fn votes(&mut self) -> Result<Vec<Vote>, Malformed> {
@@ -218,6 +247,9 @@ mod tests {
             prop::collection::vec(vote, 0..=MAX_VOTES).prop_map(Message::Votes),
             Just(Message::Sync),
             Just(Message::RelayOver),
+            Just(Message::WhereAmI),
+            (any::<IpAddr>(), any::<u16>())
+                .prop_map(|(ip, port)| Message::SeenAt { endpoint: SocketAddr::new(ip, port) }),
             key().prop_map(|peer| Message::RelayRequest { peer }),
             (key(), any::<u8>()).prop_map(|(peer, slot)| Message::RelayGrant { peer, slot }),
             key().prop_map(|peer| Message::RelayRefusal { peer }),

@@ -193,6 +193,8 @@ impl Core {
                 preshared_agreed: peer.preshared_agreed(),
                 relay: entry.config().relay,
                 direct_answers: peer.direct_answers(),
+                keepalive_secs: entry.config().persistent_keepalive_secs.filter(|&secs| secs > 0),
+                mtu: None,
             }
         };
         table.entries().iter().map(status).collect()

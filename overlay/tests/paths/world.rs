@@ -170,6 +170,7 @@ impl World {
         let past = Past {
             down: BTreeSet::new(),
             routes: forced.map(|(to, via)| (key(*to), *via)).collect(),
+            outside: BTreeMap::new(),
         };
         core.set_members(self.now, &members, &past);
         core.adopt_leases(self.now, &self.nodes[n].forwards);
