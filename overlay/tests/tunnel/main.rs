@@ -4,6 +4,8 @@
 
 mod faults;
 mod interop;
+mod nat;
+mod routed;
 mod traffic;
 mod world;
 

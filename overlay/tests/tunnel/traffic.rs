@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 
-use crate::world::{Side, World};
+use crate::world::{Side, World, enter, inside};
 
 /// In every block of every stream and datagram.
 pub(crate) const CANARY: &[u8] = b"MESH-CANARY-51c3";
@@ -45,13 +45,21 @@ impl Stream {
     /// Sends from the pod of one side to the pod of the other until told to stop.
     pub(crate) fn start(world: &World, from: Side, v6: bool, port: u16) -> Self {
         let to = SocketAddr::new(from.other().pod(v6), port);
-        let listener = world.inside("pod", from.other(), || TcpListener::bind(to).unwrap());
+        Self::between(world.name("pod", from), &world.name("pod", from.other()), to)
+    }
+
+    /// Sends from one namespace to an address in another until told to stop.
+    pub(crate) fn between(from: String, into: &str, to: SocketAddr) -> Self {
+        let listener = inside(into, || TcpListener::bind(to).unwrap());
         let received = Arc::new(AtomicU64::new(0));
         let stop = Arc::new(AtomicBool::new(false));
         let count = Arc::clone(&received);
-        let receiver = world.spawn("pod", from.other(), move || receive(&listener, &count));
+        let receiver = std::thread::spawn(move || receive(&listener, &count));
         let ended = Arc::clone(&stop);
-        let sender = world.spawn("pod", from, move || send(to, &ended));
+        let sender = std::thread::spawn(move || {
+            enter(&from);
+            send(to, &ended)
+        });
         Self { received, stop, sender, receiver }
     }
 
@@ -154,14 +162,19 @@ pub(crate) struct Seen {
 
 impl Capture {
     pub(crate) fn start(world: &World, side: Side) -> Self {
+        Self::on(&world.name("node", side), "ul0")
+    }
+
+    /// Reads all that passes an interface of a namespace.
+    pub(crate) fn on(namespace: &str, interface: &'static str) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let ended = Arc::clone(&stop);
         let all = libc::ETH_P_ALL as u16;
-        let socket = world.inside("node", side, move || {
+        let socket = inside(namespace, move || {
             // Nothing is received before it is bound to the interface.
             let socket = Socket::new(Domain::PACKET, Type::RAW, None).unwrap();
             socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
-            bind_to_interface(&socket, "ul0", all);
+            bind_to_interface(&socket, interface, all);
             socket
         });
         let reader = std::thread::spawn(move || {

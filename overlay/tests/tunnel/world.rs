@@ -129,14 +129,7 @@ impl World {
         side: Side,
         body: impl FnOnce() -> T + Send,
     ) -> T {
-        let name = self.name(kind, side);
-        thread::scope(|scope| {
-            let body = move || {
-                enter(&name);
-                body()
-            };
-            scope.spawn(body).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        inside(&self.name(kind, side), body)
     }
 
     /// Starts a thread in the namespace that may outlive the call.
@@ -304,7 +297,18 @@ pub(crate) fn engine() -> PathBuf {
     path
 }
 
-fn enter(name: &str) {
+/// Runs a closure on a thread in the namespace.
+pub(crate) fn inside<T: Send>(name: &str, body: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| {
+        let body = move || {
+            enter(name);
+            body()
+        };
+        scope.spawn(body).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+pub(crate) fn enter(name: &str) {
     let namespace = File::open(Path::new("/run/netns").join(name)).unwrap();
     setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
 }
