@@ -1,10 +1,14 @@
 //! The kernel's WireGuard device, in the terms of [`OverlayConfig`] and [`Status`].
 //!
-//! What the device cannot do is missing: it takes the first endpoint of a peer only, calls a peer when there is
-//! something to send and not before, tries no endpoint beside a relay, and counts no drops by reason.
+//! The device knows one endpoint of a peer; others are tried in turn from here when it does not answer ([`rotation`]).
+//! What the device cannot do is missing: it calls a peer when there is something to send and not before, tries no
+//! endpoint beside a relay, and counts no drops by reason.
 
+mod rotation;
 mod secrets;
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -13,7 +17,9 @@ use mesh_kernel::wireguard::{
     self, Config, DeviceError, KernelWireGuard, Observed, SecretKey, WireGuardDevice,
 };
 use mesh_kernel::{IfName, NetNs};
+use mesh_model::snapshot::WgKey;
 
+use self::rotation::Rotation;
 use self::secrets::Secrets;
 use crate::config::{InvalidConfig, OverlayConfig, PeerConfig};
 use crate::facade::Kind;
@@ -41,6 +47,7 @@ pub struct KernelDevice {
 struct State {
     config: Option<OverlayConfig>,
     secrets: Secrets,
+    rotation: Rotation,
 }
 
 /// The kernel's device could not be configured or read.
@@ -72,7 +79,8 @@ impl KernelDevice {
         let observed = self.device.observe()?;
         let mut state = self.lock();
         state.secrets.configure(SystemTime::now(), config);
-        let plan = wireguard::plan(&self.wanted(config, &observed, &state.secrets), &observed);
+        let wanted = self.wanted(config, &observed, &state, &BTreeMap::new());
+        let plan = wireguard::plan(&wanted, &observed);
         self.device.apply(&plan)?;
         if self.mtu.load(Relaxed) != config.mtu {
             (self.bring_up)(&self.name, config.mtu)?;
@@ -85,10 +93,19 @@ impl KernelDevice {
     /// Looks after what the kernel does not do by itself; to be called every few seconds.
     pub fn tend(&self) -> Result<(), KernelDeviceError> {
         let mut state = self.lock();
-        let State { config: Some(config), secrets } = &mut *state else { return Ok(()) };
+        let Some(config) = state.config.take() else { return Ok(()) };
+        let result = self.tend_to(&mut state, &config);
+        state.config = Some(config);
+        result
+    }
+
+    fn tend_to(&self, state: &mut State, config: &OverlayConfig) -> Result<(), KernelDeviceError> {
         let observed = self.device.observe()?;
-        if secrets.tend(SystemTime::now(), &observed) {
-            let wanted = self.wanted(config, &observed, secrets);
+        let now = SystemTime::now();
+        let rekeyed = state.secrets.tend(now, &observed);
+        let moves = state.rotation.tend(now, &config.peers, &observed);
+        if rekeyed || !moves.is_empty() {
+            let wanted = self.wanted(config, &observed, state, &moves);
             self.device.apply(&wireguard::plan(&wanted, &observed))?;
         }
         Ok(())
@@ -109,7 +126,14 @@ impl KernelDevice {
         })
     }
 
-    fn wanted(&self, config: &OverlayConfig, observed: &Observed, secrets: &Secrets) -> Config {
+    /// `moves` are the endpoints that count more than what the device has learned.
+    fn wanted(
+        &self,
+        config: &OverlayConfig,
+        observed: &Observed,
+        state: &State,
+        moves: &BTreeMap<WgKey, SocketAddr>,
+    ) -> Config {
         // What the device learned is left alone, but for a relay's port that is not to be used any more.
         let relay_ports = config.listen_port..=config.listen_port.saturating_add(SLOTS.into());
         let at_relay = |peer: &PeerConfig| {
@@ -117,11 +141,15 @@ impl KernelDevice {
             present.is_some_and(|e| !peer.endpoints.contains(&e) && relay_ports.contains(&e.port()))
         };
         let peer = |peer: &PeerConfig| wireguard::PeerConfig {
-            endpoint: peer.relay.or(peer.endpoints.first().copied()),
-            pinned: peer.relay.is_some() || at_relay(peer),
+            endpoint: peer
+                .relay
+                .or_else(|| moves.get(&peer.public_key).copied())
+                .or_else(|| state.rotation.chosen(peer))
+                .or(peer.endpoints.first().copied()),
+            pinned: peer.relay.is_some() || at_relay(peer) || moves.contains_key(&peer.public_key),
             allowed_ips: peer.allowed_ips.iter().map(ipnet::IpNet::trunc).collect(),
             keepalive: peer.persistent_keepalive_secs.map(|s| Duration::from_secs(s.into())),
-            preshared_key: secrets.key(&peer.public_key).map(|key| SecretKey(key.0.0)),
+            preshared_key: state.secrets.key(&peer.public_key).map(|key| SecretKey(key.0.0)),
         };
         Config {
             private_key: SecretKey(self.key.private_bytes()),
@@ -171,7 +199,6 @@ fn peers(observed: &Observed, secrets: &Secrets) -> Vec<PeerStatus> {
 #[cfg(test)]
 mod tests {
     use mesh_kernel::wireguard::FakeWireGuard;
-    use mesh_model::snapshot::WgKey;
 
     use super::*;
     use crate::config::PresharedKey;
@@ -188,8 +215,7 @@ mod tests {
         }
     }
 
-    #[test]
-    fn configured_by_difference_and_read_back() {
+    fn device() -> (Arc<FakeWireGuard>, KernelDevice, NodeKey) {
         let fake = Arc::new(FakeWireGuard::new());
         let key = NodeKey::from_bytes([9; 32]);
         let device = KernelDevice {
@@ -200,6 +226,63 @@ mod tests {
             mtu: AtomicU16::new(0),
             state: Mutex::default(),
         };
+        (fake, device, key)
+    }
+
+    #[test]
+    fn endpoints_of_a_silent_peer_are_tried_in_turn() {
+        let (fake, device, _) = device();
+        let mut config = OverlayConfig { listen_port: 51900, mtu: 1420, peers: vec![peer(1)] };
+        config.peers[0].endpoints.push("[2001:db8::1]:51900".parse().unwrap());
+        device.configure(&config).unwrap();
+        let now = SystemTime::now();
+        let key = WgKey([1; 32]);
+        // As the kernel counts: a call every 5 s, and what it hears.
+        let step = |secs: u64, heard: bool| {
+            fake.tamper(|observed| {
+                let peer = observed.peers.get_mut(&key).unwrap();
+                peer.statistics.sent_bytes += 148;
+                peer.statistics.received_bytes += if heard { 92 } else { 0 };
+                if heard {
+                    peer.statistics.last_handshake = Some(now + Duration::from_secs(secs));
+                }
+            });
+            let mut state = device.lock();
+            let observed = device.device.observe().unwrap();
+            let at = now + Duration::from_secs(secs);
+            let moves = state.rotation.tend(at, &config.peers, &observed);
+            let wanted = device.wanted(&config, &observed, &state, &moves);
+            device.device.apply(&wireguard::plan(&wanted, &observed)).unwrap();
+            let present = device.device.observe().unwrap().peers[&key].endpoint.unwrap();
+            present.to_string()
+        };
+        let (first, second, third) =
+            ("192.0.2.1:51900", "198.51.100.1:51900", "[2001:db8::1]:51900");
+        let tried: Vec<String> = (0..9).map(|n| step(n * 5, false)).collect();
+        let expected =
+            [first, first, second, second, third, third, first, first, second].map(String::from);
+        assert_eq!(tried, expected);
+        // The whole configuration again does not begin anew.
+        device.configure(&config).unwrap();
+        assert_eq!(step(41, false), second);
+        for n in 9..20 {
+            assert_eq!(step(n * 5, true), second, "it answers there");
+        }
+        // It roams, is silent, and comes back to where it was heard after the others.
+        let roamed = "203.0.113.9:4711";
+        fake.tamper(|observed| {
+            observed.peers.get_mut(&key).unwrap().endpoint = Some(roamed.parse().unwrap());
+        });
+        assert_eq!(step(100, true), roamed);
+        let mut tried: Vec<String> = (21..41).map(|n| step(n * 5, false)).collect();
+        tried.dedup();
+        tried.truncate(5);
+        assert_eq!(tried, [roamed, first, second, third, roamed].map(String::from));
+    }
+
+    #[test]
+    fn configured_by_difference_and_read_back() {
+        let (fake, device, key) = device();
         let config = OverlayConfig { listen_port: 51900, mtu: 1420, peers: vec![peer(1), peer(2)] };
         device.configure(&config).unwrap();
         let roamed = "203.0.113.1:9".parse().unwrap();
