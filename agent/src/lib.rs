@@ -2,7 +2,7 @@
 //!
 //! Owns: joining and registration ([`join`](self), `register`), observation (`observe`), one reconciler per concern
 //! (`reconcile`), the CNI server ([`cni`]), the pods of the node (`pods`), the worker processes (`workers`), and what
-//! the node tells about itself (`server`, `check`), and the paths to the other nodes (`paths`).
+//! the node tells about itself (`server`, `check`, `encryption`), and the paths to the other nodes (`paths`).
 //!
 //! Never does: touch a packet. It may be killed at any moment; traffic, names and ingress go on, and the next agent
 //! finds everything where this one left it: links and maps on the bpffs, interfaces by their mark, workers by their
@@ -16,6 +16,7 @@ mod board;
 mod check;
 mod cli;
 pub mod cni;
+mod encryption;
 mod errors;
 mod files;
 mod join;

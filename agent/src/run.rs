@@ -20,6 +20,7 @@ use tokio::sync::watch;
 
 use crate::board::Board;
 use crate::cli::{Options, OverlayChoice};
+use crate::encryption::Checks;
 use crate::observe::{self, Desired};
 use crate::paths::forward::Forwarder;
 use crate::paths::outlook::Legacy;
@@ -57,6 +58,7 @@ struct Agent {
     plugin: watch::Sender<cni::Readiness>,
     node: watch::Sender<register::Readiness>,
     seen: watch::Sender<Seen>,
+    checks: Arc<Checks>,
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -72,6 +74,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         plugin: watch::Sender::new(cni::Readiness::starting("the agent is starting")),
         node: watch::Sender::new(register::Readiness::starting()),
         seen: watch::Sender::new(Seen::default()),
+        checks: Arc::default(),
         board: Board::default(),
         programs: Arc::default(),
         logs: Arc::default(),
@@ -217,6 +220,7 @@ impl Agent {
                 .map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
                 .into_iter()
                 .collect(),
+            checks: Arc::clone(&self.checks),
         }
     }
 

@@ -6,9 +6,12 @@ use std::sync::{Arc, OnceLock};
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use mesh_kernel::Programs;
+use mesh_model::encryption::{
+    FINISH_PATH, Findings, Finish, SEND_PATH, Sending, Sent, WATCH_PATH, Watch, Watching,
+};
 use mesh_model::report::{CheckStep, NodeReport, PeerReport, RoutesReport};
 use mesh_model::snapshot::Frontend;
 use mesh_model::{NodeName, Snapshot};
@@ -19,6 +22,8 @@ use tower::ServiceExt as _;
 
 use crate::board::Board;
 use crate::check;
+use crate::encryption::{CheckError, Checks};
+use crate::errors::chain;
 use crate::observe::Desired;
 use crate::paths::Seen;
 use crate::paths::outlook::Outlook;
@@ -47,6 +52,8 @@ pub(crate) struct Sources {
     pub(crate) ingress: Client,
     /// The proxy's own listeners, by addresses that can be connected to.
     pub(crate) ingress_listeners: Vec<SocketAddr>,
+    /// Checks of encryption that run.
+    pub(crate) checks: Arc<Checks>,
 }
 
 /// The routes of the agent.
@@ -59,6 +66,9 @@ pub(crate) fn router(sources: Sources) -> Router {
         .route("/mesh/v1/services", get(services))
         .route("/mesh/v1/routes", get(routes))
         .route("/mesh/v1/check", get(check_all).post(check_all))
+        .route(WATCH_PATH, post(watch_encryption))
+        .route(SEND_PATH, post(send_canaries))
+        .route(FINISH_PATH, post(finish_encryption))
         .fallback(logs)
         .with_state(Reports(Arc::new(sources)))
 }
@@ -147,6 +157,44 @@ async fn check_all(State(reports): State<Reports>) -> Result<Json<Vec<CheckStep>
     let mut steps = concerns(&reports.0);
     steps.extend(check::run(&snapshot, &reports.0.ingress_listeners).await);
     Ok(Json(steps))
+}
+
+impl IntoResponse for CheckError {
+    fn into_response(self) -> Response {
+        let status = match &self {
+            Self::Length(_) | Self::TooMany(_) => StatusCode::BAD_REQUEST,
+            Self::Busy => StatusCode::TOO_MANY_REQUESTS,
+            Self::Unknown => StatusCode::NOT_FOUND,
+            Self::Links(_) | Self::Capture { .. } | Self::Sockets { .. } | Self::Thread(_) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+        };
+        (status, format!("{}\n", chain(&self))).into_response()
+    }
+}
+
+async fn watch_encryption(
+    State(reports): State<Reports>,
+    Json(asked): Json<Watch>,
+) -> Result<Json<Watching>, Response> {
+    let snapshot = reports.snapshot().map_err(IntoResponse::into_response)?;
+    let programs = reports.0.programs.get().cloned();
+    let watching = reports.0.checks.watch(&asked, &snapshot, programs).await;
+    watching.map(Json).map_err(IntoResponse::into_response)
+}
+
+async fn send_canaries(
+    State(reports): State<Reports>,
+    Json(asked): Json<Sending>,
+) -> Result<Json<Sent>, CheckError> {
+    reports.0.checks.send(asked).await.map(Json)
+}
+
+async fn finish_encryption(
+    State(reports): State<Reports>,
+    Json(asked): Json<Finish>,
+) -> Result<Json<Findings>, CheckError> {
+    reports.0.checks.finish(asked).await.map(Json)
 }
 
 /// What the agent itself could not do is the first place to look.

@@ -8,7 +8,8 @@
 //! - [`pods`]: a pod's veth pair, addresses, routes and TC program ([`PodNetwork`]);
 //! - [`node`]: the node's own addresses, routes to other nodes, sysctls, masquerading ([`NodeNetwork`]);
 //! - [`wireguard`]: the kernel's WireGuard device ([`WireGuardDevice`]);
-//! - [`netns`]: doing things inside a network namespace.
+//! - [`netns`]: doing things inside a network namespace;
+//! - [`capture`]: what passes on the node's links ([`Capture`]).
 //!
 //! Never does: decide. What should exist comes from the model; nothing here reads the API, the clock or a journal.
 //! It touches only what carries its mark: interfaces with our alias, routes with our protocol numbers, the
@@ -18,6 +19,7 @@
 //! Everything takes explicit paths, because several nodes may share one machine.
 
 pub mod bpf;
+pub mod capture;
 mod convert;
 pub mod ifname;
 pub mod netlink;
@@ -29,6 +31,7 @@ pub mod sysctl;
 pub mod wireguard;
 
 pub use bpf::{LoadOptions, Programs};
+pub use capture::Capture;
 pub use ifname::IfName;
 pub use netns::NetNs;
 pub use node::NodeNetwork;

@@ -1,12 +1,16 @@
 //! Doing things inside a network namespace.
 
-use std::fs::File;
+use std::collections::BTreeSet;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::ifaddrs::getifaddrs;
 use nix::sched::{CloneFlags, setns};
+
+use crate::ifname::MacAddress;
 
 /// A network namespace: that of this process, or one that is named by a path such as `/run/netns/x` or `/proc/N/ns/net`.
 ///
@@ -33,6 +37,29 @@ impl NetNs {
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         Ok(Self(Some(Arc::new(Named { path: path.to_owned(), file }))))
+    }
+
+    /// The namespace of some process that has a device with this address; nothing when there is none.
+    ///
+    /// Looks into the namespace of every process: milliseconds, so not for what is done often.
+    ///
+    /// # Errors
+    /// When processes cannot be listed.
+    pub fn with_device(mac: MacAddress) -> io::Result<Option<Self>> {
+        let mut seen: BTreeSet<PathBuf> = BTreeSet::new();
+        for process in fs::read_dir("/proc")?.flatten() {
+            let path = process.path().join("ns/net");
+            // Not a process, or one that has just ended.
+            let Ok(identity) = fs::read_link(&path) else { continue };
+            if !seen.insert(identity) {
+                continue;
+            }
+            let Ok(namespace) = Self::open(&path) else { continue };
+            if namespace.run(|| holds(mac)).unwrap_or(false) {
+                return Ok(Some(namespace));
+            }
+        }
+        Ok(None)
     }
 
     /// Where it was opened; nothing for the current one.
@@ -62,6 +89,13 @@ impl NetNs {
             handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
+}
+
+/// Whether a device of the calling thread's namespace has this address.
+fn holds(mac: MacAddress) -> bool {
+    let Ok(all) = getifaddrs() else { return false };
+    let addresses = all.filter_map(|entry| entry.address?.as_link_addr()?.addr());
+    addresses.into_iter().any(|address| address == mac.0)
 }
 
 #[cfg(test)]

@@ -88,6 +88,13 @@ pub struct ObservedPort {
     pub owner: String,
 }
 
+impl ObservedPort {
+    /// MAC address of the pod's end.
+    pub fn pod_mac(&self) -> MacAddress {
+        MacAddress::derived(&["pod", self.host_interface.as_str()])
+    }
+}
+
 /// Something that a pod's interface lacks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Missing {

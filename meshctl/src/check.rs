@@ -6,9 +6,11 @@ use http::Method;
 use mesh_model::report::CheckStep;
 use serde::Serialize;
 
-use crate::cli::{CheckArgs, Global};
+use crate::cli::{CheckArgs, CheckWhat, Global};
 use crate::output;
 use crate::source::{NodeState, Source};
+
+mod encryption;
 
 /// A step and the node that took it.
 #[derive(Serialize)]
@@ -20,6 +22,9 @@ struct Row {
 
 /// `meshctl check`. Exit status 1 when a step failed.
 pub(crate) async fn check(global: &Global, args: CheckArgs) -> anyhow::Result<ExitCode> {
+    if let Some(CheckWhat::Encryption(args)) = args.what {
+        return encryption::check(global, args).await;
+    }
     let source = Source::open(global).await?;
     let nodes = source.nodes(args.node.as_deref()).await?;
     let mut rows = Vec::new();

@@ -62,7 +62,7 @@ pub(crate) enum Command {
     Peers(PeersArgs),
     /// Probe every hop on every node: tunnels, service addresses, DNS, ingress, programs
     #[command(
-        after_help = "Exit status 1 when something is broken.\n\nExamples:\n  meshctl check\n  meshctl check --node node-2 --failed"
+        after_help = "Exit status 1 when something is broken.\n\nExamples:\n  meshctl check\n  meshctl check --node node-2 --failed\n  meshctl check encryption"
     )]
     Check(CheckArgs),
     /// Create or update the objects of manifests
@@ -134,13 +134,39 @@ pub(crate) struct PeersArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct CheckArgs {
+    #[command(subcommand)]
+    pub(crate) what: Option<CheckWhat>,
     /// Only from this node; by default from all
     #[arg(long)]
     pub(crate) node: Option<String>,
     /// Print only what is broken
     #[arg(long)]
     pub(crate) failed: bool,
+}
+
+/// Checks that take more than a probe.
+#[derive(Debug, Subcommand)]
+pub(crate) enum CheckWhat {
+    /// Prove that nothing between nodes can be read: send canaries through pods, and look for them on the underlay
+    #[command(
+        after_help = "Canaries go between all nodes, over IPv4 and IPv6, by UDP and TCP, from pods and from nodes, straight and through\na service address (a Service of kube-system that exists as long as the check). Each node looks for them on all its\nways out. One more is sent beside the overlay: a node that does not see that one is not believed.\n\nExit status: 0 when nothing could be read, 1 when something could, 3 when one cannot tell.\n\nExamples:\n  meshctl check encryption\n  meshctl check encryption --node node-2 --secs 30\n  meshctl check encryption -o json"
+    )]
+    Encryption(EncryptionArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EncryptionArgs {
+    /// Only pairs of nodes with this one
+    #[arg(long)]
+    pub(crate) node: Option<String>,
+    /// How long canaries are sent
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=45))]
+    pub(crate) secs: u16,
+    /// Leave out service addresses: nothing is created
+    #[arg(long)]
+    pub(crate) no_service: bool,
 }
 
 #[derive(Debug, Args)]

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use http::{Method, Request};
-use http_body_util::{BodyExt as _, Empty};
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -67,14 +68,36 @@ impl Source {
         method: Method,
         path: &str,
     ) -> anyhow::Result<T> {
+        self.exchange(node, method, path, None).await
+    }
+
+    /// Tells a node's agent something, and reads what it answers.
+    pub(crate) async fn tell<T: DeserializeOwned>(
+        &self,
+        node: &NodeState,
+        path: &str,
+        message: &impl Serialize,
+    ) -> anyhow::Result<T> {
+        let message = serde_json::to_vec(message)?;
+        self.exchange(node, Method::POST, path, Some(message)).await
+    }
+
+    async fn exchange<T: DeserializeOwned>(
+        &self,
+        node: &NodeState,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+    ) -> anyhow::Result<T> {
         let value = match self {
             Self::Api(api) => {
                 let path = format!("/api/v1/nodes/{}/proxy{path}", node.name);
-                api.call(method, &path, None, "application/json")
+                let content = body.map(|body| ("application/json", body));
+                api.call(method, &path, content, "application/json")
                     .await
                     .with_context(|| format!("ask the agent of {}", node.name))?
             }
-            Self::Socket(socket) => over_socket(socket, method, path)
+            Self::Socket(socket) => over_socket(socket, method, path, body)
                 .await
                 .with_context(|| format!("ask the agent on --socket {}", socket.display()))?,
         };
@@ -90,7 +113,12 @@ fn node_state(node: &Value) -> NodeState {
     NodeState { name: node["metadata"]["name"].as_str().unwrap_or_default().to_owned(), ready }
 }
 
-async fn over_socket(socket: &PathBuf, method: Method, path: &str) -> anyhow::Result<Value> {
+async fn over_socket(
+    socket: &PathBuf,
+    method: Method,
+    path: &str,
+    body: Option<Vec<u8>>,
+) -> anyhow::Result<Value> {
     let stream = tokio::net::UnixStream::connect(socket).await?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
@@ -99,7 +127,8 @@ async fn over_socket(socket: &PathBuf, method: Method, path: &str) -> anyhow::Re
         .method(method)
         .uri(path)
         .header(http::header::HOST, "agent")
-        .body(Empty::<Bytes>::new())?;
+        .header(http::header::CONTENT_TYPE, "application/json")
+        .body(Full::<Bytes>::from(body.unwrap_or_default()))?;
     let response = sender.send_request(request).await?;
     let status = response.status();
     let body = response.into_body().collect().await?.to_bytes();

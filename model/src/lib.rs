@@ -2,13 +2,15 @@
 //!
 //! Owns: the vocabulary that all programs share ([`names`], [`kinds`], [`wellknown`]), the cluster's
 //! address plan ([`cluster`]), the node's desired state ([`snapshot`]), the joining messages ([`join`]), the keys
-//! that pairs of nodes share ([`preshared`]) and what agents report to people ([`report`]).
+//! that pairs of nodes share ([`preshared`]), what agents report to people ([`report`]) and what the check of
+//! encryption says to them ([`encryption`]).
 //!
 //! Never does: I/O, clocks, randomness, logging. Nothing here knows eBPF, netlink, HTTP or DNS messages.
 #![forbid(unsafe_code)]
 
 pub mod cluster;
 pub mod compile;
+pub mod encryption;
 pub mod join;
 pub mod kinds;
 pub mod names;

@@ -92,7 +92,7 @@ impl Cluster {
         progress("agents");
         let program = self.install(&artifacts.agent)?;
         at_once(self.nodes(), |node| node.start_agent(self, &program, &artifacts.cni))?;
-        self.wait_nodes_ready(artifacts)
+        self.wait_ready(artifacts)
     }
 
     /// Removes it with all its traces.
@@ -243,7 +243,8 @@ impl Cluster {
         })
     }
 
-    fn wait_nodes_ready(&self, artifacts: &Artifacts) -> Result<()> {
+    /// Waits until the API knows all nodes as ready.
+    pub fn wait_ready(&self, artifacts: &Artifacts) -> Result<()> {
         let kubectl = self.kubectl(artifacts);
         wait_until("all nodes are ready", Duration::from_secs(60), || {
             let list = kubectl.json(&["nodes"])?;

@@ -2,6 +2,8 @@
 //! the nodes' own keys are no secret any more.
 
 use std::fs;
+use std::io::Read as _;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -11,14 +13,20 @@ use mesh_tests::capture::{Capture, contains};
 use mesh_tests::command::{output, wait_until};
 use mesh_tests::load::{Load, Report};
 use nix::sys::signal::{Signal, kill};
+use serde::Deserialize;
 
 use crate::tests;
-use crate::world::{PATIENCE, World};
+use crate::world::{PATIENCE, REPLICAS, WEB, World};
 
 tests![
     preshared_keys_change_under_load,
     a_node_cut_off_keeps_its_peers,
     nothing_is_readable_while_programs_die,
+    encryption_is_proved,
+    encryption_is_proved_while_tunnels_die,
+    encryption_is_proved_while_a_node_joins,
+    a_route_beside_the_tunnel_is_found,
+    a_copy_beside_the_tunnel_is_found,
 ];
 
 /// Time for two rotations, on a busy machine.
@@ -46,7 +54,7 @@ fn wait_two_rotations(node: &Node) -> Result<()> {
 
 /// What `meshctl peers` says of the pre-shared keys of all pairs.
 fn key_states(world: &World) -> Result<Vec<String>> {
-    let mut meshctl = std::process::Command::new(&world.artifacts.meshctl);
+    let mut meshctl = Command::new(&world.artifacts.meshctl);
     meshctl.args(["peers", "-o", "json"]).env("KUBECONFIG", world.cluster.kubeconfig());
     let nodes: serde_json::Value = serde_json::from_str(&output(&mut meshctl)?)?;
     let peers = nodes.as_array().into_iter().flatten().flat_map(|n| n["peers"].as_array());
@@ -173,4 +181,235 @@ fn nothing_is_readable_while_programs_die(world: &World) -> Result<()> {
     }
     // What is killed together takes a moment to be whole again.
     wait_agreed(world)
+}
+
+/// `meshctl check encryption`, running.
+struct Check(std::process::Child);
+
+impl Check {
+    fn start(world: &World, arguments: &[&str]) -> Result<Self> {
+        let mut meshctl = Command::new(&world.artifacts.meshctl);
+        meshctl.args(["check", "encryption", "-o", "json"]).args(arguments);
+        meshctl.env("KUBECONFIG", world.cluster.kubeconfig());
+        meshctl.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        meshctl.spawn().map(Self).context("start meshctl")
+    }
+
+    /// Its exit code, and its verdicts.
+    fn finish(mut self) -> Result<(Option<i32>, Vec<Verdict>)> {
+        let (mut text, mut said) = (String::new(), String::new());
+        self.0.stdout.take().context("a pipe")?.read_to_string(&mut text)?;
+        self.0.stderr.take().context("a pipe")?.read_to_string(&mut said)?;
+        let code = self.0.wait()?.code();
+        let verdicts = serde_json::from_str(&text);
+        Ok((code, verdicts.with_context(|| format!("it printed {text:?}, and said {said}"))?))
+    }
+}
+
+impl Drop for Check {
+    fn drop(&mut self) {
+        // Both fail when it has ended before, which is fine.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct Verdict {
+    from: String,
+    to: String,
+    family: String,
+    outcome: String,
+    canaries: usize,
+    arrived: usize,
+    detail: String,
+}
+
+/// No canary was readable, and whatever one cannot tell has a reason that contains `excuse`.
+fn none_readable(verdicts: &[Verdict], excuse: Option<&str>) -> Result<()> {
+    for verdict in verdicts {
+        let excused = excuse.is_some_and(|excuse| verdict.detail.contains(excuse));
+        let fine = verdict.outcome == "ok" || verdict.outcome == "unknown" && excused;
+        ensure!(fine, "{verdict:?}");
+    }
+    Ok(())
+}
+
+/// All pairs are ok. A busy machine may take longer for a connection than the check gives it.
+fn prove(world: &World) -> Result<Vec<Verdict>> {
+    let nodes = world.cluster.nodes().len();
+    for attempt in 1.. {
+        let (code, verdicts) = Check::start(world, &[])?.finish()?;
+        ensure!(verdicts.len() == nodes * (nodes - 1) * 2, "{verdicts:?}");
+        ensure!(verdicts.iter().all(|v| v.outcome != "plaintext"), "{verdicts:?}");
+        match none_readable(&verdicts, None) {
+            Ok(()) => {
+                ensure!(code == Some(0), "exit code {code:?}");
+                return Ok(verdicts);
+            }
+            Err(why) if attempt == 5 => return Err(why),
+            Err(why) => println!("  once more: {why:#}"),
+        }
+    }
+    unreachable!("it has returned")
+}
+
+/// Packet sockets on a node; of the agent's, there are some only while it looks.
+fn packet_sockets(node: &Node) -> Result<usize> {
+    Ok(node.exec(&["cat", "/proc/net/packet"])?.lines().count() - 1)
+}
+
+fn encryption_is_proved(world: &World) -> Result<()> {
+    wait_agreed(world)?;
+    let check = Check::start(world, &[])?;
+    let nodes = world.cluster.nodes();
+    wait_until("a node looks", PATIENCE, || {
+        ensure!(packet_sockets(&nodes[0])? > 0, "no packet socket");
+        Ok(())
+    })?;
+    check.finish()?;
+    let verdicts = prove(world)?;
+    for verdict in &verdicts {
+        ensure!(verdict.canaries >= 4 && verdict.arrived == verdict.canaries, "{verdict:?}");
+        ensure!(verdict.detail.contains("sealed"), "{verdict:?}");
+    }
+    println!("  {} canaries arrived", verdicts.iter().map(|v| v.arrived).sum::<usize>());
+    for node in &nodes {
+        ensure!(packet_sockets(node)? == 0, "{} still looks", node.name());
+    }
+    let left = world.kubectl.run(&[
+        "get",
+        "services,endpointslices",
+        "-n",
+        "kube-system",
+        "-l",
+        "mesh.dev/check",
+        "-o",
+        "name",
+    ])?;
+    ensure!(left.trim().is_empty(), "left behind: {left}");
+    Ok(())
+}
+
+fn encryption_is_proved_while_tunnels_die(world: &World) -> Result<()> {
+    wait_agreed(world)?;
+    let check = Check::start(world, &["--secs", "12"])?;
+    for _ in 0..4 {
+        for node in world.cluster.nodes() {
+            thread::sleep(Duration::from_millis(800));
+            // With the kernel's device there is none to kill.
+            if let Some(worker) = node.worker("overlay") {
+                kill(worker, Signal::SIGKILL).context("kill -9")?;
+            }
+        }
+    }
+    let (_, verdicts) = check.finish()?;
+    none_readable(&verdicts, Some("did not arrive"))?;
+    let arrived = verdicts.iter().map(|v| v.arrived).sum::<usize>();
+    let all = verdicts.iter().map(|v| v.canaries).sum::<usize>();
+    println!("  {arrived} of {all} canaries arrived");
+    ensure!(arrived * 2 > all, "{verdicts:?}");
+    prove(world).map(drop)
+}
+
+/// A node leaves and joins while canaries are sent to it.
+fn encryption_is_proved_while_a_node_joins(world: &World) -> Result<()> {
+    wait_agreed(world)?;
+    let (_, other) = world.two_pods()?;
+    let node = other.node;
+    let check = Check::start(world, &["--secs", "15"])?;
+    thread::sleep(Duration::from_secs(2));
+    // Its peers forget it, and with it where its pods are.
+    world.kubectl.run(&["delete", "node", node.name()])?;
+    thread::sleep(Duration::from_secs(2));
+    node.agent().kill()?;
+    world.cluster.restart_agent(&node, &world.artifacts)?;
+    let (_, verdicts) = check.finish()?;
+    // The agent that looked there is gone, and knows nothing.
+    let others = verdicts.iter().filter(|v| v.from != node.name() && v.to != node.name());
+    ensure!(others.clone().count() > 0, "{verdicts:?}");
+    others.into_iter().try_for_each(|v| none_readable(std::slice::from_ref(v), None))?;
+    ensure!(verdicts.iter().all(|v| v.outcome != "plaintext"), "{verdicts:?}");
+    world.cluster.wait_ready(&world.artifacts)?;
+    world.kubectl.wait_ready(WEB, REPLICAS, PATIENCE)?;
+    wait_agreed(world)?;
+    prove(world).map(drop)
+}
+
+/// Something on a node that is undone on drop.
+struct Broken {
+    node: Node,
+    undo: Vec<Vec<String>>,
+}
+
+impl Broken {
+    fn new(node: &Node) -> Self {
+        Self { node: node.clone(), undo: vec![] }
+    }
+
+    fn run(&mut self, change: &str, undo: &str) -> Result<()> {
+        self.undo.push(undo.split(' ').map(str::to_owned).collect());
+        self.node.exec(&change.split(' ').collect::<Vec<_>>()).map(drop)
+    }
+}
+
+impl Drop for Broken {
+    fn drop(&mut self) {
+        for undo in &self.undo {
+            // What was not done cannot be undone.
+            let _ = self.node.exec(&undo.iter().map(String::as_str).collect::<Vec<_>>());
+        }
+    }
+}
+
+/// The traffic of the node itself takes the route; that of its pods does not get out even then.
+fn a_route_beside_the_tunnel_is_found(world: &World) -> Result<()> {
+    prove(world)?;
+    let (a, b) = world.two_pods()?;
+    let (from, to) = (a.node.name(), b.node.name());
+    let mut broken = Broken::new(&a.node);
+    let route = format!("{}/32 via {} dev eth0", b.v4()?, b.node.addresses().0);
+    broken.run(&format!("ip route add {route}"), &format!("ip route del {route}"))?;
+    // The pod that receives is the node's first; the workload's is one of a few.
+    let block = b.v4()?.rsplit_once('.').context("an address")?.0.to_owned();
+    for half in [0, 128] {
+        let route = format!("{block}.{half}/25 via {} dev eth0", b.node.addresses().0);
+        broken.run(&format!("ip route add {route}"), &format!("ip route del {route}"))?;
+    }
+    let (code, verdicts) = Check::start(world, &[])?.finish()?;
+    ensure!(code == Some(1), "exit code {code:?}: {verdicts:?}");
+    for verdict in &verdicts {
+        let is_broken = verdict.from == from && verdict.to == to && verdict.family == "IPv4";
+        ensure!((verdict.outcome == "plaintext") == is_broken, "{verdict:?}");
+        if is_broken {
+            println!("  {}", verdict.detail);
+            ensure!(verdict.detail.contains("udp from node"), "{verdict:?}");
+            ensure!(!verdict.detail.contains("from pod"), "{verdict:?}");
+        }
+    }
+    drop(broken);
+    prove(world).map(drop)
+}
+
+/// Everything that goes into the tunnel leaves the node in the clear, too.
+fn a_copy_beside_the_tunnel_is_found(world: &World) -> Result<()> {
+    prove(world)?;
+    let node = world.two_pods()?.0.node;
+    let mut broken = Broken::new(&node);
+    broken.run(
+        "tc filter add dev mesh-wg egress pref 77 protocol all u32 match u32 0 0 action mirred egress mirror dev eth0",
+        "tc filter del dev mesh-wg egress pref 77",
+    )?;
+    let (code, verdicts) = Check::start(world, &[])?.finish()?;
+    ensure!(code == Some(1), "exit code {code:?}: {verdicts:?}");
+    for verdict in &verdicts {
+        ensure!((verdict.outcome == "plaintext") == (verdict.from == node.name()), "{verdict:?}");
+    }
+    let first = verdicts.iter().find(|v| v.outcome == "plaintext").context("none is readable")?;
+    println!("  {}", first.detail);
+    for part in ["udp from pod", "tcp from pod", "udp from node", "tcp from node"] {
+        ensure!(first.detail.contains(part), "{part}: {first:?}");
+    }
+    drop(broken);
+    prove(world).map(drop)
 }
