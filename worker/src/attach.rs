@@ -38,6 +38,8 @@ pub(crate) struct Said {
     pub(crate) configured: bool,
     /// Its descriptors; none when it ends.
     pub(crate) descriptors: Option<Descriptors>,
+    /// Whether it can hand over what it is busy with.
+    pub(crate) yields: bool,
 }
 
 impl Attachment {
@@ -62,13 +64,14 @@ impl Attachment {
             Reply::Error(why) => return Err(AttachError::Refused(why)),
         };
         let report: Report = serde_json::from_str(value.get())?;
+        let Report { configured, yields, .. } = report;
         let Some(names) = report.descriptors else {
-            return Ok(Said { configured: report.configured, descriptors: None });
+            return Ok(Said { configured, descriptors: None, yields });
         };
         let mut descriptors = Descriptors::default();
         for name in names {
             descriptors.insert(name, self.0.descriptor().ok_or(AttachError::Incomplete)?);
         }
-        Ok(Said { configured: report.configured, descriptors: Some(descriptors) })
+        Ok(Said { configured, descriptors: Some(descriptors), yields })
     }
 }

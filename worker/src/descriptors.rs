@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -28,6 +29,9 @@ struct Inheritance {
     /// The pipe on which the agent says that the worker may start.
     permit: RawFd,
     descriptors: BTreeMap<String, RawFd>,
+    /// Control socket of the worker that is to be replaced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    predecessor: Option<PathBuf>,
 }
 
 /// Descriptors by name. Sockets are named by [`SocketSpec::name`], others as their worker likes.
@@ -121,12 +125,17 @@ impl Descriptors {
     /// Makes `command` start its program with these. They have to stay open until then.
     ///
     /// The program waits for a byte from the pipe that is returned, and ends when there comes none.
-    pub(crate) fn pass_to(&self, command: &mut Command) -> io::Result<Permit> {
+    pub(crate) fn pass_to(
+        &self,
+        command: &mut Command,
+        predecessor: Option<&Path>,
+    ) -> io::Result<Permit> {
         let (permit, grant) = io::pipe()?;
         let number = |(name, fd): (&str, BorrowedFd<'_>)| (name.to_owned(), fd.as_raw_fd());
         let inheritance = Inheritance {
             permit: permit.as_raw_fd(),
             descriptors: self.iter().map(number).collect(),
+            predecessor: predecessor.map(Path::to_owned),
         };
         command.env(VARIABLE, serde_json::to_string(&inheritance)?);
         let mut all: Vec<RawFd> = inheritance.descriptors.into_values().collect();
@@ -138,6 +147,12 @@ impl Descriptors {
         }
         Ok(Permit { _read: permit, grant })
     }
+}
+
+/// Control socket of the worker that this process was started to replace.
+pub(crate) fn predecessor() -> Option<PathBuf> {
+    let all: Inheritance = serde_json::from_str(&std::env::var(VARIABLE).ok()?).ok()?;
+    all.predecessor
 }
 
 fn stay_open(fd: RawFd) -> io::Result<()> {
@@ -178,7 +193,7 @@ mod tests {
             head -c 1 <&$permit | grep -q . || { echo orphaned; exit; }
             cat <&$from"#;
         command.args(["-c", script]).stdout(Stdio::piped());
-        let permit = descriptors.pass_to(&mut command).unwrap();
+        let permit = descriptors.pass_to(&mut command, None).unwrap();
         (command.spawn().unwrap(), permit)
     }
 

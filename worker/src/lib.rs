@@ -4,7 +4,8 @@
 //! A worker (`mesh-agent dns`, `ingress`, `overlay`) outlives the agent that started it. The agent finds it
 //! again by its identity file and its control socket ([`supervise`]), sends it a whole new configuration when something
 //! changed ([`client`]), and the worker saves it, so that it can start again without the agent ([`server`]). The sockets
-//! that it serves on belong to both ([`descriptors`]), so that nobody is refused while it is away.
+//! that it serves on belong to both ([`descriptors`]), so that nobody is refused while it is away. One that cannot serve
+//! beside its successor hands over to it what it is busy with ([`predecessor`]).
 //!
 //! Never does: anything with packets, names or requests. Entry types: [`server::Handler`] and [`server::Control`] in a
 //! worker, [`client::Client`] and [`supervise::keep`] in the agent.
@@ -14,6 +15,7 @@ pub mod client;
 pub mod descriptors;
 mod identity;
 mod pace;
+pub mod predecessor;
 pub mod privileges;
 mod process;
 mod rights;
@@ -24,5 +26,6 @@ mod wire;
 
 pub use client::Client;
 pub use descriptors::Descriptors;
+pub use predecessor::Predecessor;
 pub use server::{Control, Handler};
 pub use sockets::{SocketSpec, Transport};

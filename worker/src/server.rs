@@ -3,7 +3,7 @@
 use std::fs;
 use std::future::Future;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,6 +31,14 @@ pub trait Handler: Send + Sync + 'static {
 
     /// The present status.
     fn status(&self) -> impl Future<Output = Self::Status> + Send;
+
+    /// Whether there is a [`Handler::hand_over`].
+    const YIELDS: bool = false;
+
+    /// Stops for good, and returns what a successor needs to go on; explains in one line why not otherwise.
+    fn hand_over(&self) -> impl Future<Output = Result<OwnedFd, String>> + Send {
+        std::future::ready(Err("this worker hands nothing over".to_owned()))
+    }
 }
 
 /// The control socket could not be served.
@@ -60,6 +68,8 @@ pub struct Control {
 struct Progress {
     configured: bool,
     descriptors: Option<Arc<Descriptors>>,
+    /// A successor has everything.
+    yielded: bool,
 }
 
 impl Control {
@@ -69,7 +79,8 @@ impl Control {
         state: impl Into<PathBuf>,
         descriptors: Descriptors,
     ) -> Arc<Self> {
-        let progress = Progress { configured: false, descriptors: Some(Arc::new(descriptors)) };
+        let descriptors = Some(Arc::new(descriptors));
+        let progress = Progress { configured: false, descriptors, yielded: false };
         Arc::new(Self {
             socket: socket.into(),
             state: state.into(),
@@ -119,14 +130,19 @@ impl Control {
         }
     }
 
-    /// Serves the control socket for ever.
+    /// Serves the control socket until a successor has taken over what this worker is busy with: then it is time to end.
     ///
     /// The socket is open to root only. Cancel safe: dropping the future closes the socket.
     pub async fn serve<H: Handler>(self: &Arc<Self>, handler: Arc<H>) -> Result<(), ServeError> {
         let listen = |source| ServeError::Listen { path: self.socket.clone(), source };
         let listener = bind(&self.socket).map_err(listen)?;
+        let mut progress = self.progress.subscribe();
         loop {
-            match listener.accept().await {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                _ = progress.wait_for(|now| now.yielded) => return Ok(()),
+            };
+            match accepted {
                 Ok((stream, _)) => {
                     let (control, handler) = (Arc::clone(self), Arc::clone(&handler));
                     tokio::spawn(async move {
@@ -152,7 +168,10 @@ impl Control {
                 return Ok(());
             }
             let reply = match serde_json::from_slice(&line) {
-                Ok(Request::Attach(())) => return self.report_to(stream.into_inner()).await,
+                Ok(Request::Attach(())) => {
+                    return self.report_to(stream.into_inner(), H::YIELDS).await;
+                }
+                Ok(Request::Yield(())) => return self.hand_over(handler, stream.get_ref()).await,
                 Ok(Request::Get(())) => ok(&handler.status().await),
                 Ok(Request::Set(raw)) => match self.apply(handler, raw.get()).await {
                     Ok(()) => ok(&()),
@@ -164,8 +183,25 @@ impl Control {
         }
     }
 
+    async fn hand_over<H: Handler>(&self, handler: &H, stream: &UnixStream) -> io::Result<()> {
+        // A configuration that is acknowledged has been put in force, and saved, before; none is any more after.
+        let _turn = self.applying.lock().await;
+        match handler.hand_over().await {
+            Ok(estate) => {
+                // Whether the successor got it or has died: this worker has nothing left to work with.
+                let sent = rights::send(stream, &line_of(&ok(&()))?, &[estate.as_fd()]).await;
+                self.progress.send_modify(|now| now.yielded = true);
+                sent
+            }
+            Err(why) => rights::send(stream, &line_of(&Reply::Error(why))?, &[]).await,
+        }
+    }
+
     async fn apply<H: Handler>(&self, handler: &H, raw: &str) -> Result<(), String> {
         let _turn = self.applying.lock().await;
+        if self.progress.borrow().yielded {
+            return Err("another worker has taken over".to_owned());
+        }
         let config = serde_json::from_str(raw).map_err(|error| error.to_string())?;
         handler.apply(config).await?;
         // The configuration is in force either way; without the file only a restart would miss it.
@@ -177,12 +213,12 @@ impl Control {
     }
 
     /// Reports now and after each change, until the client closes.
-    async fn report_to(&self, stream: UnixStream) -> io::Result<()> {
+    async fn report_to(&self, stream: UnixStream, yields: bool) -> io::Result<()> {
         let mut progress = self.progress.subscribe();
         loop {
             // Nothing of it is kept while we wait: a descriptor that is let go of has to be closed.
             let now = progress.borrow_and_update().clone();
-            report(&stream, now).await?;
+            report(&stream, now, yields).await?;
             tokio::select! {
                 changed = progress.changed() => if changed.is_err() { return Ok(()) },
                 gone = closed(&stream) => return gone,
@@ -191,11 +227,12 @@ impl Control {
     }
 }
 
-async fn report(stream: &UnixStream, now: Progress) -> io::Result<()> {
+async fn report(stream: &UnixStream, now: Progress, yields: bool) -> io::Result<()> {
     let all: Option<Vec<(&str, BorrowedFd<'_>)>> =
         now.descriptors.as_ref().map(|descriptors| descriptors.iter().collect());
     let names = |all: &Vec<(&str, _)>| all.iter().map(|(name, _)| (*name).to_owned()).collect();
-    let report = Report { configured: now.configured, descriptors: all.as_ref().map(names) };
+    let descriptors = all.as_ref().map(names);
+    let report = Report { configured: now.configured, descriptors, yields };
     let descriptors: Vec<_> = all.into_iter().flatten().map(|(_, fd)| fd).collect();
     rights::send(stream, &line_of(&ok(&report))?, &descriptors).await
 }

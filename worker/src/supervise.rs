@@ -65,6 +65,11 @@ pub enum Replacement {
         /// How long the old one may serve those that it has: more than the drain time that it was started with.
         grace: Duration,
     },
+    /// The new one asks the old one for what it is busy with ([`Predecessor`]), which ends the old one: only one can work
+    /// at a time. An old one that cannot hand over has to end first.
+    ///
+    /// [`Predecessor`]: crate::Predecessor
+    Yielding,
     /// The old one has to end first.
     Exclusive,
 }
@@ -214,24 +219,25 @@ impl Keeper {
     async fn replace(&mut self, old: ProcessId) -> Result<ProcessId, SuperviseError> {
         let (worker, pid) = (self.spec.name, old.pid);
         tracing::info!(worker, pid, "replacing: program or arguments changed");
-        let configured = match tokio::time::timeout(FETCH_LIMIT, self.fetch(old)).await {
-            Ok(Ok(configured)) => configured,
+        let (configured, yields) = match tokio::time::timeout(FETCH_LIMIT, self.fetch(old)).await {
+            Ok(Ok(said)) => said,
             failed => {
                 tracing::warn!(worker, pid, ?failed, "sockets not handed over, making new ones");
-                false
+                (false, false)
             }
         };
-        match self.spec.replacement {
-            Replacement::Exclusive => {
-                end(old, GRACE).await?;
-                Ok(self.start(None)?.process)
-            }
-            Replacement::Overlapping { .. } => {
-                self.put_socket_aside();
-                let fresh = self.start(Some(old))?;
-                self.hand_over(old, fresh, configured).await
-            }
+        let side_by_side = match self.spec.replacement {
+            Replacement::Overlapping { .. } => true,
+            Replacement::Yielding => yields,
+            Replacement::Exclusive => false,
+        };
+        if !side_by_side {
+            end(old, GRACE).await?;
+            return Ok(self.start(None)?.process);
         }
+        self.put_socket_aside();
+        let fresh = self.start(Some(old))?;
+        self.hand_over(old, fresh, configured).await
     }
 
     /// Retires `old` once `fresh` is ready; if that never happens, `old` stays.
@@ -249,9 +255,11 @@ impl Keeper {
         };
         if ready {
             let _ = fs::remove_file(self.aside());
-            if let Replacement::Overlapping { grace } = self.spec.replacement {
-                retire(old, grace);
-            }
+            let grace = match self.spec.replacement {
+                Replacement::Overlapping { grace } => grace,
+                Replacement::Yielding | Replacement::Exclusive => GRACE,
+            };
+            retire(old, grace);
             return Ok(process);
         }
         end(process, GRACE).await?;
@@ -298,7 +306,10 @@ impl Keeper {
         unsafe {
             command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(io::Error::from));
         }
-        let permit = self.held.pass_to(&mut command).map_err(failed)?;
+        let aside = self.aside();
+        let asked = matches!(spec.replacement, Replacement::Yielding) && predecessor.is_some();
+        let permit = self.held.pass_to(&mut command, asked.then_some(aside.as_path()));
+        let permit = permit.map_err(failed)?;
         let program = ProgramId::of(&spec.program).map_err(failed)?;
         let mut child = command.spawn().map_err(failed)?;
         let process = ProcessId::of(child.id().cast_signed());
@@ -328,12 +339,12 @@ impl Keeper {
         }
     }
 
-    /// Gets the descriptors of a worker; returns whether it has a configuration.
-    async fn fetch(&mut self, process: ProcessId) -> Result<bool, AttachError> {
+    /// Gets the descriptors of a worker; returns whether it has a configuration, and whether it can hand over.
+    async fn fetch(&mut self, process: ProcessId) -> Result<(bool, bool), AttachError> {
         let said = Attachment::new(&self.spec.control_socket, process).await?.next().await?;
-        let configured = said.configured;
+        let known = (said.configured, said.yields);
         self.keep(process, said);
-        Ok(configured)
+        Ok(known)
     }
 
     /// Waits until a new worker answers, and has a configuration when it needs one.

@@ -16,6 +16,8 @@ pub(crate) enum Request {
     Get(()),
     /// Send a [`Report`] now and after each change, until the client closes.
     Attach(()),
+    /// Stop for good, and give what the successor needs to go on, as a descriptor beside the answer.
+    Yield(()),
 }
 
 /// The answer.
@@ -35,4 +37,7 @@ pub(crate) struct Report {
     pub(crate) configured: bool,
     /// Names of its descriptors; absent when it ends and has let go of them.
     pub(crate) descriptors: Option<Vec<String>>,
+    /// Whether it understands [`Request::Yield`].
+    #[serde(default)]
+    pub(crate) yields: bool,
 }

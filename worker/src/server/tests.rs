@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::attach::{AttachError, Attachment};
 use crate::client::{CallError, Client};
+use crate::predecessor::{Predecessor, YieldError};
 use crate::process::ProcessId;
 
 #[derive(Default)]
@@ -90,6 +91,83 @@ async fn a_configuration_is_applied_kept_and_restored() {
     let second = start();
     assert_eq!(ready(&client).await, [1, 2], "restored without an agent");
     second.abort();
+}
+
+/// Gives what it has to a successor, if it has anything.
+struct Heritage(StdMutex<Option<fs::File>>);
+
+impl Handler for Heritage {
+    type Config = u32;
+    type Status = u32;
+
+    const YIELDS: bool = true;
+
+    async fn apply(&self, _: u32) -> Result<(), String> {
+        Ok(())
+    }
+
+    async fn status(&self) -> u32 {
+        0
+    }
+
+    async fn hand_over(&self) -> Result<OwnedFd, String> {
+        let taken = self.0.lock().unwrap().take();
+        taken.map(OwnedFd::from).ok_or_else(|| "nothing is left".to_owned())
+    }
+}
+
+#[tokio::test]
+async fn a_successor_gets_everything_once_and_then_it_is_over() {
+    let dir = Dir::new("yields");
+    let (read, mut write) = io::pipe().unwrap();
+    write.write_all(b"inheritance").unwrap();
+    drop(write);
+    let control = dir.control(Descriptors::default());
+    let heritage = Heritage(StdMutex::new(Some(OwnedFd::from(read).into())));
+    let serving = tokio::spawn({
+        let control = Arc::clone(&control);
+        async move { control.serve(Arc::new(heritage)).await }
+    });
+    let client = Client::new(dir.socket());
+    for _ in 0..500 {
+        if client.get::<u32>().await.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    client.set(&7).await.unwrap();
+    let me = ProcessId::of(std::process::id().cast_signed());
+    let mut attached = Attachment::new(&dir.socket(), me).await.unwrap();
+    assert!(soon(attached.next()).await.unwrap().yields);
+
+    let limit = Duration::from_secs(20);
+    let taken = Predecessor::on(dir.socket()).take_over(limit).await.unwrap();
+    let mut text = String::new();
+    fs::File::from(taken).read_to_string(&mut text).unwrap();
+    assert_eq!(text, "inheritance");
+    soon(serving).await.unwrap().unwrap();
+    assert!(client.set(&8).await.is_err(), "nobody is told what nobody does any more");
+    let again = Predecessor::on(dir.socket()).take_over(limit).await;
+    assert!(matches!(again, Err(YieldError::Io(_))), "{again:?}");
+}
+
+#[tokio::test]
+async fn a_worker_that_hands_nothing_over_refuses_and_goes_on() {
+    let dir = Dir::new("keeps");
+    let control = dir.control(Descriptors::default());
+    let serving = tokio::spawn({
+        let control = Arc::clone(&control);
+        async move { control.serve(Arc::new(Echo::default())).await }
+    });
+    let client = Client::new(dir.socket());
+    ready(&client).await;
+    let refused = Predecessor::on(dir.socket()).take_over(Duration::from_secs(20)).await;
+    assert!(matches!(refused, Err(YieldError::Refused(_))), "{refused:?}");
+    client.set(&vec![1]).await.unwrap();
+    let me = ProcessId::of(std::process::id().cast_signed());
+    let mut attached = Attachment::new(&dir.socket(), me).await.unwrap();
+    assert!(!soon(attached.next()).await.unwrap().yields);
+    serving.abort();
 }
 
 #[tokio::test]
