@@ -27,6 +27,11 @@ impl Paths {
         Self { run: options.run_dir.clone(), state: options.state_dir.clone() }
     }
 
+    #[cfg(test)]
+    pub(crate) fn at(run: &Path, state: &Path) -> Self {
+        Self { run: run.to_owned(), state: state.to_owned() }
+    }
+
     pub(crate) fn run(&self) -> &Path {
         &self.run
     }
@@ -124,7 +129,7 @@ pub(crate) fn overlay(paths: &Paths, program: &Path) -> WorkerSpec {
     let key = paths.node_key().display().to_string();
     let args = ["--device", OVERLAY_DEVICE, "--private-key", &key].map(str::to_owned).to_vec();
     // Two engines on one device would each get half of the packets.
-    let more = Own { args, sockets: vec![], replacement: Replacement::Exclusive };
+    let more = Own { args, sockets: vec![], replacement: Replacement::Yielding };
     spec(OVERLAY, paths, program, more)
 }
 

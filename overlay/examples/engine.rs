@@ -1,4 +1,6 @@
-//! The overlay worker alone, for tests and measurements: `engine SOCKET STATE DEVICE KEYFILE`.
+//! The overlay worker alone, for tests and measurements: `engine SOCKET STATE DEVICE KEYFILE [GENERATION]`.
+//!
+//! The generation means nothing: with another one, it is another command line, and the worker is replaced.
 
 use std::process::ExitCode;
 
@@ -6,8 +8,10 @@ use mesh_overlay::WorkerOptions;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [socket, state, device, private_key] = arguments.as_slice() else {
-        eprintln!("usage: engine SOCKET STATE DEVICE KEYFILE");
+    let ([socket, state, device, private_key] | [socket, state, device, private_key, _]) =
+        arguments.as_slice()
+    else {
+        eprintln!("usage: engine SOCKET STATE DEVICE KEYFILE [GENERATION]");
         return ExitCode::from(2);
     };
     let filter = tracing_subscriber::EnvFilter::new("info");

@@ -2,7 +2,8 @@
 //!
 //! A thread owns its buffers. It waits for others of its lane only, to read and to hand over in turn ([`lane`]).
 
-mod capacity;
+pub(crate) mod capacity;
+mod crew;
 mod failure;
 mod inward;
 mod lane;
@@ -10,25 +11,28 @@ mod outward;
 mod shrink;
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use mesh_model::snapshot::WgKey;
+use mesh_worker::Descriptors;
 
+use self::crew::Crew;
 use crate::config::{InvalidConfig, OverlayConfig};
 use crate::counters::Counters;
 use crate::facade::Kind;
+use crate::handover::Legacy;
 use crate::keys::NodeKey;
 use crate::os::poll::Stop;
 use crate::os::tun::{self, Queue, TunError};
 use crate::os::udp::{self, Sockets};
-use crate::protocol::{Core, Outbox, Stamps};
+use crate::protocol::{Core, Estate, Outbox, Stamps};
 use crate::status::{DropReason, Status};
 
 pub use self::failure::EngineFailure;
-use self::failure::Failure;
+pub(crate) use self::failure::Failure;
 use self::lane::Lane;
 use self::shrink::Shrink;
 
@@ -39,12 +43,25 @@ const MAX_LANES: usize = 4;
 /// what is between is not more than this much longer.
 const MAX_THREADS: usize = 4;
 
+/// What an engine starts from.
+pub(crate) struct Beginning {
+    /// Stamps above all that were ever given.
+    pub(crate) stamps: Stamps,
+    /// [`capacity::handshakes`], which takes a moment to measure.
+    pub(crate) affords: u32,
+    /// The [`descriptors`](Engine::descriptors) of the worker before.
+    pub(crate) inherited: Descriptors,
+    /// What that one left.
+    pub(crate) legacy: Option<Legacy>,
+}
+
 /// A running engine. Dropping it stops the threads; the device stays.
 pub(crate) struct Engine {
     shared: Arc<Shared>,
     /// One configuration at a time, and what receives for the present one.
     applied: Mutex<Applied>,
     stop: Stop,
+    crew: Crew,
 }
 
 /// What all threads see.
@@ -55,7 +72,7 @@ struct Shared {
     sockets: ArcSwapOption<Sockets>,
     mtu: ArcSwap<u16>,
     device: String,
-    failure: Failure,
+    failure: Arc<Failure>,
     /// What the device had dropped before the engine started: it is older than the process.
     dropped_before: usize,
 }
@@ -69,6 +86,10 @@ struct Applied {
     mtu: u16,
     shrink: Shrink,
     receivers: Option<Stop>,
+    /// Whether the device is read from.
+    reading: bool,
+    /// Sockets of the worker before this one, until there is a port to receive at.
+    inherited: Descriptors,
 }
 
 /// The engine could not start.
@@ -106,41 +127,76 @@ pub(crate) enum ApplyError {
 }
 
 impl Engine {
-    /// Opens the device and starts to read from it; without a configuration all packets are dropped.
-    pub(crate) fn start(device: &str, key: &NodeKey, stamps: Stamps) -> Result<Self, StartError> {
-        let queues = tun::open(device, lanes())?;
+    /// Opens the device. Packets wait in it until there is a configuration.
+    pub(crate) fn start(
+        device: &str,
+        key: &NodeKey,
+        beginning: Beginning,
+    ) -> Result<Self, StartError> {
+        let Beginning { stamps, affords, mut inherited, legacy } = beginning;
+        let queues = tun::open(device, lanes(), &mut inherited)?;
         let counters = Arc::new(Counters::default());
+        let core = match legacy {
+            Some(Legacy { estate, left }) => {
+                Core::resume(left, key, stamps, Arc::clone(&counters), estate)
+            }
+            None => Core::new(Instant::now(), key, stamps, Arc::clone(&counters)),
+        };
         let shared = Arc::new(Shared {
-            core: Core::new(Instant::now(), key, stamps, Arc::clone(&counters))
-                .affording(capacity::handshakes(key)),
+            core: core.affording(affords),
             counters,
             queues,
             sockets: ArcSwapOption::empty(),
             mtu: ArcSwap::from_pointee(crate::mtu::FLOOR),
             device: device.to_owned(),
-            failure: Failure::default(),
+            failure: Arc::default(),
             dropped_before: tun::overflowed(device),
         });
         let stop = Stop::new().map_err(StartError::Thread)?;
-        for queue in 0..shared.queues.len() {
-            let lane = Arc::new(Lane::new(threads()));
-            for _ in 0..lane.threads() {
-                let (body, lane, stop) = (Arc::clone(&shared), Arc::clone(&lane), stop.clone());
-                let run = move || outward::run(&body, queue, &lane, &stop);
-                spawn(&shared, format!("overlay-out{queue}"), run).map_err(StartError::Thread)?;
-            }
+        let applied = Mutex::new(Applied { inherited, ..Applied::default() });
+        Ok(Self { shared, applied, stop, crew: Crew::default() })
+    }
+
+    /// What the next worker needs, so that packets and datagrams wait for it: all queues of the device, and all sockets.
+    /// Exactly those, because the kernel spreads flows over all that are open, whether anybody reads or not.
+    pub(crate) fn descriptors(&self) -> io::Result<Descriptors> {
+        let applied = self.lock();
+        let mut all = Descriptors::default();
+        tun::bequeath(&self.shared.device, &self.shared.queues, &mut all)?;
+        if let Some(sockets) = &*self.shared.sockets.load() {
+            sockets.bequeath(applied.listen_port, &mut all)?;
         }
-        Ok(Self { shared, applied: Mutex::default(), stop })
+        for (name, fd) in applied.inherited.iter() {
+            all.insert(name, fd.try_clone_to_owned()?);
+        }
+        Ok(all)
+    }
+
+    /// How its threads say that they cannot go on.
+    pub(crate) fn failure(&self) -> Arc<Failure> {
+        Arc::clone(&self.shared.failure)
+    }
+
+    /// Stops for good, and returns what a successor needs to go on: every thread has finished what it had read, and nothing
+    /// is left that could read or seal. None when they did not finish in time; then they may still be at work.
+    pub(crate) fn leave(self) -> Option<Estate> {
+        self.give_stop();
+        if !self.crew.finish() {
+            return None;
+        }
+        let shared = Arc::clone(&self.shared);
+        drop(self);
+        Some(Arc::into_inner(shared)?.core.leave(Instant::now()))
     }
 
     /// Puts a configuration in force. On failure the one before stays.
-    pub(crate) fn configure(&self, config: &OverlayConfig) -> Result<(), ApplyError> {
+    ///
+    /// Returns whether [`descriptors`](Self::descriptors) have changed.
+    pub(crate) fn configure(&self, config: &OverlayConfig) -> Result<bool, ApplyError> {
         config.validate(self.public_key())?;
-        let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut applied = self.lock();
         let moved = applied.listen_port != config.listen_port;
-        if moved {
-            self.listen(config.listen_port, &mut applied)?;
-        }
+        let opened = if moved { Some(self.open(config.listen_port, &mut applied)?) } else { None };
         if applied.mtu != config.mtu {
             tun::bring_up(&self.shared.device, config.mtu)?;
             self.shared.mtu.store(Arc::new(config.mtu));
@@ -151,12 +207,36 @@ impl Engine {
         let mut fresh = rand::random::<u32>;
         let now = Instant::now();
         self.shared.core.configure(now, config, &mut fresh, &mut outbox)?;
-        if moved {
+        // Nothing is received, nor read, before the peers are known that it may come from.
+        if let Some((sockets, stop)) = opened {
+            self.receive(sockets, stop, &mut applied).map_err(ApplyError::Thread)?;
+            applied.listen_port = config.listen_port;
             // The peers would go on sending to the old port until they hear from the new one.
             self.shared.core.announce(now, &mut outbox);
         }
         self.shared.send_now(&mut outbox);
+        if !applied.reading {
+            self.read_device().map_err(ApplyError::Thread)?;
+            applied.reading = true;
+        }
+        Ok(moved)
+    }
+
+    fn read_device(&self) -> io::Result<()> {
+        for queue in 0..self.shared.queues.len() {
+            let lane = Arc::new(Lane::new(threads()));
+            for _ in 0..lane.threads() {
+                let (body, lane, stop) =
+                    (Arc::clone(&self.shared), Arc::clone(&lane), self.stop.clone());
+                let run = move || outward::run(&body, queue, &lane, &stop);
+                self.crew.spawn(&self.shared.failure, format!("overlay-out{queue}"), run)?;
+            }
+        }
         Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Applied> {
+        self.applied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lets time pass; to be called every 100 ms or so.
@@ -185,11 +265,6 @@ impl Engine {
         self.shared.core.stamps_to_store()
     }
 
-    /// Waits until a thread had to give up: then the process has to start anew. Cancel safe.
-    pub(crate) async fn failed(&self) -> EngineFailure {
-        self.shared.failure.happened().await
-    }
-
     /// The engine as it is now.
     pub(crate) fn status(&self) -> Status {
         let applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
@@ -210,13 +285,16 @@ impl Engine {
         self.shared.core.public_key()
     }
 
-    /// Opens the new port before it closes the old one.
-    fn listen(&self, port: u16, applied: &mut Applied) -> Result<(), ApplyError> {
+    /// Opens a port, beside the one in use.
+    fn open(&self, port: u16, applied: &mut Applied) -> Result<(Arc<Sockets>, Stop), ApplyError> {
         let counters = Arc::clone(&self.shared.counters);
-        let sockets = Sockets::bind(port, lanes(), counters)
+        let sockets = Sockets::open(port, lanes(), &mut applied.inherited, counters)
             .map_err(|source| ApplyError::Listen { port, source })?;
-        let sockets = Arc::new(sockets);
-        let stop = Stop::new().map_err(ApplyError::Thread)?;
+        Ok((Arc::new(sockets), Stop::new().map_err(ApplyError::Thread)?))
+    }
+
+    /// Receives at an open port, and no longer at the one before.
+    fn receive(&self, sockets: Arc<Sockets>, stop: Stop, applied: &mut Applied) -> io::Result<()> {
         for place in 0..sockets.len() {
             let queue = place % self.shared.queues.len();
             let lane = Arc::new(Lane::new(threads()));
@@ -224,8 +302,8 @@ impl Engine {
                 let (shared, sockets) = (Arc::clone(&self.shared), Arc::clone(&sockets));
                 let (lane, stop) = (Arc::clone(&lane), stop.clone());
                 let run = move || inward::run(&shared, (&sockets, place), &lane, queue, &stop);
-                spawn(&self.shared, format!("overlay-in{place}"), run)
-                    .map_err(ApplyError::Thread)?;
+                let name = format!("overlay-in{place}");
+                self.crew.spawn(&self.shared.failure, name, run)?;
             }
         }
         let before = self.shared.sockets.swap(Some(sockets));
@@ -233,18 +311,22 @@ impl Engine {
         if let Some(old) = applied.receivers.replace(stop) {
             old.give();
         }
-        applied.listen_port = port;
+        // What is left of other ports is of no use any more.
+        applied.inherited = Descriptors::default();
         Ok(())
+    }
+
+    fn give_stop(&self) {
+        self.stop.give();
+        if let Some(receivers) = &self.lock().receivers {
+            receivers.give();
+        }
     }
 }
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.stop.give();
-        let applied = self.applied.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let Some(receivers) = &applied.receivers {
-            receivers.give();
-        }
+        self.give_stop();
     }
 }
 
@@ -281,24 +363,4 @@ fn threads() -> usize {
 
 fn cores() -> usize {
     thread::available_parallelism().map_or(1, std::num::NonZero::get)
-}
-
-/// Starts a thread that ends when told to; when it ends for another reason, the engine has failed.
-fn spawn(
-    shared: &Arc<Shared>,
-    name: String,
-    body: impl FnOnce() -> Result<(), EngineFailure> + Send + 'static,
-) -> io::Result<()> {
-    let shared = Arc::clone(shared);
-    let thread = name.clone();
-    let run = move || {
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
-        match result {
-            Ok(Ok(())) => {}
-            Ok(Err(failure)) => shared.failure.report(failure),
-            Err(_) => shared.failure.report(EngineFailure::Panicked { thread }),
-        }
-    };
-    // The stacks hold no buffers; the default of 2 MiB would only be address space.
-    thread::Builder::new().name(name).stack_size(256 << 10).spawn(run).map(drop)
 }

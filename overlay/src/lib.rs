@@ -21,6 +21,7 @@ pub mod config;
 pub mod counters;
 mod engine;
 pub mod facade;
+mod handover;
 pub mod kernel_device;
 pub mod keys;
 pub mod mtu;

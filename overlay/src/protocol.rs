@@ -5,6 +5,7 @@
 
 pub mod allowed_ips;
 pub mod core;
+pub mod estate;
 pub mod gate;
 pub mod noise;
 pub mod outbox;
@@ -14,6 +15,7 @@ pub mod table;
 
 pub use self::core::{Core, Sink};
 pub use allowed_ips::AllowedIps;
+pub use estate::Estate;
 pub use gate::Gate;
 pub use noise::Stamps;
 pub use outbox::Outbox;

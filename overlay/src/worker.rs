@@ -4,18 +4,20 @@ mod bound;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use mesh_worker::descriptors::InheritError;
 use mesh_worker::privileges::{self, Capability};
 use mesh_worker::server::ServeError;
-use mesh_worker::{Control, Descriptors, Handler};
+use mesh_worker::{Control, Descriptors, Handler, Predecessor};
 
 use crate::config::OverlayConfig;
-use crate::engine::Engine;
+use crate::engine::{Beginning, Engine, Failure, capacity};
+use crate::handover::{self, Legacy};
 use crate::keys::{KeyError, NodeKey};
 use crate::protocol::{Outbox, Stamps};
 use crate::status::Status;
@@ -25,6 +27,12 @@ pub use crate::os::tun::TunError;
 
 /// How often timers are looked at. The protocol needs 250 ms or less.
 const TICK: Duration = Duration::from_millis(100);
+
+/// A worker that does not hand over by then hangs: its threads have a second to finish.
+const HANDOVER_LIMIT: Duration = Duration::from_secs(3);
+
+/// A worker that has handed over, or refused to, is gone by then, or stays.
+const LOCK_LIMIT: Duration = Duration::from_secs(3);
 
 /// Where the worker finds things.
 #[derive(Debug, Clone)]
@@ -84,30 +92,75 @@ pub enum RunError {
 ///
 /// Keeps the capability to configure network devices, which the MTU and opening the device need, and gives up
 /// all others for good. When a saved configuration exists, it calls all peers before it listens for the agent.
+///
+/// When it was started to replace another worker, it makes that one stop, and goes on with its sessions. Where that fails,
+/// it calls all peers.
 pub fn run(options: &WorkerOptions) -> Result<(), RunError> {
-    // What it makes it keeps for itself yet: the device is opened anew by each worker.
-    let kept = Descriptors::inherited()?;
+    let inherited = Descriptors::inherited()?;
+    let predecessor = Predecessor::of_this_process();
     privileges::drop_all_but(&[Capability::NetAdmin]).map_err(RunError::Privileges)?;
     let key = NodeKey::load_or_create(&options.private_key)?;
-    let _alone = lock(&options.state.with_extension("lock"))?;
-    let bound = options.private_key.with_extension("stamp");
-    let stamps = Stamps::new(Instant::now(), SystemTime::now(), bound::load(&bound));
-    let engine = Arc::new(Engine::start(&options.device, &key, stamps)?);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(RunError::Runtime)?;
-    tracing::info!(device = options.device, key = %key.public(), "overlay engine runs");
+    // Before the worker that is to be replaced stops: nobody carries packets from then on.
+    let affords = capacity::handshakes(&key);
     runtime.block_on(async {
-        let handler = Arc::new(Configured { engine: Arc::clone(&engine) });
-        let control = Control::new(&options.socket, &options.state, kept);
-        control.restore(&*handler).await;
-        tokio::select! {
-            result = control.serve(handler) => Ok(result?),
-            failure = engine.failed() => Err(failure.into()),
-            () = tick(Arc::clone(&engine), &bound) => Ok(()),
-        }
+        let path = options.state.with_extension("lock");
+        let (alone, legacy) = match predecessor {
+            Some(predecessor) => {
+                let legacy = succeed(predecessor).await;
+                (lock_soon(&path).await?, legacy)
+            }
+            None => (lock(&path)?, None),
+        };
+        work(options, (&key, affords), alone, (inherited, legacy)).await
     })
+}
+
+async fn work(
+    options: &WorkerOptions,
+    (key, affords): (&NodeKey, u32),
+    alone: File,
+    (inherited, legacy): (Descriptors, Option<Legacy>),
+) -> Result<(), RunError> {
+    let bound = options.private_key.with_extension("stamp");
+    let left = legacy.as_ref().map(|legacy| &legacy.estate);
+    let above = bound::load(&bound).max(left.map_or(Duration::ZERO, |estate| estate.last_stamp));
+    let goes_on_with = left.map(|estate| estate.peers.len());
+    let stamps = Stamps::new(Instant::now(), SystemTime::now(), above);
+    let beginning = Beginning { stamps, affords, inherited, legacy };
+    let engine = Engine::start(&options.device, key, beginning)?;
+    tracing::info!(device = options.device, key = %key.public(), goes_on_with, "overlay engine runs");
+    let failure = engine.failure();
+    let control = Control::new(&options.socket, &options.state, descriptors(&engine));
+    let worker = Arc::new(Worker {
+        held: Mutex::new(Held::Engine { engine, alone }),
+        control: Arc::clone(&control),
+        failure: Arc::clone(&failure),
+        bound,
+        storing: tokio::sync::Mutex::default(),
+    });
+    control.restore(&*worker).await;
+    tokio::select! {
+        result = control.serve(Arc::clone(&worker)) => Ok(result?),
+        failure = failure.happened() => Err(failure.into()),
+        () = worker.tick() => Ok(()),
+    }
+}
+
+/// Makes another worker stop, and takes what it leaves; none when it leaves nothing that is understood.
+async fn succeed(predecessor: Predecessor) -> Option<Legacy> {
+    let taken = match predecessor.take_over(HANDOVER_LIMIT).await {
+        Ok(file) => handover::take(file),
+        Err(error) => {
+            tracing::warn!(error = chain(&error), "sessions not handed over, calling all peers");
+            return None;
+        }
+    };
+    let failed = |error| tracing::warn!(error = chain(&error), "sessions lost, calling all peers");
+    taken.map_err(failed).ok()
 }
 
 fn lock(path: &Path) -> Result<File, RunError> {
@@ -122,31 +175,110 @@ fn lock(path: &Path) -> Result<File, RunError> {
     }
 }
 
-async fn tick(engine: Arc<Engine>, bound: &Path) {
-    let mut interval = tokio::time::interval(TICK);
-    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut outbox = Outbox::default();
+/// The same for one whose holder is about to end.
+async fn lock_soon(path: &Path) -> Result<File, RunError> {
+    let end = Instant::now() + LOCK_LIMIT;
     loop {
-        interval.tick().await;
-        engine.tick(&mut outbox);
-        if let Some(reached) = engine.stamps_to_store() {
-            bound::store(bound, reached).await;
+        match lock(path) {
+            Err(RunError::Running { .. }) if Instant::now() < end => {}
+            result => return result,
         }
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 
-struct Configured {
-    engine: Arc<Engine>,
+/// What the agent is to keep for the next worker.
+fn descriptors(engine: &Engine) -> Descriptors {
+    engine.descriptors().unwrap_or_else(|error| {
+        tracing::warn!(%error, "the next worker will open everything anew");
+        Descriptors::default()
+    })
 }
 
-impl Handler for Configured {
+struct Worker {
+    held: Mutex<Held>,
+    control: Arc<Control>,
+    failure: Arc<Failure>,
+    /// File of the bound of the stamps.
+    bound: PathBuf,
+    /// Held while the bound is being stored.
+    storing: tokio::sync::Mutex<()>,
+}
+
+/// Only one worker has an engine, and the lock that says so.
+#[expect(clippy::large_enum_variant, reason = "there is one")]
+enum Held {
+    Engine {
+        engine: Engine,
+        alone: File,
+    },
+    /// A successor has it; how it was.
+    Gone(Status),
+}
+
+impl Worker {
+    fn hold(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn tick(&self) {
+        let mut interval = tokio::time::interval(TICK);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut outbox = Outbox::default();
+        loop {
+            interval.tick().await;
+            // Whoever stores is not overtaken by a successor that does.
+            let _turn = self.storing.lock().await;
+            let reached = match &*self.hold() {
+                Held::Engine { engine, .. } => {
+                    engine.tick(&mut outbox);
+                    engine.stamps_to_store()
+                }
+                Held::Gone(_) => None,
+            };
+            if let Some(reached) = reached {
+                bound::store(&self.bound, reached).await;
+            }
+        }
+    }
+
+    /// Takes the engine apart. What fails here is the end of this worker, one way or the other.
+    fn leave(&self) -> Result<OwnedFd, EngineFailure> {
+        let mut held = self.hold();
+        let status = match &*held {
+            Held::Engine { engine, .. } => engine.status(),
+            Held::Gone(_) => return Err(EngineFailure::Left),
+        };
+        let Held::Engine { engine, alone } = std::mem::replace(&mut *held, Held::Gone(status))
+        else {
+            return Err(EngineFailure::Left);
+        };
+        let Some(estate) = engine.leave() else {
+            // Threads may be at work until the process has ended: only then is the lock free.
+            std::mem::forget(alone);
+            return Err(EngineFailure::Stuck);
+        };
+        // The lock is free from here on: nothing is left that reads or seals.
+        handover::write(estate).map_err(EngineFailure::Unwritten)
+    }
+}
+
+impl Handler for Worker {
     type Config = OverlayConfig;
     type Status = Status;
 
+    const YIELDS: bool = true;
+
     async fn apply(&self, config: OverlayConfig) -> Result<(), String> {
-        let result = self.engine.configure(&config);
-        match result {
-            Ok(()) => {
+        let held = self.hold();
+        let Held::Engine { engine, .. } = &*held else {
+            return Err(chain(&EngineFailure::Left));
+        };
+        match engine.configure(&config) {
+            Ok(opened) => {
+                if opened {
+                    self.control.publish(descriptors(engine));
+                }
                 let (peers, port) = (config.peers.len(), config.listen_port);
                 tracing::info!(peers, port, mtu = config.mtu, "overlay configuration in force");
                 Ok(())
@@ -156,7 +288,26 @@ impl Handler for Configured {
     }
 
     async fn status(&self) -> Status {
-        self.engine.status()
+        match &*self.hold() {
+            Held::Engine { engine, .. } => engine.status(),
+            Held::Gone(status) => status.clone(),
+        }
+    }
+
+    async fn hand_over(&self) -> Result<OwnedFd, String> {
+        let _turn = self.storing.lock().await;
+        let left = self.leave();
+        match left {
+            Ok(file) => {
+                tracing::info!("sessions handed over to another worker");
+                Ok(file)
+            }
+            Err(failure) => {
+                let why = chain(&failure);
+                self.failure.report(failure);
+                Err(why)
+            }
+        }
     }
 }
 

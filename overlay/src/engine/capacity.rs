@@ -17,7 +17,7 @@ const RANGE: std::ops::RangeInclusive<u32> = 100..=2000;
 const RUNS: usize = 4;
 
 /// Handshakes per second.
-pub(super) fn handshakes(own: &NodeKey) -> u32 {
+pub(crate) fn handshakes(own: &NodeKey) -> u32 {
     let fastest = (0..RUNS).filter_map(|_| cost(own)).min();
     fastest.map_or(*RANGE.start(), affordable)
 }

@@ -45,6 +45,9 @@ pub(super) fn run(
     let mut answers = Outbox::default();
     let mut lead = lane.lead();
     loop {
+        if stop.is_given() {
+            return Ok(());
+        }
         match inbox.receive(socket) {
             Ok(datagrams) => {
                 counters.received(datagrams);

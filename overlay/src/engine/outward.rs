@@ -51,10 +51,15 @@ struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
-    /// Reads until nothing is there. Full trains leave while more is read; the rest leaves at the end.
+    /// Reads until nothing is there, or it is time to stop. Full trains leave while more is read; the rest leaves at the end.
     fn drain(&mut self, queue: &Queue, mut lead: Lead<'a>) -> io::Result<Lead<'a>> {
         let mut reads = 0;
         loop {
+            if self.stop.is_given() {
+                self.send_in_turn(&mut lead, true);
+                self.shared.counters.read(reads);
+                return Ok(lead);
+            }
             match queue.read(&mut self.frame[..FRAME_BYTES - PADDING_ROOM]) {
                 Ok(n) if n >= HEAVY_BYTES && lead.is_shared() => {
                     reads += 1;

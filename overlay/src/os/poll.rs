@@ -3,26 +3,43 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+/// How long a thread that is told to stop waits for a descriptor to take what it has in its hands.
+const LAST_PATIENCE_MILLIS: u8 = 200;
+
 /// Tells threads to stop, once and for good. Clones are the same signal.
 #[derive(Debug, Clone)]
-pub(crate) struct Stop(Arc<EventFd>);
+pub(crate) struct Stop(Arc<Signal>);
+
+#[derive(Debug)]
+struct Signal {
+    given: AtomicBool,
+    event: EventFd,
+}
 
 impl Stop {
     /// A signal that has not been given.
     pub(crate) fn new() -> io::Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        Ok(Self(Arc::new(EventFd::from_value_and_flags(0, flags)?)))
+        let event = EventFd::from_value_and_flags(0, flags)?;
+        Ok(Self(Arc::new(Signal { given: AtomicBool::new(false), event })))
+    }
+
+    /// Whether it was given. Costs nothing: to be asked before each piece of work.
+    pub(crate) fn is_given(&self) -> bool {
+        self.0.given.load(Relaxed)
     }
 
     /// Gives it.
     pub(crate) fn give(&self) {
         // Only fails when the counter is full, and then it was given long ago.
-        let _ = self.0.write(1);
+        self.0.given.store(true, Relaxed);
+        let _ = self.0.event.write(1);
     }
 }
 
@@ -31,13 +48,22 @@ pub(crate) fn readable(fd: &impl AsFd, stop: &Stop) -> io::Result<bool> {
     wait(fd.as_fd(), PollFlags::POLLIN, stop)
 }
 
-/// Waits until the descriptor takes data; returns false when it is time to stop.
+/// Waits until the descriptor takes data, also when it is time to stop, but then not for long; returns false when it took
+/// too long.
 pub(crate) fn writable(fd: &impl AsFd, stop: &Stop) -> io::Result<bool> {
-    wait(fd.as_fd(), PollFlags::POLLOUT, stop)
+    if !stop.is_given() && wait(fd.as_fd(), PollFlags::POLLOUT, stop)? {
+        return Ok(true);
+    }
+    let mut last = [PollFd::new(fd.as_fd(), PollFlags::POLLOUT)];
+    match poll(&mut last, LAST_PATIENCE_MILLIS) {
+        Ok(ready) => Ok(ready > 0),
+        Err(Errno::EINTR) => Ok(true),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn wait(fd: BorrowedFd<'_>, flags: PollFlags, stop: &Stop) -> io::Result<bool> {
-    let mut fds = [PollFd::new(fd, flags), PollFd::new(stop.0.as_fd(), PollFlags::POLLIN)];
+    let mut fds = [PollFd::new(fd, flags), PollFd::new(stop.0.event.as_fd(), PollFlags::POLLIN)];
     loop {
         match poll(&mut fds, PollTimeout::NONE) {
             Ok(_) => break,

@@ -2,8 +2,10 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Read as _, Write as _};
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
+
+use mesh_worker::Descriptors;
 
 use crate::offload::vnet::VNET_HEADER_BYTES;
 
@@ -53,12 +55,44 @@ pub enum TunError {
     },
 }
 
-/// Opens `queues` queues of the device, creating it when it does not exist.
+/// Opens `queues` queues of the device, creating it when it does not exist; those that were inherited are all among them,
+/// also when that makes more: somebody has to read what the kernel puts there.
 ///
-/// It stays when this process ends, with its addresses, routes and programs.
-pub(crate) fn open(name: &str, queues: usize) -> Result<Vec<Queue>, TunError> {
+/// The device stays when this process ends, with its addresses, routes and programs.
+pub(crate) fn open(
+    name: &str,
+    queues: usize,
+    inherited: &mut Descriptors,
+) -> Result<Vec<Queue>, TunError> {
     let request = request(name)?;
-    (0..queues.max(1)).map(|_| Queue::open(name, request)).collect()
+    let mut all: Vec<Queue> = (0..)
+        .map_while(|place| inherited.take(&inherited_name(name, place)))
+        .map(Queue::from)
+        .collect();
+    if !all.iter().all(|queue| queue.belongs_to(request)) {
+        // Somebody has deleted the device since.
+        tracing::info!(name, "the queues that were inherited lead nowhere, opening new ones");
+        all.clear();
+    }
+    for queue in &mut all {
+        queue.set_up(name)?;
+    }
+    while all.len() < queues.max(1) {
+        all.push(Queue::open(name, request)?);
+    }
+    Ok(all)
+}
+
+/// Hands a duplicate of each queue to the next worker.
+pub(crate) fn bequeath(name: &str, queues: &[Queue], to: &mut Descriptors) -> io::Result<()> {
+    for (place, queue) in queues.iter().enumerate() {
+        to.insert(inherited_name(name, place), queue.file.try_clone()?.into());
+    }
+    Ok(())
+}
+
+fn inherited_name(device: &str, place: usize) -> String {
+    format!("tun/{device}/{place}")
 }
 
 fn request(name: &str) -> Result<libc::ifreq, TunError> {
@@ -84,7 +118,6 @@ impl Queue {
             .map_err(step("open /dev/net/tun for"))?;
         request.ifr_ifru.ifru_flags = FLAGS as libc::c_short;
         let fd = file.as_raw_fd();
-        let header = VNET_HEADER_BYTES as libc::c_int;
         // SAFETY: TUNSETIFF reads and writes an ifreq that lives here.
         check(unsafe { libc::ioctl(fd, libc::TUNSETIFF, &raw mut request) }).map_err(|source| {
             match source.raw_os_error() {
@@ -92,6 +125,25 @@ impl Queue {
                 _ => step("attach to")(source),
             }
         })?;
+        let mut queue = Self { file, udp_trains: false };
+        queue.set_up(name)?;
+        Ok(queue)
+    }
+
+    /// Whether it is one of that device.
+    fn belongs_to(&self, wanted: libc::ifreq) -> bool {
+        // SAFETY: ifreq is plain data for which all zeros are valid.
+        let mut actual: libc::ifreq = unsafe { std::mem::zeroed() };
+        // SAFETY: TUNGETIFF writes an ifreq that lives here.
+        let result =
+            unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNGETIFF, &raw mut actual) };
+        result == 0 && actual.ifr_name == wanted.ifr_name
+    }
+
+    fn set_up(&mut self, name: &str) -> Result<(), TunError> {
+        let step = |step| move |source| TunError::Step { step, name: name.to_owned(), source };
+        let fd = self.file.as_raw_fd();
+        let header = VNET_HEADER_BYTES as libc::c_int;
         // SAFETY: TUNSETVNETHDRSZ reads an int that lives here.
         check(unsafe { libc::ioctl(fd, libc::TUNSETVNETHDRSZ, &raw const header) })
             .map_err(step("set the header size of"))?;
@@ -107,7 +159,8 @@ impl Queue {
         // SAFETY: TUNSETPERSIST takes an integer argument.
         check(unsafe { libc::ioctl(fd, libc::TUNSETPERSIST, 1) })
             .map_err(step("make persistent"))?;
-        Ok(Self { file, udp_trains })
+        self.udp_trains = udp_trains;
+        Ok(())
     }
 
     /// Reads a [`VnetHeader`](crate::offload::vnet::VnetHeader) and a packet.
@@ -123,6 +176,12 @@ impl Queue {
     /// Whether the kernel takes and gives trains of UDP datagrams.
     pub(crate) fn udp_trains(&self) -> bool {
         self.udp_trains
+    }
+}
+
+impl From<OwnedFd> for Queue {
+    fn from(fd: OwnedFd) -> Self {
+        Self { file: fd.into(), udp_trains: false }
     }
 }
 

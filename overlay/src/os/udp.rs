@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use mesh_worker::{Descriptors, SocketSpec, Transport};
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -27,6 +28,8 @@ const MESSAGE_BYTES: usize = 64 << 10;
 pub(crate) struct Udp {
     socket: UdpSocket,
     state: UdpSocketState,
+    /// What the system had dropped before this process had it.
+    dropped_before: usize,
 }
 
 /// Sockets of both families on one port. A machine without IPv6 has only the one.
@@ -40,12 +43,28 @@ pub(crate) struct Sockets {
 }
 
 impl Sockets {
-    /// Binds. With `receivers` above one, the kernel spreads peers over that many sockets.
-    pub(crate) fn bind(port: u16, receivers: usize, counters: Arc<Counters>) -> io::Result<Self> {
-        let v4 = (0..receivers.max(1))
-            .map(|_| Udp::bind((Ipv4Addr::UNSPECIFIED, port).into()))
-            .collect::<io::Result<_>>()?;
-        let v6 = match Udp::bind((Ipv6Addr::UNSPECIFIED, port).into()) {
+    /// Binds. With `receivers` above one, the kernel spreads peers over that many sockets. Those of the port that were
+    /// inherited are all among them, also when that makes more: somebody has to read what the kernel puts there.
+    pub(crate) fn open(
+        port: u16,
+        receivers: usize,
+        inherited: &mut Descriptors,
+        counters: Arc<Counters>,
+    ) -> io::Result<Self> {
+        let any: SocketAddr = (Ipv4Addr::UNSPECIFIED, port).into();
+        let mut v4 = (0..)
+            .map_while(|copy| inherited.take(&inherited_name(any, copy)))
+            .map(|socket| Udp::new(socket.into()))
+            .collect::<io::Result<Vec<_>>>()?;
+        while v4.len() < receivers.max(1) {
+            v4.push(Udp::bind(any)?);
+        }
+        let any: SocketAddr = (Ipv6Addr::UNSPECIFIED, port).into();
+        let v6 = match inherited.take(&inherited_name(any, 0)) {
+            Some(socket) => Udp::new(socket.into()),
+            None => Udp::bind(any),
+        };
+        let v6 = match v6 {
             Ok(socket) => Some(socket),
             Err(error)
                 if matches!(
@@ -59,6 +78,20 @@ impl Sockets {
             Err(error) => return Err(error),
         };
         Ok(Self { v4, v6, counters, refused: Mutex::default() })
+    }
+
+    /// Hands a duplicate of each socket to the next worker.
+    pub(crate) fn bequeath(&self, port: u16, to: &mut Descriptors) -> io::Result<()> {
+        let v4 = self
+            .v4
+            .iter()
+            .enumerate()
+            .map(|(n, udp)| ((Ipv4Addr::UNSPECIFIED, port).into(), n, udp));
+        let v6 = self.v6.iter().map(|udp| ((Ipv6Addr::UNSPECIFIED, port).into(), 0, udp));
+        for (any, copy, udp) in v4.chain(v6) {
+            to.insert(inherited_name(any, copy), udp.socket.try_clone()?.into());
+        }
+        Ok(())
     }
 
     /// All of them, for those that receive.
@@ -76,7 +109,7 @@ impl Sockets {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Datagrams that the system dropped since the sockets were made, because nobody had received those before.
+    /// Datagrams that the system dropped since the sockets were opened, because nobody had received those before.
     pub(crate) fn overflowed(&self) -> usize {
         self.v4.iter().chain(&self.v6).map(Udp::overflowed).sum()
     }
@@ -119,13 +152,22 @@ impl Udp {
             force_buffer(&socket, option);
         }
         socket.bind(&address.into())?;
-        let socket = UdpSocket::from(socket);
-        let state = UdpSocketState::new((&socket).into())?;
-        Ok(Self { socket, state })
+        Self::new(socket.into())
     }
 
-    /// Zero where the system does not say.
+    fn new(socket: UdpSocket) -> io::Result<Self> {
+        let state = UdpSocketState::new((&socket).into())?;
+        let mut udp = Self { socket, state, dropped_before: 0 };
+        udp.dropped_before = udp.dropped();
+        Ok(udp)
+    }
+
     fn overflowed(&self) -> usize {
+        self.dropped().saturating_sub(self.dropped_before)
+    }
+
+    /// Datagrams that the system dropped since the socket was made. Zero where it does not say.
+    fn dropped(&self) -> usize {
         /// Place in what `SO_MEMINFO` returns, and how much that is (linux/sock_diag.h).
         const DROPS: usize = 8;
         let mut info = [0u32; 9];
@@ -173,6 +215,12 @@ impl Udp {
             }
         }
     }
+}
+
+/// Processes hand sockets on by these names.
+fn inherited_name(address: SocketAddr, copy: usize) -> String {
+    let transport = Transport::Udp { receive_buffer_bytes: SOCKET_BUFFER };
+    SocketSpec { transport, address, copy }.name()
 }
 
 /// What the system knows that the way to an endpoint carries, in bytes.

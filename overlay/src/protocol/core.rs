@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use mesh_model::snapshot::WgKey;
 
 use self::inbound::Batch;
+use super::estate::Estate;
 use super::gate::Gate;
 use super::noise::Stamps;
 use super::outbox::Outbox;
@@ -54,6 +55,26 @@ impl Core {
     pub fn affording(mut self, handshakes: u32) -> Self {
         self.gate.afford(handshakes);
         self
+    }
+
+    /// A node that goes on where another process stopped, whose clock showed `left` then; peers are served when a
+    /// configuration names them.
+    pub fn resume(
+        left: Instant,
+        key: &NodeKey,
+        stamps: Stamps,
+        counters: Arc<Counters>,
+        estate: Estate,
+    ) -> Self {
+        let gate = Gate::new(left, key, stamps);
+        let table = ArcSwap::from_pointee(Table::resume(left, &gate, estate.peers));
+        Self { gate, table, configuring: Mutex::new(()), counters }
+    }
+
+    /// Leaves everything to a successor. There is nothing here to seal with afterwards.
+    pub fn leave(self, left: Instant) -> Estate {
+        let last_stamp = self.gate.stamps().last();
+        Estate { last_stamp, peers: self.table.load().leave(left) }
     }
 
     /// This node's public key.

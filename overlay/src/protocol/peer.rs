@@ -20,6 +20,7 @@ use self::link::{Link, Route};
 use self::places::Places;
 use self::secrets::Secrets;
 use self::staging::Staging;
+use super::estate::{Moment, PeerEstate, Secret};
 use super::gate::Gate;
 use super::noise::cookie::{Jar, Macs};
 use super::noise::message::{COOKIE_BYTES, RESPONSE_BYTES, SEAL_OVERHEAD, word};
@@ -128,6 +129,61 @@ impl Peer {
             direct_answers: 0,
         };
         peer.reconfigure(now, config);
+        peer
+    }
+
+    /// Leaves all to a successor: from now on nothing is sealed for this peer here.
+    pub fn leave(&self, left: Instant) -> PeerEstate {
+        let moment = |at| Moment::new(left, at);
+        PeerEstate {
+            key: self.key,
+            number: self.number,
+            last_index: self.last_index,
+            sessions: self.keyring.leave(left),
+            answered_with: Secret::new(self.answered_with),
+            last_call_stamp: Secret::new(self.last_stamp.0),
+            last_call: self.last_call.map(moment),
+            cookie: self.jar.leave().map(|(cookie, since)| (Secret::new(cookie), moment(since))),
+            secrets: self.secrets.leave(left),
+            places: self.places.leave(left),
+            activity: self.link.activity.leave(left),
+            yielded: self.yielded,
+            unanswered: self.unanswered,
+            last_initiation: moment(self.last_initiation),
+            // An answer that is under way would not be understood: it is asked again at once.
+            next_initiation: if self.offers.is_empty() {
+                moment(self.next_initiation)
+            } else {
+                moment(left)
+            },
+            next_trial: moment(self.next_trial),
+            direct_answers: self.direct_answers,
+        }
+    }
+
+    /// A peer as another process [left](Self::leave) it, when the clock showed `left`.
+    pub fn resume(left: Instant, gate: &Gate, config: &PeerConfig, estate: PeerEstate) -> Self {
+        let at = |moment: Moment| moment.after(left);
+        let cookie = estate.cookie.as_ref().and_then(|(c, since)| Some((*c.bytes(), at(*since)?)));
+        let peer = Self {
+            last_index: estate.last_index,
+            jar: Jar::resume(cookie),
+            secrets: Secrets::resume(left, &estate.secrets),
+            link: Arc::new(Link::resume(left, &estate.activity)),
+            keyring: Keyring::resume(left, estate.sessions),
+            answered_with: *estate.answered_with.bytes(),
+            yielded: estate.yielded,
+            last_stamp: Tai64n(*estate.last_call_stamp.bytes()),
+            last_call: estate.last_call.and_then(at),
+            places: Places::resume(left, &estate.places),
+            unanswered: estate.unanswered,
+            last_initiation: at(estate.last_initiation).unwrap_or(left),
+            next_initiation: at(estate.next_initiation).unwrap_or(left),
+            next_trial: at(estate.next_trial).unwrap_or(left),
+            direct_answers: estate.direct_answers,
+            ..Self::new(left, gate, config, estate.number)
+        };
+        peer.publish(left);
         peer
     }
 

@@ -7,6 +7,7 @@ use std::time::Instant;
 use mesh_model::snapshot::WgKey;
 
 use super::allowed_ips::AllowedIps;
+use super::estate::PeerEstate;
 use super::gate::Gate;
 use super::outbox::Outbox;
 use super::peer::Peer;
@@ -49,6 +50,20 @@ impl Entry {
 }
 
 impl Table {
+    /// Peers as another process left them, with nothing configured: the next table is the first to carry packets.
+    pub fn resume(left: Instant, gate: &Gate, peers: Vec<PeerEstate>) -> Self {
+        let mut table = Self::default();
+        for estate in peers {
+            table.push(Entry::resume(left, gate, estate));
+        }
+        table
+    }
+
+    /// Leaves all peers to a successor.
+    pub fn leave(&self, left: Instant) -> Vec<PeerEstate> {
+        self.entries.iter().map(|entry| entry.lock().leave(left)).collect()
+    }
+
     /// The table for a changed configuration: peers that stay keep their sessions, new ones are called at once.
     ///
     /// `fresh` gives numbers for peers; those in use are skipped.
@@ -63,7 +78,6 @@ impl Table {
         let mut table = Self::default();
         let peers: BTreeMap<_, _> = config.peers.iter().map(|p| (p.public_key, p)).collect();
         for (key, config) in peers {
-            let place = table.entries.len() as u32;
             let entry = match self.by_key.get(&key).map(|&old| &self.entries[old as usize]) {
                 Some(old) => old.changed(now, config),
                 None => {
@@ -72,9 +86,7 @@ impl Table {
                 }
             };
             entry.lock().tick(now, gate, outbox);
-            table.by_number.insert(entry.number, place);
-            table.by_key.insert(key, place);
-            table.entries.push(entry);
+            table.push(entry);
         }
         let routes = table.entries.iter().zip(0..);
         table.routes = AllowedIps::new(
@@ -108,6 +120,13 @@ impl Table {
         &self.routes
     }
 
+    fn push(&mut self, entry: Entry) {
+        let place = self.entries.len() as u32;
+        self.by_number.insert(entry.number, place);
+        self.by_key.insert(entry.config.public_key, place);
+        self.entries.push(entry);
+    }
+
     fn unused(&self, next: &Self, fresh: &mut dyn FnMut() -> u32) -> u32 {
         loop {
             let number = fresh() & 0x00ff_ffff;
@@ -120,9 +139,27 @@ impl Table {
 
 impl Entry {
     fn new(now: Instant, gate: &Gate, config: &PeerConfig, number: u32) -> Self {
-        let peer = Peer::new(now, gate, config, number);
+        Self::with(config.clone(), number, Peer::new(now, gate, config, number))
+    }
+
+    fn resume(left: Instant, gate: &Gate, estate: PeerEstate) -> Self {
+        let config = PeerConfig {
+            public_key: estate.key,
+            endpoints: vec![],
+            relay: None,
+            allowed_ips: vec![],
+            persistent_keepalive_secs: None,
+            preshared_key: None,
+            former_preshared_key: None,
+        };
+        let number = estate.number;
+        let peer = Peer::resume(left, gate, &config, estate);
+        Self::with(config, number, peer)
+    }
+
+    fn with(config: PeerConfig, number: u32, peer: Peer) -> Self {
         let link = Arc::clone(peer.link());
-        Self { config: config.clone(), number, link, peer: Arc::new(Mutex::new(peer)) }
+        Self { config, number, link, peer: Arc::new(Mutex::new(peer)) }
     }
 
     fn changed(&self, now: Instant, config: &PeerConfig) -> Self {

@@ -8,7 +8,7 @@ use mesh_model::snapshot::WgKey;
 use mesh_overlay::config::{OverlayConfig, PeerConfig};
 use mesh_overlay::counters::Counters;
 use mesh_overlay::offload::vnet::VnetHeader;
-use mesh_overlay::protocol::{Core, Outbox, Sink, Stamps};
+use mesh_overlay::protocol::{Core, Estate, Outbox, Sink, Stamps};
 use mesh_overlay::status::PeerStatus;
 use mesh_overlay::{DropReason, NodeKey};
 
@@ -149,6 +149,28 @@ impl Net {
         let stamps = Stamps::new(self.now, clock, restarted.stored);
         restarted.core = Core::new(self.now, &restarted.key, stamps, Arc::clone(&counters));
         restarted.counters = counters;
+        self.configure(node, config);
+    }
+
+    /// The node's process leaves everything to a successor, and is gone.
+    pub(crate) fn leave(&mut self, node: usize) -> Estate {
+        let clock = self.time_of_day + self.now.duration_since(self.begun);
+        let left = &mut self.nodes[node];
+        let stamps = Stamps::new(self.now, clock, left.stored);
+        let nobody = Core::new(self.now, &left.key, stamps, Arc::clone(&left.counters));
+        std::mem::replace(&mut left.core, nobody).leave(self.now)
+    }
+
+    /// The node's process is replaced by one that goes on with its sessions.
+    pub(crate) fn hand_over(&mut self, node: usize, config: &OverlayConfig) {
+        let written = serde_json::to_string(&self.leave(node)).unwrap();
+        let estate: Estate = serde_json::from_str(&written).unwrap();
+        let clock = self.time_of_day + self.now.duration_since(self.begun);
+        let heir = &mut self.nodes[node];
+        let stamps = Stamps::new(self.now, clock, heir.stored.max(estate.last_stamp));
+        let counters = Arc::new(Counters::default());
+        heir.core = Core::resume(self.now, &heir.key, stamps, Arc::clone(&counters), estate);
+        heir.counters = counters;
         self.configure(node, config);
     }
 

@@ -1,5 +1,6 @@
 //! Pod traffic, and what a stranger on the underlay sees of it.
 
+use std::collections::HashSet;
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd as _;
@@ -143,6 +144,65 @@ pub(crate) fn echo(world: &World, from: Side, v6: bool, port: u16) {
     echoing.join().unwrap();
 }
 
+/// Numbered datagrams under way.
+pub(crate) struct Sequence {
+    stop: Arc<AtomicBool>,
+    sender: JoinHandle<u64>,
+    receiver: JoinHandle<Vec<u64>>,
+}
+
+/// What came of them.
+#[derive(Debug)]
+pub(crate) struct Arrived {
+    pub(crate) sent: u64,
+    pub(crate) lost: u64,
+    pub(crate) repeated: u64,
+}
+
+impl Sequence {
+    /// Sends one each millisecond from the pod of one side to the pod of the other until told to stop.
+    pub(crate) fn start(world: &World, from: Side, port: u16) -> Self {
+        let to = SocketAddr::new(from.other().pod(false), port);
+        let server = world.inside("pod", from.other(), || UdpSocket::bind(to).unwrap());
+        server.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+        let receiver = std::thread::spawn(move || {
+            let (mut numbers, mut bytes) = (Vec::new(), [0; 256]);
+            // Ends when nothing has come for long after the last.
+            while let Ok(n) = server.recv(&mut bytes) {
+                let number = bytes[..n].last_chunk().expect("datagrams of ours");
+                numbers.push(u64::from_le_bytes(*number));
+            }
+            numbers
+        });
+        let stop = Arc::new(AtomicBool::new(false));
+        let ended = Arc::clone(&stop);
+        let sender = world.spawn("pod", from, move || {
+            let client = UdpSocket::bind((from.pod(false), 0)).unwrap();
+            let mut sent = 0u64;
+            while !ended.load(Ordering::Relaxed) {
+                let number = sent.to_le_bytes();
+                client.send_to(&[CANARY, &number].concat(), to).unwrap();
+                sent += 1;
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            sent
+        });
+        Self { stop, sender, receiver }
+    }
+
+    pub(crate) fn finish(self) -> Arrived {
+        self.stop.store(true, Ordering::Relaxed);
+        let sent = self.sender.join().unwrap();
+        let numbers = self.receiver.join().unwrap();
+        let unique: HashSet<_> = numbers.iter().collect();
+        Arrived {
+            sent,
+            lost: sent - unique.len() as u64,
+            repeated: (numbers.len() - unique.len()) as u64,
+        }
+    }
+}
+
 /// Reads all that passes a node's underlay interface.
 pub(crate) struct Capture {
     stop: Arc<AtomicBool>,
@@ -154,6 +214,8 @@ pub(crate) struct Capture {
 pub(crate) struct Seen {
     pub(crate) frames: u64,
     pub(crate) tunnel: u64,
+    /// Handshakes that were begun.
+    pub(crate) initiations: u64,
     pub(crate) canaries: u64,
     pub(crate) fragments: u64,
     /// Neither ARP, nor ICMP, nor the tunnel.
@@ -207,7 +269,10 @@ impl Seen {
             Some([0x08, 0x00]) => {
                 self.fragments += u64::from(frame[20] & 0x3f != 0 || frame[21] != 0);
                 match frame[23] {
-                    17 if port(34) => self.tunnel += 1,
+                    17 if port(34) => {
+                        self.tunnel += 1;
+                        self.initiations += u64::from(frame.get(42..46) == Some(&[1, 0, 0, 0]));
+                    }
                     1 => {} // "port unreachable" while a worker is away
                     _ => self.strange += 1,
                 }

@@ -9,14 +9,18 @@
 
 use std::fs::File;
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use mesh_overlay::{NodeKey, Overlay, OverlayConfig, PeerConfig, Status};
+use mesh_worker::supervise::{self, Replacement, WorkerSpec};
 use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::{getsockopt, sockopt};
 
 /// One of the two sides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +68,7 @@ pub(crate) struct World {
     prefix: String,
     pub(crate) files: tempfile::TempDir,
     workers: [Option<Child>; 2],
+    agents: [Option<Agent>; 2],
     runtime: tokio::runtime::Runtime,
 }
 
@@ -84,7 +89,7 @@ impl World {
         let prefix = format!("mov{}-{count}-", std::process::id());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let files = tempfile::tempdir().unwrap();
-        let world = Self { prefix, files, workers: [None, None], runtime };
+        let world = Self { prefix, files, workers: [None, None], agents: [None, None], runtime };
         for side in [Side::A, Side::B] {
             for kind in ["node", "pod"] {
                 ip(&format!("netns add {}", world.name(kind, side)));
@@ -146,6 +151,78 @@ impl World {
         })
     }
 
+    /// An agent comes: it adopts the worker of a node, starts one, or replaces one of another generation.
+    pub(crate) fn keep(&mut self, side: Side, generation: u32) {
+        self.kill_agent(side);
+        let spec = self.spec(side, generation);
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let thread = self.spawn("node", side, move || {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                tokio::select! {
+                    () = supervise::keep(spec) => {}
+                    _ = stopped => {}
+                }
+            });
+        });
+        self.agents[side as usize] = Some(Agent { stop: Some(stop), thread: Some(thread) });
+    }
+
+    /// The agent of a node dies; the worker lives on.
+    pub(crate) fn kill_agent(&mut self, side: Side) {
+        self.agents[side as usize] = None;
+    }
+
+    /// The worker's process, as its agent has written it down.
+    pub(crate) fn pid(&self, side: Side) -> Option<i32> {
+        let text = std::fs::read(self.spec(side, 0).identity_file).ok()?;
+        let identity: serde_json::Value = serde_json::from_slice(&text).ok()?;
+        i32::try_from(identity["pid"].as_i64()?).ok()
+    }
+
+    fn spec(&self, side: Side, generation: u32) -> WorkerSpec {
+        let file = |kind: &str| self.files.path().join(format!("{}.{kind}", side.letter()));
+        let path = |kind: &str| file(kind).display().to_string();
+        WorkerSpec {
+            name: "overlay",
+            program: engine(),
+            args: vec![
+                path("sock"),
+                path("json"),
+                "mesh-wg".to_owned(),
+                path("key"),
+                generation.to_string(),
+            ],
+            identity_file: file("pid"),
+            log_file: Some(file("log")),
+            control_socket: file("sock"),
+            sockets: vec![],
+            replacement: Replacement::Yielding,
+            started: Arc::default(),
+        }
+    }
+
+    /// Waits until the worker of a node answers, and is another process than `old`.
+    pub(crate) fn wait_for_another(&self, side: Side, old: Option<i32>) {
+        for _ in 0..3000 {
+            let new = self.pid(side);
+            if new.is_some() && new != old && self.answerer(side) == new {
+                return;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        panic!("no other worker: {}", self.log(side));
+    }
+
+    /// The process that answers as the worker of a node.
+    fn answerer(&self, side: Side) -> Option<i32> {
+        let stream = UnixStream::connect(self.spec(side, 0).control_socket).ok()?;
+        let credentials = getsockopt(&stream, sockopt::PeerCredentials).ok()?;
+        self.try_status(side)?;
+        Some(credentials.pid())
+    }
+
     /// Starts the worker of a node and waits until it answers.
     pub(crate) fn start(&mut self, side: Side) {
         self.launch(side);
@@ -178,7 +255,7 @@ impl World {
         panic!("the worker goes on: {}", self.log(side));
     }
 
-    fn log(&self, side: Side) -> String {
+    pub(crate) fn log(&self, side: Side) -> String {
         let path = self.files.path().join(format!("{}.log", side.letter()));
         std::fs::read_to_string(path).unwrap()
     }
@@ -235,12 +312,26 @@ impl World {
         self.connect_with(&configs);
     }
 
+    /// The same with workers that an agent keeps.
+    pub(crate) fn connect_kept(&mut self) {
+        for side in [Side::A, Side::B] {
+            self.keep(side, 0);
+            self.wait_for_another(side, None);
+            self.configure(side, &self.config(side, false));
+        }
+        self.route();
+    }
+
     /// The same with other configurations.
     pub(crate) fn connect_with(&mut self, configs: &[OverlayConfig; 2]) {
         for (side, config) in [Side::A, Side::B].into_iter().zip(configs) {
             self.start(side);
             self.configure(side, config);
         }
+        self.route();
+    }
+
+    fn route(&self) {
         for side in [Side::A, Side::B] {
             let n = side.other().number();
             self.ip("node", side, &format!("route add 10.7{n}.0.0/24 dev mesh-wg"));
@@ -252,7 +343,7 @@ impl World {
         self.try_status(side).expect("the worker answers")
     }
 
-    fn try_status(&self, side: Side) -> Option<Status> {
+    pub(crate) fn try_status(&self, side: Side) -> Option<Status> {
         self.runtime.block_on(self.overlay(side).status()).ok()
     }
 
@@ -272,6 +363,11 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
+        for side in [Side::A, Side::B] {
+            if self.agents[side as usize].take().is_some() {
+                let _ = self.runtime.block_on(supervise::stop(&self.spec(side, 0)));
+            }
+        }
         for child in self.workers.iter_mut().flatten() {
             let _ = child.kill();
             let _ = child.wait();
@@ -286,6 +382,19 @@ impl Drop for World {
                 eprintln!("{}", std::fs::read_to_string(log).unwrap_or_default());
             }
         }
+    }
+}
+
+/// The part of an agent that keeps a worker. Dropped, it is an agent that was killed: its descriptors are closed.
+struct Agent {
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        let _ = self.thread.take().map(thread::JoinHandle::join);
     }
 }
 

@@ -193,12 +193,15 @@ fn ingress_worker_killed(world: &World) -> Result<()> {
 fn agent_and_workers_upgraded(world: &World) -> Result<()> {
     let node = victim(world)?;
     let (vip, _) = world.vips()?;
-    let (a, _) = world.two_pods()?;
+    let (a, b) = world.two_pods()?;
     let steady = ["--secs", "240", "--rate", "200", "--workers", "4"];
+    let one = ["--secs", "240", "--rate", "20", "--workers", "1"];
     let kept = [&steady[..], &["--keep"]].concat();
     let traffic = Traffic {
         loads: vec![
             ("service", world.pod_load(&a, &format!("http://{vip}/"), &steady)?),
+            ("udp", world.pod_load(&a, &format!("udp://{}:9001", b.v4()?), &steady)?),
+            ("stream", world.pod_load(&a, &format!("stream://{}:9000", b.v4()?), &one)?),
             ("dns", world.pod_load(&a, "dns://10.96.0.10/web.default.svc.cluster.local", &steady)?),
             ("ingress", world.ingress_load(&node, &steady)?),
             ("kept", world.ingress_load(&node, &kept)?),
@@ -206,7 +209,9 @@ fn agent_and_workers_upgraded(world: &World) -> Result<()> {
     };
     thread::sleep(Duration::from_millis(500));
     for _ in 0..5 {
-        let before = ["dns", "ingress"].map(|worker| (worker, node.worker(worker)));
+        let before = ["dns", "ingress", "overlay"].map(|worker| (worker, node.worker(worker)));
+        // Where the kernel has WireGuard there is no overlay worker.
+        let before: Vec<_> = before.into_iter().filter(|(_, old)| old.is_some()).collect();
         let mut socket = WebSocket::open(&node)?;
         world.cluster.upgrade_agent(&node, &world.artifacts)?;
         for (worker, old) in before {

@@ -107,6 +107,16 @@ impl Jar {
         self.last_mac1 = Some(macs.sign(message, fresh.as_ref().map(|(cookie, _)| cookie)));
     }
 
+    /// The cookie, and since when there is one.
+    pub fn leave(&self) -> Option<(Mac, Instant)> {
+        self.cookie
+    }
+
+    /// A jar with the cookie of another one.
+    pub fn resume(cookie: Option<(Mac, Instant)>) -> Self {
+        Self { last_mac1: None, cookie }
+    }
+
     /// Keeps the cookie of a reply to the last message; false when it is no such reply.
     pub fn keep(&mut self, now: Instant, macs: &Macs, reply: &[u8; COOKIE_BYTES]) -> bool {
         let Some(cookie) = self.last_mac1.and_then(|mac1| macs.open(reply, &mac1)) else {

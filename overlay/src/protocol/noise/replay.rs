@@ -6,6 +6,9 @@ const WORD: u64 = 64;
 /// Words of the ring.
 const WORDS: u64 = 128;
 
+/// Length of the ring.
+const RING_BYTES: usize = (WORDS * WORD / 8) as usize;
+
 /// How far a message may come behind the newest one. Wide, because threads seal and open side by side.
 pub const WINDOW: u64 = (WORDS - 1) * WORD;
 
@@ -36,6 +39,22 @@ impl Window {
         let fresh = self.ring[place] & bit == 0;
         self.ring[place] |= bit;
         fresh
+    }
+
+    /// The highest number seen plus one, and the ring as bytes.
+    pub fn leave(&self) -> (u64, [u8; RING_BYTES]) {
+        let mut bytes = [0; RING_BYTES];
+        for (place, word) in bytes.chunks_exact_mut(8).zip(self.ring) {
+            place.copy_from_slice(&word.to_le_bytes());
+        }
+        (self.next, bytes)
+    }
+
+    /// What another one [left](Self::leave).
+    pub fn resume(next: u64, ring: &[u8; RING_BYTES]) -> Self {
+        let mut words = ring.chunks_exact(8);
+        let mut word = || words.next().and_then(|bytes| bytes.try_into().ok());
+        Self { next, ring: std::array::from_fn(|_| u64::from_le_bytes(word().unwrap_or_default())) }
     }
 
     fn advance_to(&mut self, counter: u64) {
@@ -77,9 +96,14 @@ mod tests {
         #[test]
         fn as_a_set_would_say(
             steps in prop::collection::vec((0u64..4, 0u64..20_000, 0u64..300), 1..400),
+            handed_over in 0usize..400,
         ) {
             let (mut window, mut seen, mut newest) = (Window::default(), HashSet::new(), 0);
-            for (kind, far, near) in steps {
+            for (step, (kind, far, near)) in steps.into_iter().enumerate() {
+                if step == handed_over {
+                    let (next, ring) = window.leave();
+                    window = Window::resume(next, &ring);
+                }
                 let counter = match kind {
                     0 => newest + near,
                     1 => newest + far,

@@ -8,8 +8,11 @@ use std::time::{Duration, Instant};
 
 use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 
+use zeroize::Zeroizing;
+
 use super::message::{Data, HEADER_BYTES, SEAL_OVERHEAD, TAG_BYTES, TYPE_DATA};
 use super::replay::Window;
+use crate::protocol::estate::{Moment, Secret, SessionEstate};
 
 /// Age at which the side that called asks for a new session.
 pub const REKEY_AFTER: Duration = Duration::from_secs(120);
@@ -31,6 +34,8 @@ pub struct Session {
     caller: bool,
     sender: LessSafeKey,
     receiver: LessSafeKey,
+    /// Of sender and receiver, for a successor: a cipher does not give its key back.
+    keys: Zeroizing<[[u8; 32]; 2]>,
     next_counter: AtomicU64,
     window: Mutex<Window>,
     confirmed: AtomicBool,
@@ -69,10 +74,51 @@ impl Session {
             caller,
             sender: cipher(sender),
             receiver: cipher(receiver),
+            keys: Zeroizing::new([*sender, *receiver]),
             next_counter: AtomicU64::new(0),
             window: Mutex::default(),
             confirmed: AtomicBool::new(caller),
         }
+    }
+
+    /// Leaves the session to a successor; this one seals nothing more.
+    ///
+    /// In one step the number of the next message is taken and put out of reach. Who seals at the same time has either got a
+    /// number below it before, or gets one that no successor ever reaches.
+    pub fn leave(&self, left: Instant) -> SessionEstate {
+        let next_counter = self.next_counter.swap(REJECT_AFTER_MESSAGES, Relaxed);
+        let (window_next, window) =
+            self.window.lock().unwrap_or_else(PoisonError::into_inner).leave();
+        SessionEstate {
+            index: self.index,
+            remote_index: self.remote_index,
+            created: Moment::new(left, self.created),
+            caller: self.caller,
+            confirmed: self.is_confirmed(),
+            sender: Secret::new(self.keys[0]),
+            receiver: Secret::new(self.keys[1]),
+            next_counter,
+            window_next,
+            window: Secret::new(window),
+        }
+    }
+
+    /// Goes on with a session that its process has [left](Self::leave), which takes the estate away from everybody else.
+    /// None when its age makes no sense.
+    #[expect(clippy::needless_pass_by_value, reason = "nobody is to go on with it a second time")]
+    pub fn resume(left: Instant, estate: SessionEstate) -> Option<Self> {
+        Some(Self {
+            index: estate.index,
+            remote_index: estate.remote_index,
+            created: estate.created.after(left)?,
+            caller: estate.caller,
+            sender: cipher(estate.sender.bytes()),
+            receiver: cipher(estate.receiver.bytes()),
+            keys: Zeroizing::new([*estate.sender.bytes(), *estate.receiver.bytes()]),
+            next_counter: AtomicU64::new(estate.next_counter),
+            window: Mutex::new(Window::resume(estate.window_next, estate.window.bytes())),
+            confirmed: AtomicBool::new(estate.confirmed),
+        })
     }
 
     /// By which datagrams name it.
@@ -226,6 +272,54 @@ mod tests {
         assert!(session.seal(&[], &mut [0; 32]).is_none(), "the last number is never reached");
         assert!(!session.is_alive(created));
         assert!(!session.accept(REJECT_AFTER_MESSAGES));
+    }
+
+    #[test]
+    fn a_session_goes_on_in_its_successor_and_only_there() {
+        let (caller, callee) = pair();
+        let (mut wire, mut plain) = ([0; 48], [0; 48]);
+        let mut pass = |from: &Session, to: &Session| {
+            let len = from.seal(&[5; 16], &mut wire)?;
+            let data = data(&wire[..len]);
+            to.open(&data, &mut plain)?;
+            to.accept(data.counter).then_some(data.counter)
+        };
+        assert_eq!([(); 3].map(|()| pass(&caller, &callee)), [Some(0), Some(1), Some(2)]);
+        let left = Instant::now();
+        let (estate, other) = (caller.leave(left), callee.leave(left));
+        assert_eq!(pass(&caller, &callee), None, "it has left");
+        assert!(!caller.is_alive(left));
+        let (heir, peer) =
+            (Session::resume(left, estate).unwrap(), Session::resume(left, other).unwrap());
+        assert_eq!(pass(&heir, &peer), Some(3));
+        assert_eq!(pass(&peer, &heir), Some(0));
+        assert!(!peer.accept(1) && !peer.accept(3), "what was seen stays seen");
+        assert!(
+            heir.is_caller() && heir.is_confirmed() && peer.is_confirmed() == callee.is_confirmed()
+        );
+        assert!(heir.created() <= caller.created());
+    }
+
+    #[test]
+    fn leaving_while_others_seal_gives_no_number_twice() {
+        let (caller, _) = pair();
+        let (sealed, heir) = std::thread::scope(|scope| {
+            let seal = || {
+                let mut wire = [0; 48];
+                let mut count = || {
+                    let len = caller.seal(&[5; 16], &mut wire)?;
+                    Some(data(&wire[..len]).counter)
+                };
+                std::iter::from_fn(&mut count).take(1_000_000).collect::<Vec<u64>>()
+            };
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(seal)).collect();
+            std::thread::sleep(Duration::from_millis(2));
+            let heir = Session::resume(Instant::now(), caller.leave(Instant::now())).unwrap();
+            let sealed = threads.into_iter().flat_map(|thread| thread.join().unwrap());
+            (sealed.collect::<Vec<u64>>(), heir)
+        });
+        let next = heir.messages();
+        assert!(sealed.iter().all(|n| *n < next || *n >= REJECT_AFTER_MESSAGES), "{next}");
     }
 
     #[test]

@@ -61,6 +61,11 @@ impl Stamps {
         Tai64n::from_unix(state.last)
     }
 
+    /// The last stamp, since the epoch: those of a successor are above it.
+    pub fn last(&self) -> Duration {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).last
+    }
+
     /// A new bound, since the epoch, when the stamps come near the one before; to be stored at once.
     pub fn to_store(&self) -> Option<Duration> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

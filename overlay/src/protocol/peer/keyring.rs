@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::protocol::estate::SessionsEstate;
 use crate::protocol::noise::Session;
 
 /// At most four sessions. A session that we answered for is not used before the peer has used it (WG section 5.1).
@@ -15,6 +16,27 @@ pub struct Keyring {
 }
 
 impl Keyring {
+    /// Leaves all sessions to a successor: none of them seals any more.
+    pub(super) fn leave(&self, left: Instant) -> SessionsEstate {
+        let leave = |session: &Option<Arc<Session>>| session.as_ref().map(|s| s.leave(left));
+        let [first, second] = &self.past;
+        SessionsEstate {
+            current: leave(&self.current),
+            next: leave(&self.next),
+            past: [leave(first), leave(second)],
+        }
+    }
+
+    /// Goes on with the sessions that another one left.
+    pub(super) fn resume(left: Instant, estate: SessionsEstate) -> Self {
+        let resume = |session| Session::resume(left, session).map(Arc::new);
+        Self {
+            current: estate.current.and_then(resume),
+            next: estate.next.and_then(resume),
+            past: estate.past.map(|session| session.and_then(resume)),
+        }
+    }
+
     /// The session to send with.
     pub fn current(&self, now: Instant) -> Option<&Arc<Session>> {
         self.current.as_ref().filter(|session| session.is_alive(now))

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use arc_swap::{ArcSwap, ArcSwapOption};
 
 use super::keyring::Keyring;
+use crate::protocol::estate::{ActivityEstate, Moment};
 use crate::protocol::noise::Session;
 
 /// Where to send, with which session, and what came through.
@@ -45,18 +46,17 @@ pub struct Activity {
 
 impl Link {
     pub(super) fn new(now: Instant) -> Self {
-        let zero = AtomicU64::default;
-        let activity = Activity {
-            epoch: now,
-            sent: zero(),
-            data_sent: zero(),
-            received: zero(),
-            data_received: zero(),
-            waiting: zero(),
-            owing: zero(),
-            sent_bytes: zero(),
-            received_bytes: zero(),
-        };
+        Self::with(Activity::new(now, [0; 6], [0; 2]))
+    }
+
+    /// A link through which that has passed already; a new one when the times make no sense.
+    pub(super) fn resume(left: Instant, passed: &ActivityEstate) -> Self {
+        let bytes = [passed.sent_bytes, passed.received_bytes];
+        let epoch = passed.epoch.after(left);
+        Self::with(Activity::new(epoch.unwrap_or(left), passed.stamps, bytes))
+    }
+
+    fn with(activity: Activity) -> Self {
         Self { route: ArcSwapOption::empty(), keyring: ArcSwap::default(), activity }
     }
 
@@ -78,6 +78,40 @@ impl Link {
 }
 
 impl Activity {
+    fn new(epoch: Instant, stamps: [u64; 6], bytes: [u64; 2]) -> Self {
+        let [sent, data_sent, received, data_received, waiting, owing] = stamps.map(AtomicU64::new);
+        let [sent_bytes, received_bytes] = bytes.map(AtomicU64::new);
+        Self {
+            epoch,
+            sent,
+            data_sent,
+            received,
+            data_received,
+            waiting,
+            owing,
+            sent_bytes,
+            received_bytes,
+        }
+    }
+
+    /// What passed, for a successor.
+    pub(super) fn leave(&self, left: Instant) -> ActivityEstate {
+        let stamps = [
+            &self.sent,
+            &self.data_sent,
+            &self.received,
+            &self.data_received,
+            &self.waiting,
+            &self.owing,
+        ];
+        ActivityEstate {
+            epoch: Moment::new(left, self.epoch),
+            stamps: stamps.map(|stamp| stamp.load(Relaxed)),
+            sent_bytes: self.sent_bytes.load(Relaxed),
+            received_bytes: self.received_bytes.load(Relaxed),
+        }
+    }
+
     /// Packets of so many bytes were sent; none for a keepalive.
     pub fn sent(&self, now: Instant, bytes: u64) {
         let stamp = self.stamp(now);

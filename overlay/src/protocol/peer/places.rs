@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use crate::protocol::estate::{Moment, PlacesEstate};
+
 /// Endpoints of a peer: which one is in use, and which comes next.
 #[derive(Debug, Default)]
 pub(super) struct Places {
@@ -18,6 +20,27 @@ pub(super) struct Places {
 }
 
 impl Places {
+    /// What a successor cannot learn from a configuration.
+    pub(super) fn leave(&self, left: Instant) -> PlacesEstate {
+        PlacesEstate {
+            current: self.current,
+            proven: self.proven.map(|at| Moment::new(left, at)),
+            relay: self.relay,
+            left: self.left,
+        }
+    }
+
+    /// Places without a configuration, and with what another one left.
+    pub(super) fn resume(left: Instant, estate: &PlacesEstate) -> Self {
+        Self {
+            relay: estate.relay,
+            left: estate.left,
+            current: estate.current,
+            proven: estate.proven.and_then(|at| at.after(left)),
+            ..Self::default()
+        }
+    }
+
     /// Where to send.
     pub(super) fn current(&self) -> Option<SocketAddr> {
         self.relay.or(self.current)

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::config::PresharedKey;
+use crate::protocol::estate::{Moment, Secret, SecretsEstate};
 use crate::protocol::noise::Psk;
 
 /// How long the key before serves after a handshake with the present one has succeeded: for calls under way.
@@ -22,6 +23,25 @@ pub(super) struct Secrets {
 impl Secrets {
     pub(super) fn new(key: Option<PresharedKey>) -> Self {
         Self { present: psk(key), former: None, proven: None, answers: 0 }
+    }
+
+    /// The keys, for a successor.
+    pub(super) fn leave(&self, left: Instant) -> SecretsEstate {
+        SecretsEstate {
+            present: Secret::new(self.present),
+            former: self.former.map(Secret::new),
+            proven: self.proven.map(|at| Moment::new(left, at)),
+        }
+    }
+
+    /// The keys that another one left.
+    pub(super) fn resume(left: Instant, estate: &SecretsEstate) -> Self {
+        Self {
+            present: *estate.present.bytes(),
+            former: estate.former.as_ref().map(|former| *former.bytes()),
+            proven: estate.proven.and_then(|at| at.after(left)),
+            answers: 0,
+        }
     }
 
     /// Takes over a key; returns whether it is another one. `former` is one that the peer is known to have had, for a
