@@ -32,6 +32,7 @@ mod reset;
 mod run;
 mod server;
 mod start;
+mod switch;
 mod workers;
 
 pub use start::main;

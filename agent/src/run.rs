@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use axum::Router;
-use mesh_kernel::Programs;
+use mesh_kernel::wireguard::KernelWireGuard;
+use mesh_kernel::{NetNs, Programs};
 use mesh_model::wellknown::OVERLAY_DEVICE;
 use mesh_overlay::{NodeKey, Overlay};
 use mesh_worker::{Client, supervise};
@@ -21,6 +22,7 @@ use tokio::sync::watch;
 use crate::board::Board;
 use crate::cli::{Options, OverlayChoice};
 use crate::encryption::Checks;
+use crate::errors::chain;
 use crate::observe::{self, Desired};
 use crate::paths::forward::Forwarder;
 use crate::paths::outlook::Legacy;
@@ -30,6 +32,7 @@ use crate::reconcile::ingress::Ingress;
 use crate::reconcile::overlay::Peers;
 use crate::reconcile::{Concern, drive};
 use crate::server::{self, Sources};
+use crate::switch::{Switch, Whereabouts};
 use crate::workers::{self, Paths};
 use crate::{cni, link, preshared, readiness, register};
 
@@ -83,7 +86,8 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         paths,
         options,
     });
-    agent.start_workers()?;
+    let whereabouts = agent.switch().await;
+    agent.start_workers(whereabouts)?;
     agent.watch_paths()?;
     tokio::spawn(Arc::clone(&agent).kernel());
     tokio::spawn(readiness::judge(
@@ -160,8 +164,24 @@ fn initial(paths: &Paths) -> Option<Desired> {
 }
 
 impl Agent {
+    /// Lets the chosen kind of overlay begin, where it was the other one so far.
+    async fn switch(&self) -> Whereabouts {
+        let name = OVERLAY_DEVICE.parse().expect("a constant and valid interface name");
+        let switch = Switch {
+            device: Arc::new(KernelWireGuard::new(NetNs::current(), name)),
+            supported: || mesh_overlay::Kind::detect() == mesh_overlay::Kind::Kernel,
+            worker: workers::any(workers::OVERLAY, &self.paths),
+            paths: self.paths.clone(),
+        };
+        // What does not make way shows when the overlay is configured, and the next agent tries again.
+        switch.to(self.overlay.kind()).await.unwrap_or_else(|error| {
+            tracing::error!(error = chain(&error), "the other kind of overlay did not make way");
+            Whereabouts::new()
+        })
+    }
+
     /// Starts all workers, and whatever needs nothing of this process but a socket to one of them.
-    fn start_workers(&self) -> anyhow::Result<()> {
+    fn start_workers(&self, whereabouts: Whereabouts) -> anyhow::Result<()> {
         let program = std::env::current_exe().context("find the agent's own program")?;
         let dns = workers::dns(&self.paths, &program);
         let upstreams = self.options.dns_upstreams.clone();
@@ -173,9 +193,11 @@ impl Agent {
             self.drive(Ingress { worker, restarted });
             tokio::spawn(supervise::keep(ingress));
         }
-        self.drive(Peers { overlay: Arc::clone(&self.overlay), mtu: self.mtu });
+        let worker = workers::overlay(&self.paths, &program);
+        let (overlay, restarted) = (Arc::clone(&self.overlay), Arc::clone(&worker.started));
+        self.drive(Peers { overlay, mtu: self.mtu, restarted, whereabouts });
         if self.overlay.kind() == mesh_overlay::Kind::User {
-            tokio::spawn(supervise::keep(workers::overlay(&self.paths, &program)));
+            tokio::spawn(supervise::keep(worker));
         }
         Ok(())
     }

@@ -166,8 +166,26 @@ pub enum DeviceError {
     },
 }
 
+/// Whose a name is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Holder {
+    /// There is no such device.
+    #[default]
+    Nobody,
+    /// A WireGuard device of the kernel's.
+    WireGuard,
+    /// A device of another kind.
+    Other,
+}
+
 /// A WireGuard device in the kernel.
 pub trait WireGuardDevice: Send + Sync {
+    /// Whose its name is.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    fn holder(&self) -> Result<Holder, DeviceError>;
+
     /// Creates the device if it does not exist. It stays down: the node's reconciler sets it up.
     ///
     /// # Errors
@@ -186,7 +204,7 @@ pub trait WireGuardDevice: Send + Sync {
     /// When the kernel refuses a step.
     fn apply(&self, plan: &Plan) -> Result<(), DeviceError>;
 
-    /// Deletes the device. Nothing there is success.
+    /// Deletes the device, of whatever kind it is. Nothing there is success.
     ///
     /// # Errors
     /// When the kernel refuses.

@@ -4,10 +4,30 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use mesh_kernel::WireGuardDevice;
-use mesh_kernel::wireguard::{Config, KernelWireGuard, PeerConfig, SecretKey, plan, supported};
+use mesh_kernel::wireguard::{
+    Config, Holder, KernelWireGuard, PeerConfig, SecretKey, plan, supported,
+};
 use mesh_model::snapshot::WgKey;
 
 use crate::lab::{Net, privileged};
+
+#[test]
+fn it_is_told_whose_a_name_is() {
+    if !privileged() {
+        return;
+    }
+    let net = Net::new();
+    let device = KernelWireGuard::new(net.handle(), "mesh-wg".parse().unwrap());
+    assert_eq!(device.holder().unwrap(), Holder::Nobody);
+    net.ip("link add mesh-wg type dummy");
+    assert_eq!(device.holder().unwrap(), Holder::Other);
+    device.remove().unwrap();
+    assert_eq!(device.holder().unwrap(), Holder::Nobody);
+    if supported(&net.handle()).unwrap() {
+        device.ensure().unwrap();
+        assert_eq!(device.holder().unwrap(), Holder::WireGuard);
+    }
+}
 
 #[test]
 fn the_probe_answers_and_the_device_takes_a_configuration() {

@@ -1,7 +1,8 @@
 //! The kernel's WireGuard device, in the terms of [`OverlayConfig`] and [`Status`].
 //!
-//! The device knows one endpoint of a peer; others are tried in turn from here when it does not answer ([`rotation`]).
-//! What the device cannot do is missing: it calls a peer when there is something to send and not before, tries no
+//! The device knows one endpoint of a peer; others are tried in turn from here when it does not answer ([`rotation`]). It
+//! calls a peer when there is something to send and not before; so that a new peer is called at once, there is: its
+//! keepalive is turned on, which makes the kernel send one, and off again. What the device cannot do is missing: it tries no
 //! endpoint beside a relay, and counts no drops by reason.
 
 mod rotation;
@@ -14,7 +15,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use mesh_kernel::wireguard::{
-    self, Config, DeviceError, KernelWireGuard, Observed, SecretKey, WireGuardDevice,
+    self, Config, DeviceError, KernelWireGuard, Observed, PeerChange, Plan, SecretKey, Step,
+    WireGuardDevice,
 };
 use mesh_kernel::{IfName, NetNs};
 use mesh_model::snapshot::WgKey;
@@ -30,6 +32,9 @@ use crate::status::{PeerStatus, Status, Traffic};
 
 /// A session is not used any longer after this (WG section 6.1, Reject-After-Time).
 const REJECT_AFTER: Duration = Duration::from_secs(180);
+
+/// Any number of seconds does.
+const CALL_KEEPALIVE_SECS: u64 = 25;
 
 /// The node's device in the kernel. Blocks for some milliseconds per call.
 pub struct KernelDevice {
@@ -80,13 +85,14 @@ impl KernelDevice {
         let mut state = self.lock();
         state.secrets.configure(SystemTime::now(), config);
         let wanted = self.wanted(config, &observed, &state, &BTreeMap::new());
-        let plan = wireguard::plan(&wanted, &observed);
-        self.device.apply(&plan)?;
+        self.device.apply(&wireguard::plan(&wanted, &observed))?;
         if self.mtu.load(Relaxed) != config.mtu {
             (self.bring_up)(&self.name, config.mtu)?;
             self.mtu.store(config.mtu, Relaxed);
         }
         state.config = Some(config.clone());
+        drop(state);
+        self.device.apply(&calls(&wanted, &observed))?;
         Ok(())
     }
 
@@ -152,7 +158,7 @@ impl KernelDevice {
             preshared_key: state.secrets.key(&peer.public_key).map(|key| SecretKey(key.0.0)),
         };
         Config {
-            private_key: SecretKey(self.key.private_bytes()),
+            private_key: clamped(self.key.private_bytes()),
             listen_port: config.listen_port,
             fwmark: 0,
             peers: config.peers.iter().map(|p| (p.public_key, peer(p))).collect(),
@@ -168,6 +174,27 @@ impl std::fmt::Debug for KernelDevice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("KernelDevice").field("name", &self.name).finish_non_exhaustive()
     }
+}
+
+/// The key as the kernel gives it back (RFC 7748, section 5). Setting another one, even of the same value, ends all sessions.
+fn clamped(mut key: [u8; 32]) -> SecretKey {
+    key[0] &= 248;
+    key[31] = key[31] & 127 | 64;
+    SecretKey(key)
+}
+
+/// What makes the kernel call peers that it has not known. One that has a keepalive is called anyway.
+fn calls(wanted: &Config, observed: &Observed) -> Plan {
+    let keepalive = |key: WgKey, seconds| {
+        let keepalive = Some(Duration::from_secs(seconds));
+        Step::PutPeer { key, change: PeerChange { keepalive, ..PeerChange::default() } }
+    };
+    let unknown = wanted.peers.iter().filter(|(key, peer)| {
+        !observed.peers.contains_key(key) && peer.keepalive.is_none() && peer.endpoint.is_some()
+    });
+    let steps =
+        unknown.flat_map(|(key, _)| [keepalive(*key, CALL_KEEPALIVE_SECS), keepalive(*key, 0)]);
+    Plan { steps: steps.collect() }
 }
 
 fn peers(observed: &Observed, secrets: &Secrets) -> Vec<PeerStatus> {
@@ -217,7 +244,7 @@ mod tests {
 
     fn device() -> (Arc<FakeWireGuard>, KernelDevice, NodeKey) {
         let fake = Arc::new(FakeWireGuard::new());
-        let key = NodeKey::from_bytes([9; 32]);
+        let key = NodeKey::from_bytes([0xff; 32]);
         let device = KernelDevice {
             device: fake.clone(),
             name: "mesh-wg".into(),
@@ -285,6 +312,13 @@ mod tests {
         let (fake, device, key) = device();
         let config = OverlayConfig { listen_port: 51900, mtu: 1420, peers: vec![peer(1), peer(2)] };
         device.configure(&config).unwrap();
+        assert_eq!(fake.called(), [WgKey([1; 32]), WgKey([2; 32])], "though nothing is to be sent");
+        let as_before = fake.observe().unwrap();
+        assert!(as_before.peers.values().all(|peer| peer.keepalive.is_none()));
+        device.configure(&config).unwrap();
+        assert_eq!(fake.called().len(), 2, "once");
+        let wanted = device.wanted(&config, &as_before, &device.lock(), &BTreeMap::new());
+        assert_eq!(wireguard::plan(&wanted, &as_before).steps, [], "sessions are left alone");
         let roamed = "203.0.113.1:9".parse().unwrap();
         fake.tamper(|observed| {
             let peer = observed.peers.get_mut(&WgKey([1; 32])).unwrap();

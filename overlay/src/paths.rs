@@ -24,12 +24,19 @@ mod nat;
 pub mod rings;
 pub mod votes;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 pub use self::core::{Action, Core, Past, PathView};
 pub use self::leases::{Pair, SLOTS};
 pub use self::member::{Standing, Via};
 pub use self::message::Message;
+
+/// Whether a node that listens on `listen_port` may have to do with a relay there, and not with a peer's own endpoint.
+pub fn is_relay_port(listen_port: u16, endpoint: SocketAddr) -> bool {
+    let above = endpoint.port().checked_sub(listen_port);
+    above.is_some_and(|slot| (1..=SLOTS.into()).contains(&slot))
+}
 
 /// How often [`Core::tick`] wants to be called.
 pub const TICK: Duration = Duration::from_millis(50);

@@ -206,7 +206,6 @@ struct Worker {
 }
 
 /// Only one worker has an engine, and the lock that says so.
-#[expect(clippy::large_enum_variant, reason = "there is one")]
 enum Held {
     Engine {
         engine: Engine,

@@ -6,15 +6,21 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use mesh_overlay::paths::NAT_KEEPALIVE;
 use mesh_overlay::{Overlay, OverlayConfig, PeerConfig, Status};
+use tokio::sync::Notify;
 
 use super::{Concern, Failures};
 use crate::errors::chain;
 use crate::observe::Desired;
+use crate::switch::Whereabouts;
 
 /// Keeps the overlay device's peers as the snapshot says.
 pub(crate) struct Peers {
     pub(crate) overlay: Arc<Overlay>,
     pub(crate) mtu: u16,
+    /// Told when another process has become the worker: what it restored may be older than what it was sent last.
+    pub(crate) restarted: Arc<Notify>,
+    /// Where peers were when the overlay changed its kind; told once.
+    pub(crate) whereabouts: Whereabouts,
 }
 
 impl Concern for Peers {
@@ -45,8 +51,27 @@ impl Concern for Peers {
             }
             tracing::warn!("somebody else changed the overlay's peers, repairing");
         }
-        self.overlay.configure(slice).await.map_err(|error| vec![chain(&error)])
+        let config = found_again(slice, &self.whereabouts);
+        self.overlay.configure(&config).await.map_err(|error| vec![chain(&error)])?;
+        self.whereabouts.clear();
+        Ok(())
     }
+
+    async fn undone(&self) {
+        self.restarted.notified().await;
+    }
+}
+
+/// The configuration in which peers are first looked for where they were.
+fn found_again(config: &OverlayConfig, whereabouts: &Whereabouts) -> OverlayConfig {
+    let mut config = config.clone();
+    for peer in &mut config.peers {
+        if let Some(at) = whereabouts.get(&peer.public_key) {
+            peer.endpoints.retain(|endpoint| endpoint != at);
+            peer.endpoints.insert(0, *at);
+        }
+    }
+    config
 }
 
 /// Whether the device has what the configuration asks for; endpoints are left out, because peers may roam.
@@ -65,6 +90,29 @@ fn prefixes(list: &[IpNet]) -> BTreeSet<IpNet> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_peer_is_looked_for_where_it_was() {
+        let config: OverlayConfig = serde_json::from_value(serde_json::json!({
+            "listenPort": 51900, "mtu": 1420, "peers": [
+                {"publicKey": "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=",
+                 "endpoints": ["192.0.2.1:51900", "192.0.2.2:51900"], "allowedIps": []},
+                {"publicKey": "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=",
+                 "endpoints": [], "allowedIps": []},
+                {"publicKey": "AwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwM=",
+                 "endpoints": ["192.0.2.3:51900"], "allowedIps": []},
+            ],
+        }))
+        .unwrap();
+        let at = |text: &str| text.parse().unwrap();
+        let keys: Vec<_> = config.peers.iter().map(|peer| peer.public_key).collect();
+        let found = [(keys[0], at("192.0.2.2:51900")), (keys[1], at("198.51.100.1:7"))].into();
+        let again = found_again(&config, &found);
+        let endpoints: Vec<_> = again.peers.iter().map(|peer| peer.endpoints.clone()).collect();
+        assert_eq!(endpoints[0], [at("192.0.2.2:51900"), at("192.0.2.1:51900")]);
+        assert_eq!(endpoints[1], [at("198.51.100.1:7")], "behind NAT: it has no other");
+        assert_eq!(endpoints[2], config.peers[2].endpoints);
+    }
 
     #[test]
     fn roaming_is_no_drift_but_a_lost_peer_is() {

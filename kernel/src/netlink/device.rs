@@ -1,7 +1,7 @@
 //! Reading network devices back.
 
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 
 use super::{NetlinkError, RouteSocket, message};
 use crate::ifname::MacAddress;
@@ -16,6 +16,8 @@ pub(crate) struct Device {
     pub(crate) name: String,
     pub(crate) mtu: u32,
     pub(crate) up: bool,
+    /// Whether it is WireGuard's.
+    pub(crate) wireguard: bool,
     alias: String,
     mac: Vec<u8>,
 }
@@ -28,6 +30,7 @@ impl Device {
             name: String::new(),
             mtu: 0,
             up: message.header.flags.contains(LinkFlags::Up),
+            wireguard: false,
             alias: String::new(),
             mac: Vec::new(),
         };
@@ -38,6 +41,9 @@ impl Device {
                 LinkAttribute::Address(mac) => device.mac.clone_from(mac),
                 LinkAttribute::Link(index) => device.peer_ifindex = Some(*index),
                 LinkAttribute::Mtu(mtu) => device.mtu = *mtu,
+                LinkAttribute::LinkInfo(info) => {
+                    device.wireguard = info.contains(&LinkInfo::Kind(InfoKind::Wireguard));
+                }
                 _ => {}
             }
         }

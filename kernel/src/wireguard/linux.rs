@@ -6,7 +6,7 @@ use netlink_packet_route::link::InfoKind;
 use netlink_packet_wireguard::WireguardMessage;
 use nix::sys::socket::SockProtocol;
 
-use super::{DeviceError, Observed, Plan, WireGuardDevice, genl};
+use super::{DeviceError, Holder, Observed, Plan, WireGuardDevice, genl};
 use crate::netlink::device::Device;
 use crate::netlink::{Netlink, NetlinkError, RouteSocket, message};
 use crate::{IfName, NetNs};
@@ -89,6 +89,15 @@ fn addressed(payload: WireguardMessage, family: u16) -> GenlMessage<WireguardMes
 }
 
 impl WireGuardDevice for KernelWireGuard {
+    fn holder(&self) -> Result<Holder, DeviceError> {
+        let found = Device::find(&mut self.route_socket()?, self.name.as_str());
+        Ok(match found.map_err(self.error("look at the device"))? {
+            None => Holder::Nobody,
+            Some(device) if device.wireguard => Holder::WireGuard,
+            Some(_) => Holder::Other,
+        })
+    }
+
     fn ensure(&self) -> Result<(), DeviceError> {
         let request = message::create_link(self.name.as_str(), InfoKind::Wireguard);
         match self.route_socket()?.request(request.message, request.flags) {

@@ -55,6 +55,8 @@ pub struct PeerEstate {
     pub activity: ActivityEstate,
     /// It has called since our last call.
     pub yielded: bool,
+    /// It has answered where it is looked for.
+    pub met: bool,
     /// Initiations since it was heard.
     pub unanswered: u32,
     /// The last one.

@@ -148,6 +148,7 @@ impl Peer {
             places: self.places.leave(left),
             activity: self.link.activity.leave(left),
             yielded: self.yielded,
+            met: self.met,
             unanswered: self.unanswered,
             last_initiation: moment(self.last_initiation),
             // An answer that is under way would not be understood: it is asked again at once.
@@ -173,6 +174,7 @@ impl Peer {
             keyring: Keyring::resume(left, estate.sessions),
             answered_with: *estate.answered_with.bytes(),
             yielded: estate.yielded,
+            met: estate.met,
             last_stamp: Tai64n(*estate.last_call_stamp.bytes()),
             last_call: estate.last_call.and_then(at),
             places: Places::resume(left, &estate.places),

@@ -23,7 +23,7 @@ fn any_config() -> impl Strategy<Value = Config> {
     let peers =
         prop::collection::btree_map((0..5_u8).prop_map(|b| WgKey([b; 32])), any_peer(), 0..4);
     (1..3_u8, 1..3_u16, peers).prop_map(|(key, listen_port, peers)| Config {
-        private_key: SecretKey([key; 32]),
+        private_key: SecretKey([0x40 | key << 3 & 0x38; 32]),
         listen_port,
         fwmark: 0,
         peers,
@@ -54,7 +54,7 @@ fn a_learned_endpoint_stays() {
     let key = WgKey([7; 32]);
     let wanted = PeerConfig { endpoint: "192.0.2.1:1".parse().ok(), ..PeerConfig::default() };
     let config = Config {
-        private_key: SecretKey([1; 32]),
+        private_key: SecretKey([0x40; 32]),
         listen_port: 1,
         fwmark: 0,
         peers: [(key, wanted)].into(),

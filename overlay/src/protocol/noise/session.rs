@@ -105,7 +105,6 @@ impl Session {
 
     /// Goes on with a session that its process has [left](Self::leave), which takes the estate away from everybody else.
     /// None when its age makes no sense.
-    #[expect(clippy::needless_pass_by_value, reason = "nobody is to go on with it a second time")]
     pub fn resume(left: Instant, estate: SessionEstate) -> Option<Self> {
         Some(Self {
             index: estate.index,
