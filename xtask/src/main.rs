@@ -7,12 +7,14 @@
 mod bench;
 mod ebpf;
 mod local;
+mod package;
 mod programs;
 mod prove;
 mod say;
 mod status;
 mod suite;
 mod tools;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -65,6 +67,15 @@ enum Command {
     BuildEbpf,
     /// Build the eBPF programs and all binaries that a cluster runs
     Build(Profile),
+    /// Make Debian packages of what a release build made: mesh-control, mesh-agent, meshctl
+    #[command(after_help = "They are written to target/packages.")]
+    Package,
+    /// A cluster of virtual machines, for other kernels, systemd and reboots
+    #[command(
+        subcommand,
+        after_help = "Where the processor cannot virtualise, machines are emulated: minutes for seconds.\nEverything made for them is in target/vm.\n\nExamples:\n  cargo xtask vm up --release\n  cargo xtask vm test\n  cargo xtask vm down"
+    )]
+    Vm(vm::VmCommand),
     /// Install what building and running need, each when it is missing
     Tools,
     /// Run what CI runs: .ci/run
@@ -155,10 +166,21 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args.what, args.rounds, args.secs, args.out.as_deref()),
         Command::BuildEbpf => tools::ensure_ebpf().and_then(|()| ebpf::build()),
         Command::Build(profile) => tools::ensure().and_then(|()| programs::build(profile.release)),
+        Command::Package => make_packages(),
+        Command::Vm(command) => vm::run(&command),
         Command::Tools => tools::ensure(),
         Command::Ci => suite::ci(),
     };
     code(done.map(|()| ExitCode::SUCCESS))
+}
+
+fn make_packages() -> anyhow::Result<()> {
+    tools::ensure()?;
+    programs::build(true)?;
+    for path in package::write(&mesh_tests::Artifacts::locate(true), &package::folder())? {
+        println!("{}", path.display());
+    }
+    Ok(())
 }
 
 fn code(done: anyhow::Result<ExitCode>) -> ExitCode {
