@@ -1,6 +1,8 @@
 //! `vm`: a cluster of virtual machines, for what this machine's kernel cannot show: another kernel with its own WireGuard,
 //! systemd, a reboot. `vagrant/README.md` tells what the machines are.
 
+mod checks;
+mod lab;
 mod libvirt;
 mod machines;
 
@@ -25,6 +27,11 @@ const PATIENCE: Duration = Duration::from_secs(300);
 pub(crate) enum VmCommand {
     /// Make the box, start three machines, install the packages on them and let them join
     Up(UpArgs),
+    /// Prove on the machines what needs them; they stay as they are
+    Test {
+        /// Only checks whose names contain one of these
+        filters: Vec<String>,
+    },
     /// Show the machines, and what the API says about nodes and pods
     Status,
     /// Remove the machines, their disks and networks; the box stays
@@ -48,6 +55,7 @@ pub(crate) fn run(command: &VmCommand) -> Result<()> {
     );
     match command {
         VmCommand::Up(args) => up(args),
+        VmCommand::Test { filters } => checks::run(filters),
         VmCommand::Status => status(),
         VmCommand::Down => down(),
     }
@@ -85,8 +93,9 @@ fn up(args: &UpArgs) -> Result<()> {
 fn status() -> Result<()> {
     let machines = Machines::open()?;
     for machine in machines.all() {
-        let state = machine
-            .run("uname -r; systemctl is-active containerd mesh-agent; systemd-detect-virt || true");
+        let state = machine.run(
+            "uname -r; systemctl is-active containerd mesh-agent; systemd-detect-virt || true",
+        );
         let state = state.unwrap_or_else(|e| format!("{e:#}"));
         println!("{:<8} {}", machine.name, state.split_whitespace().collect::<Vec<_>>().join(" "));
     }
@@ -152,7 +161,8 @@ fn join(machines: &Machines) -> Result<()> {
 fn write_secret(path: &Path, content: &str) -> Result<()> {
     use std::io::Write as _;
     use std::os::unix::fs::OpenOptionsExt as _;
-    let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
+    let file =
+        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
     let mut file = file.with_context(|| format!("open {}", path.display()))?;
     file.write_all(content.as_bytes()).with_context(|| format!("write {}", path.display()))
 }

@@ -120,9 +120,13 @@ pub(super) fn remove_networks() -> Result<()> {
 
 /// Removes what Vagrant and libvirt have of the box, so that the next start takes the present one.
 pub(super) fn forget_box() -> Result<()> {
-    let _ = mesh_tests::command::output(
-        vagrant().args(["box", "remove", "--force", "--all", "mesh-debian12"]),
-    );
+    let _ = mesh_tests::command::output(vagrant().args([
+        "box",
+        "remove",
+        "--force",
+        "--all",
+        "mesh-debian12",
+    ]));
     if !answers() {
         return Ok(());
     }

@@ -2,15 +2,14 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use mesh_tests::artifacts;
 use mesh_tests::command::{output, output_with_input};
 
 use super::folder;
-use crate::programs;
 
 /// Sockets of connections that are kept: an emulated machine computes a second for each new one.
 const CONNECTIONS: &str = "/run/mesh-vm";
@@ -31,8 +30,8 @@ impl Machines {
     /// Starts and provisions the machines, or provisions those that run anew.
     pub(crate) fn up() -> Result<Self> {
         let mut up = vagrant();
-        up.args(["up", "--provision", "--provider", "libvirt"]);
-        programs::call(up)?;
+        up.args(["up", "--provision", "--provider", "libvirt", "--no-color"]);
+        logged(up).context("vagrant up")?;
         let config = output(vagrant().arg("ssh-config")).context("ask Vagrant for the machines")?;
         fs::write(ssh_config(), config).context("write the ssh configuration")?;
         Self::open()
@@ -53,8 +52,8 @@ impl Machines {
     pub(crate) fn down() -> Result<()> {
         if folder().join("machines").exists() {
             let mut destroy = vagrant();
-            destroy.args(["destroy", "--force"]);
-            programs::call(destroy)?;
+            destroy.args(["destroy", "--force", "--no-color"]);
+            logged(destroy).context("vagrant destroy")?;
         }
         super::libvirt::remove_networks()?;
         super::libvirt::forget_box()?;
@@ -123,11 +122,27 @@ impl Machine {
         let _ = output(self.ssh().args(["-O", "exit"]));
     }
 
-    /// Whether it answers within a short time.
+    /// Tells one start of the machine from the next.
     pub(crate) fn boot_id(&self) -> Result<String> {
         let id = self.run("cat /proc/sys/kernel/random/boot_id")?;
         Ok(id.trim().to_owned())
     }
+}
+
+/// Runs Vagrant with its many words in a file, whose last ones are shown when it fails.
+fn logged(mut command: Command) -> Result<()> {
+    let path = folder().join("vagrant.log");
+    let log = fs::File::create(&path).with_context(|| format!("make {}", path.display()))?;
+    let errors = log.try_clone().context("share Vagrant's log")?;
+    let status = command.stdin(Stdio::null()).stdout(log).stderr(errors).status();
+    let status = status.context("run vagrant: is it installed?")?;
+    if status.success() {
+        return Ok(());
+    }
+    let said = fs::read_to_string(&path).unwrap_or_default();
+    let lines: Vec<&str> = said.lines().filter(|line| !line.contains("Progress:")).collect();
+    let last = &lines[lines.len().saturating_sub(15)..];
+    bail!("{status}; the end of {}:\n{}", path.display(), last.join("\n"))
 }
 
 fn first_line(script: &str) -> &str {
