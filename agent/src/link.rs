@@ -14,16 +14,17 @@ pub(crate) fn own_addresses() -> Vec<IpAddr> {
     all.filter_map(|entry| entry.address.as_ref().and_then(ip)).collect()
 }
 
-/// The smallest MTU of the links that hold one of these addresses.
+/// The MTUs of the links that hold one of these addresses; that of Ethernet where they cannot be asked.
 ///
 /// Asked through `/proc/sys/net`, which shows the namespace of whoever reads it; `/sys` shows that of its mount.
-pub(crate) fn smallest_mtu(addresses: &[IpAddr]) -> u16 {
+pub(crate) fn mtus(addresses: &[IpAddr]) -> Vec<u16> {
     let names = interfaces(addresses);
     let mtus = names.iter().filter_map(|name| {
         let text = fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{name}/mtu")).ok()?;
         text.trim().parse::<u32>().ok().map(|mtu| u16::try_from(mtu).unwrap_or(u16::MAX))
     });
-    mtus.min().unwrap_or(ETHERNET)
+    let mtus: Vec<u16> = mtus.collect();
+    if mtus.is_empty() { vec![ETHERNET] } else { mtus }
 }
 
 fn interfaces(addresses: &[IpAddr]) -> Vec<String> {
@@ -47,6 +48,6 @@ mod tests {
     fn loopback_is_found_and_strangers_give_ethernet() {
         assert_eq!(interfaces(&["127.0.0.1".parse().unwrap()]), ["lo"]);
         assert!(own_addresses().contains(&"127.0.0.1".parse().unwrap()));
-        assert_eq!(smallest_mtu(&["192.0.2.77".parse().unwrap()]), ETHERNET);
+        assert_eq!(mtus(&["192.0.2.77".parse().unwrap()]), [ETHERNET]);
     }
 }

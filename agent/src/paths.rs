@@ -120,6 +120,8 @@ struct Watcher {
     /// Addresses and names of the other nodes.
     directory: Directory,
     traffic: Traffic,
+    /// See [`Outlook::mtus`].
+    mtus: BTreeMap<WgKey, u16>,
     pairs: Vec<Pair>,
     outlook: Arc<Outlook>,
     legacy: watch::Sender<Legacy>,
@@ -183,6 +185,7 @@ impl Watcher {
             past: Past { down: legacy.down.clone(), routes, outside: legacy.outside.clone() },
             directory: Directory::default(),
             traffic: Traffic::default(),
+            mtus: legacy.mtus.clone(),
             outlook: Arc::new(legacy.outlook()),
             pairs: legacy.leases,
             legacy: save,
@@ -342,6 +345,11 @@ impl Watcher {
                 }
             }
         }
+        if self.mtus != news.mtus {
+            self.mtus = news.mtus;
+            // The routes follow.
+            self.published = None;
+        }
         self.place(now);
         self.forward();
     }
@@ -428,6 +436,7 @@ impl Watcher {
             routes,
             leases: self.pairs.clone(),
             outside: paths.iter().filter_map(|path| Some((path.key, path.outside?))).collect(),
+            mtus: self.mtus.clone(),
         };
         self.outlook = Arc::new(legacy.outlook());
         self.legacy.send_if_modified(|old| {

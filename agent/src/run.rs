@@ -3,7 +3,7 @@
 //! Nothing that runs afterwards ends with it: workers, programs, devices and pods stay for the next agent.
 
 use std::fs::{self, File, TryLockError};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -70,9 +70,10 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     make_directories(&paths, &options.cgroup)?;
     let _alone = lock(&paths.state().join("agent.lock"))?;
     let key = NodeKey::load_or_create(&paths.node_key())?;
+    let overlay = choose_overlay(&options, &paths)?;
     let agent = Arc::new(Agent {
-        overlay: Arc::new(choose_overlay(&options, &paths)?),
-        mtu: mesh_overlay::mtu::device_mtu([link::smallest_mtu(&options.addresses)]),
+        mtu: device_mtu(overlay.kind(), &options.addresses),
+        overlay: Arc::new(overlay),
         desired: watch::Sender::new(initial(&paths)),
         plugin: watch::Sender::new(cni::Readiness::starting("the agent is starting")),
         node: watch::Sender::new(register::Readiness::starting()),
@@ -151,6 +152,16 @@ fn choose_overlay(options: &Options, paths: &Paths) -> anyhow::Result<Overlay> {
             Ok(Overlay::kernel(OVERLAY_DEVICE.parse().context("the overlay's device")?, key))
         }
     }
+}
+
+/// Our engine measures the way to each peer, so that the device carries what the widest link does. The kernel's does not.
+fn device_mtu(kind: mesh_overlay::Kind, addresses: &[IpAddr]) -> u16 {
+    let links = link::mtus(addresses);
+    let link = match kind {
+        mesh_overlay::Kind::User => links.into_iter().max(),
+        mesh_overlay::Kind::Kernel => links.into_iter().min(),
+    };
+    mesh_overlay::mtu::device_mtu(link)
 }
 
 /// What an earlier agent wanted. It was saved before it was put in force, so that nothing newer can be undone by it.

@@ -42,6 +42,8 @@ pub struct Desired {
     pub overlay_addresses: BTreeSet<IpAddr>,
     /// Other nodes' blocks, reached through the overlay.
     pub remote_blocks: BTreeSet<IpNet>,
+    /// Largest packets to those of them whose way carries less than the overlay device, in bytes.
+    pub block_mtus: BTreeMap<IpNet, u32>,
     /// Ranges that must never leave in the clear: what no better route takes is answered with "unreachable".
     pub refused: BTreeSet<IpNet>,
     /// Masquerading of pods' traffic that leaves the cluster.
@@ -60,6 +62,7 @@ impl Desired {
             overlay_mtu,
             overlay_addresses: own.iter().map(node_overlay_address).collect(),
             remote_blocks: remote.map(|block| block.trunc()).collect(),
+            block_mtus: BTreeMap::new(),
             refused: cluster.pod_cidrs.iter().chain(&cluster.service_cidrs).copied().collect(),
             masquerade: (!own.is_empty()).then(|| Masquerade {
                 sources: own.iter().copied().collect(),
@@ -123,6 +126,8 @@ pub enum RouteKind {
         ifindex: u32,
         /// Source address of packets that the node itself sends.
         source: Option<IpAddr>,
+        /// Largest packets, where that is less than what the device carries.
+        mtu: Option<u32>,
     },
     /// Answered with "unreachable".
     Refuse,

@@ -54,6 +54,7 @@ fn desired() -> Desired {
         overlay_addresses: ["10.244.1.1".parse().unwrap(), "fd10:244:0:1::1".parse().unwrap()]
             .into(),
         remote_blocks: nets(&["10.244.2.0/24", "fd10:244:0:2::/64"]),
+        block_mtus: [].into(),
         refused: nets(&["10.244.0.0/16", "fd10:244::/56", "10.96.0.0/16"]),
         masquerade: Some(Masquerade {
             sources: nets(&["10.244.1.0/24", "fd10:244:0:1::/64"]),
@@ -121,6 +122,19 @@ fn one_round_makes_the_node_right_and_removal_takes_it_back() {
     assert!(node.net.command("nft", "list table inet mesh").contains("masquerade fully-random"));
     assert_eq!(node.net.run(|| mesh_kernel::sysctl::read("net/ipv4/ip_forward")).unwrap(), "1");
     assert_eq!(node.programs.pressure().unwrap()["REMOTE_BLOCKS"].0, 2);
+    // The way to the other node carries less than the device, then less again, then as much.
+    let [v4, v6] = ["10.244.2.0/24", "fd10:244:0:2::/64"].map(|block| block.parse().unwrap());
+    for mtu in [Some(1340), Some(1300), None] {
+        let block_mtus = mtu.into_iter().flat_map(|mtu| [(v4, mtu), (v6, mtu)]).collect();
+        node.settle(&Desired { block_mtus, ..desired() });
+        for family in ["-4", "-6"] {
+            let routes = node.net.ip(&format!("{family} route show dev mesh-wg proto 77"));
+            let shown = mtu.map(|mtu| format!(" mtu {mtu}"));
+            assert_eq!(routes.contains(" mtu "), shown.is_some(), "{routes}");
+            assert!(routes.contains(&shown.unwrap_or_default()), "{routes}");
+        }
+    }
+    node.settle(&Desired { block_mtus: [(v4, 1340), (v6, 1340)].into(), ..desired() });
     // Another node came, one went.
     let mut changed = desired();
     changed.remote_blocks = ["10.244.3.0/24".parse().unwrap()].into();

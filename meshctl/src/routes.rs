@@ -110,11 +110,12 @@ fn overlay_table(peers: &[PeerReport]) {
         .flat_map(|peer| {
             peer.allowed_ips.iter().map(|block| {
                 let node = peer.node.as_ref().map_or("<unknown>".to_owned(), ToString::to_string);
-                vec![block.to_string(), node, endpoint(peer), path(peer)]
+                let mtu = peer.path.mtu.map_or("-".to_owned(), |mtu| mtu.to_string());
+                vec![block.to_string(), node, endpoint(peer), path(peer), mtu, nat(peer).to_owned()]
             })
         })
         .collect();
-    output::table(&["DESTINATION", "NODE", "ENDPOINT", "PATH"], &rows);
+    output::table(&["DESTINATION", "NODE", "ENDPOINT", "PATH", "MTU", "NAT"], &rows);
 }
 
 /// Three entries are enough to recognise a list; `-o wide` shows all.

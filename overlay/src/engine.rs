@@ -8,9 +8,9 @@ mod failure;
 mod inward;
 mod lane;
 mod outward;
-mod shrink;
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,6 +25,7 @@ use crate::counters::Counters;
 use crate::facade::Kind;
 use crate::handover::Legacy;
 use crate::keys::NodeKey;
+use crate::mtu::tunnel_mtu;
 use crate::os::poll::Stop;
 use crate::os::tun::{self, Queue, TunError};
 use crate::os::udp::{self, Sockets};
@@ -34,7 +35,6 @@ use crate::status::{DropReason, Status};
 pub use self::failure::EngineFailure;
 pub(crate) use self::failure::Failure;
 use self::lane::Lane;
-use self::shrink::Shrink;
 
 /// Most queues, and sockets that share the port: each is a lane of its own.
 const MAX_LANES: usize = 4;
@@ -42,6 +42,9 @@ const MAX_LANES: usize = 4;
 /// Most threads of a lane: the first part of its work, reading, and the last, handing over, is done by one at a time, and
 /// what is between is not more than this much longer.
 const MAX_THREADS: usize = 4;
+
+/// How often the system is asked about the ways that packets take.
+const ASK_EVERY: Duration = Duration::from_secs(1);
 
 /// What an engine starts from.
 pub(crate) struct Beginning {
@@ -82,9 +85,9 @@ struct Applied {
     listen_port: u16,
     /// What the sockets of earlier ports had dropped.
     overflowed: usize,
-    /// As configured; the device may have a smaller one.
     mtu: u16,
-    shrink: Shrink,
+    /// When the system was last asked what it has heard about ways.
+    asked: Option<Instant>,
     receivers: Option<Stop>,
     /// Whether the device is read from.
     reading: bool,
@@ -201,7 +204,6 @@ impl Engine {
             tun::bring_up(&self.shared.device, config.mtu)?;
             self.shared.mtu.store(Arc::new(config.mtu));
             applied.mtu = config.mtu;
-            applied.shrink.forget();
         }
         let mut outbox = Outbox::default();
         let mut fresh = rand::random::<u32>;
@@ -247,15 +249,24 @@ impl Engine {
         self.follow_links(now);
     }
 
+    /// What the system knows about the ways to peers: what it refused to send, and what routers told it.
     fn follow_links(&self, now: Instant) {
         let Some(sockets) = &*self.shared.sockets.load() else { return };
+        let fits = |to: SocketAddr| Some(tunnel_mtu(udp::path_mtu(to)?, to.ip()));
+        for to in sockets.take_refused() {
+            if let Some(fits) = fits(to) {
+                tracing::debug!(%to, fits, "a link carries less than was sent");
+                self.shared.core.limit_mtu(now, to, fits);
+            }
+        }
         let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
-        let (refused, configured) = (sockets.take_refused(), applied.mtu);
-        if let Some(mtu) = applied.shrink.look(now, refused, configured, udp::path_mtu) {
-            tracing::info!(mtu, configured, "the link carries another size; the device follows");
-            match tun::bring_up(&self.shared.device, mtu) {
-                Ok(()) => self.shared.mtu.store(Arc::new(mtu)),
-                Err(error) => tracing::warn!(%error, "the device keeps its MTU"),
+        let due = |at| now.saturating_duration_since(at) >= ASK_EVERY;
+        if applied.asked.is_none_or(due) {
+            applied.asked = Some(now);
+            for to in self.shared.core.busy_ways(now, ASK_EVERY * 2) {
+                if let Some(fits) = fits(to) {
+                    self.shared.core.hint_mtu(now, to, fits);
+                }
             }
         }
     }

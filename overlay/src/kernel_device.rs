@@ -26,7 +26,9 @@ use self::secrets::Secrets;
 use crate::config::{InvalidConfig, OverlayConfig, PeerConfig};
 use crate::facade::Kind;
 use crate::keys::NodeKey;
+use crate::mtu::tunnel_mtu;
 use crate::os::tun::{self, TunError};
+use crate::os::udp;
 use crate::paths::SLOTS;
 use crate::status::{PeerStatus, Status, Traffic};
 
@@ -126,7 +128,7 @@ impl KernelDevice {
             public_key: self.key.public(),
             listen_port: observed.listen_port,
             mtu: self.mtu.load(Relaxed),
-            peers: peers(&observed, &self.lock().secrets),
+            peers: peers(&observed, &self.lock().secrets, self.mtu.load(Relaxed)),
             traffic: Traffic::default(),
             drops: [].into(),
         })
@@ -197,7 +199,7 @@ fn calls(wanted: &Config, observed: &Observed) -> Plan {
     Plan { steps: steps.collect() }
 }
 
-fn peers(observed: &Observed, secrets: &Secrets) -> Vec<PeerStatus> {
+fn peers(observed: &Observed, secrets: &Secrets, mtu: u16) -> Vec<PeerStatus> {
     let now = SystemTime::now();
     let age = |since: SystemTime| now.duration_since(since).unwrap_or_default();
     let status = |(key, peer): (&_, &wireguard::ObservedPeer)| PeerStatus {
@@ -218,7 +220,8 @@ fn peers(observed: &Observed, secrets: &Secrets) -> Vec<PeerStatus> {
         relay: None,
         direct_answers: 0,
         keepalive_secs: peer.keepalive.map(|every| every.as_secs() as u16).filter(|&s| s > 0),
-        mtu: None,
+        // What its first link carries, and what the system has heard about the rest.
+        mtu: peer.endpoint.and_then(|to| Some(tunnel_mtu(udp::path_mtu(to)?, to.ip()).min(mtu))),
     };
     observed.peers.iter().map(status).collect()
 }

@@ -7,10 +7,12 @@ pub mod allowed_ips;
 pub mod core;
 pub mod estate;
 pub mod gate;
+pub mod narrow;
 pub mod noise;
 pub mod outbox;
 pub mod packet;
 pub mod peer;
+pub mod probe;
 pub mod table;
 
 pub use self::core::{Core, Sink};

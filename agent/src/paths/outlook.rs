@@ -22,6 +22,8 @@ pub(crate) struct Outlook {
     pub(crate) relays: BTreeMap<WgKey, SocketAddr>,
     /// Nodes that this one is behind NAT for, or whose relay it is behind NAT for: they get keepalives.
     pub(crate) keepalives: BTreeSet<WgKey>,
+    /// Largest packets to nodes whose way carries less than the overlay device, in bytes.
+    pub(crate) mtus: BTreeMap<WgKey, u16>,
 }
 
 impl Outlook {
@@ -98,6 +100,9 @@ pub(crate) struct Legacy {
     /// Where this node appears to others, when not at an endpoint of its own.
     #[serde(default)]
     pub(crate) outside: BTreeMap<WgKey, SocketAddr>,
+    /// Largest packets to nodes whose way carries less than the overlay device, in bytes.
+    #[serde(default)]
+    pub(crate) mtus: BTreeMap<WgKey, u16>,
 }
 
 impl Legacy {
@@ -120,6 +125,7 @@ impl Legacy {
             away: self.away.clone(),
             relays: self.routes.iter().map(|(key, (_, endpoint))| (*key, *endpoint)).collect(),
             keepalives: self.outside.keys().copied().chain(relayed).collect(),
+            mtus: self.mtus.clone(),
         }
     }
 }
@@ -200,6 +206,7 @@ mod tests {
             routes: [(WgKey([2; 32]), (via, "192.0.2.3:51903".parse().unwrap()))].into(),
             leases: vec![Pair { a: WgKey([1; 32]), b: WgKey([2; 32]), slot: 0 }],
             outside: [(WgKey([3; 32]), "198.51.100.1:4711".parse().unwrap())].into(),
+            mtus: [(WgKey([3; 32]), 1340)].into(),
         };
         legacy.save(&file).unwrap();
         assert_eq!(Legacy::load(&file), legacy);

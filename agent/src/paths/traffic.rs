@@ -26,6 +26,8 @@ pub(super) struct News {
     pub(super) unanswered: Vec<WgKey>,
     /// Peers that answered past the relay, and how often.
     pub(super) direct: Vec<(WgKey, u32)>,
+    /// Largest packets to peers whose way carries less than the device, in bytes.
+    pub(super) mtus: BTreeMap<WgKey, u16>,
 }
 
 impl Traffic {
@@ -33,6 +35,9 @@ impl Traffic {
     pub(super) fn update(&mut self, now: Instant, status: &Status) -> News {
         let mut news = News::default();
         for peer in &status.peers {
+            if let Some(mtu) = peer.mtu.filter(|mtu| *mtu < status.mtu) {
+                news.mtus.insert(peer.public_key, mtu);
+            }
             // Counters that went back are those of a new engine.
             let Some(old) = self.peers.get(&peer.public_key) else { continue };
             let sent = peer.sent_bytes > old.sent_bytes;

@@ -23,7 +23,16 @@ impl Concern for Node {
     type Slice = Network;
 
     fn slice(&self, desired: &Desired) -> Option<Network> {
-        Some(Network::from_snapshot(&desired.snapshot, u32::from(self.mtu)))
+        let mut network = Network::from_snapshot(&desired.snapshot, u32::from(self.mtu));
+        for peer in &desired.snapshot.peers {
+            if let Some(&mtu) =
+                desired.outlook.mtus.get(&peer.public_key).filter(|m| **m < self.mtu)
+            {
+                let blocks = peer.allowed_ips.iter().map(|block| (block.trunc(), u32::from(mtu)));
+                network.block_mtus.extend(blocks);
+            }
+        }
+        Some(network)
     }
 
     async fn apply(&mut self, slice: &Network, heal: bool) -> Result<(), Failures> {

@@ -16,8 +16,8 @@ use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
-    RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric,
+    RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -196,6 +196,7 @@ pub(crate) struct RouteSpec {
     pub(crate) via: Via,
     pub(crate) source: Option<IpAddr>,
     pub(crate) metric: Option<u32>,
+    pub(crate) mtu: Option<u32>,
 }
 
 /// Where a route leads.
@@ -211,7 +212,7 @@ pub(crate) enum Via {
 
 impl RouteSpec {
     pub(crate) fn new(destination: IpNet, protocol: u8, via: Via) -> Self {
-        Self { destination, protocol, via, source: None, metric: None }
+        Self { destination, protocol, via, source: None, metric: None, mtu: None }
     }
 
     fn message(&self) -> RouteMessage {
@@ -242,6 +243,8 @@ impl RouteSpec {
         }
         message.attributes.extend(self.source.map(|s| RouteAttribute::PrefSource(s.into())));
         message.attributes.extend(self.metric.map(RouteAttribute::Priority));
+        let metrics = self.mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
+        message.attributes.extend(metrics);
         message
     }
 

@@ -81,7 +81,8 @@ fn desired_routes(desired: &Desired, ifindex: u32) -> BTreeSet<Route> {
         desired.refused.iter().map(|&destination| Route { destination, kind: RouteKind::Refuse });
     let through = desired.remote_blocks.iter().filter(|_| ifindex != 0).map(|&destination| {
         let source = source_for(desired, destination.addr());
-        Route { destination, kind: RouteKind::Device { ifindex, source } }
+        let mtu = desired.block_mtus.get(&destination).copied();
+        Route { destination, kind: RouteKind::Device { ifindex, source, mtu } }
     });
     refused.chain(through).collect()
 }

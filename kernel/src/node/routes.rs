@@ -5,7 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType,
+};
 
 use super::{NODE_ROUTE_PROTOCOL, REFUSE_METRIC, Route, RouteKind};
 use crate::netlink::message::{self, RouteSpec, Via};
@@ -31,19 +33,25 @@ fn parse(route: &RouteMessage, family: IpAddr) -> Option<Route> {
     if u8::from(route.header.protocol) != NODE_ROUTE_PROTOCOL {
         return None;
     }
-    let (mut to, mut ifindex, mut source) = (family, None, None);
+    let (mut to, mut ifindex, mut source, mut mtu) = (family, None, None, None);
     for attribute in &route.attributes {
         match attribute {
             RouteAttribute::Destination(address) => to = ip(address)?,
             RouteAttribute::Oif(index) => ifindex = Some(*index),
             RouteAttribute::PrefSource(address) => source = ip(address),
+            RouteAttribute::Metrics(metrics) => {
+                mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                });
+            }
             _ => {}
         }
     }
     let destination = IpNet::new(to, route.header.destination_prefix_length).ok()?;
     let kind = match route.header.kind {
         RouteType::Unreachable => RouteKind::Refuse,
-        _ => RouteKind::Device { ifindex: ifindex?, source },
+        _ => RouteKind::Device { ifindex: ifindex?, source, mtu },
     };
     Some(Route { destination, kind })
 }
@@ -59,9 +67,9 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
 /// The route as netlink wants it.
 pub(super) fn spec(route: &Route) -> RouteSpec {
     match route.kind {
-        RouteKind::Device { ifindex, source } => {
+        RouteKind::Device { ifindex, source, mtu } => {
             let via = Via::Device(ifindex);
-            RouteSpec { source, ..RouteSpec::new(route.destination, NODE_ROUTE_PROTOCOL, via) }
+            RouteSpec { source, mtu, ..RouteSpec::new(route.destination, NODE_ROUTE_PROTOCOL, via) }
         }
         RouteKind::Refuse => RouteSpec {
             metric: Some(REFUSE_METRIC),

@@ -1,6 +1,6 @@
 //! From the device to the underlay: read, cut, seal, send.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::time::Instant;
 
 use super::lane::{Lane, Lead};
@@ -63,11 +63,11 @@ impl<'a> Work<'a> {
             match queue.read(&mut self.frame[..FRAME_BYTES - PADDING_ROOM]) {
                 Ok(n) if n >= HEAVY_BYTES && lead.is_shared() => {
                     reads += 1;
-                    lead = self.seal_beside(n, lead);
+                    lead = self.seal_beside(queue, n, lead);
                 }
                 Ok(n) => {
                     reads += 1;
-                    self.seal(n);
+                    self.seal(queue, n);
                     let all = self.outbox.used_bytes() >= BATCH_BYTES;
                     self.send_in_turn(&mut lead, all);
                 }
@@ -83,23 +83,31 @@ impl<'a> Work<'a> {
     }
 
     /// Lets another thread read while this one seals what it has read.
-    fn seal_beside(&mut self, n: usize, mut lead: Lead<'a>) -> Lead<'a> {
+    fn seal_beside(&mut self, queue: &Queue, n: usize, mut lead: Lead<'a>) -> Lead<'a> {
         let ticket = lead.ticket();
         drop(lead);
-        self.seal(n);
+        self.seal(queue, n);
         self.lane.await_turn(ticket);
         self.send(true);
         self.lane.pass(ticket);
         self.lane.lead()
     }
 
-    fn seal(&mut self, n: usize) {
+    fn seal(&mut self, queue: &Queue, n: usize) {
         let Some(vnet) = VnetHeader::read(&self.frame[..n]) else {
             return self.shared.counters.dropped(DropReason::MalformedPacket, 1);
         };
         let packet = (&mut self.frame[VNET_HEADER_BYTES..], n - VNET_HEADER_BYTES);
         let mtu = **self.shared.mtu.load();
-        self.shared.core.outbound(Instant::now(), packet, &vnet, mtu, &mut self.outbox);
+        let answer =
+            self.shared.core.outbound(Instant::now(), packet, &vnet, mtu, &mut self.outbox);
+        if let Some(answer) = answer {
+            let header = VnetHeader::default().bytes();
+            if let Err(error) = queue.write(&[IoSlice::new(&header), IoSlice::new(&answer)]) {
+                tracing::debug!(%error, "the overlay device refused a message to a sender");
+                self.shared.counters.dropped(DropReason::DeviceRefused, 1);
+            }
+        }
     }
 
     fn send_in_turn(&mut self, lead: &mut Lead<'a>, all: bool) {

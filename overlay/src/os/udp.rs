@@ -1,5 +1,6 @@
 //! UDP sockets with segmentation offload, receive offload and batched receiving (quinn-udp).
 
+use std::collections::BTreeSet;
 use std::io::{self, IoSliceMut};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -39,7 +40,7 @@ pub(crate) struct Sockets {
     v6: Option<Udp>,
     counters: Arc<Counters>,
     /// For whom something was too big.
-    refused: Mutex<Option<SocketAddr>>,
+    refused: Mutex<BTreeSet<SocketAddr>>,
 }
 
 impl Sockets {
@@ -104,9 +105,9 @@ impl Sockets {
         self.v4.get(place).or(self.v6.as_ref().filter(|_| place == self.v4.len()))
     }
 
-    /// An endpoint for which something was too big since the last time.
-    pub(crate) fn take_refused(&self) -> Option<SocketAddr> {
-        self.refused.lock().unwrap_or_else(PoisonError::into_inner).take()
+    /// Endpoints for which something was too big since the last time.
+    pub(crate) fn take_refused(&self) -> BTreeSet<SocketAddr> {
+        std::mem::take(&mut self.refused.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Datagrams that the system dropped since the sockets were opened, because nobody had received those before.
@@ -130,7 +131,7 @@ impl Sockets {
                 Ok(()) => self.counters.sent(datagrams),
                 Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
                     self.counters.dropped(DropReason::TooBig, datagrams);
-                    *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(train.to);
+                    self.refused.lock().unwrap_or_else(PoisonError::into_inner).insert(train.to);
                 }
                 Err(error) => {
                     tracing::debug!(to = %train.to, %error, "sending failed");

@@ -2,26 +2,28 @@
 
 mod inbound;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use mesh_model::cluster::node_overlay_address;
 use mesh_model::snapshot::WgKey;
 
 use self::inbound::Batch;
 use super::estate::Estate;
 use super::gate::Gate;
+use super::narrow;
 use super::noise::Stamps;
 use super::outbox::Outbox;
 use super::packet;
-use super::peer::seal;
+use super::peer::{Peer, seal};
 use super::table::{Entry, Table};
 use crate::config::{InvalidConfig, OverlayConfig};
 use crate::counters::Counters;
 use crate::keys::NodeKey;
 use crate::offload::split::{Malformed, split};
-use crate::offload::vnet::VnetHeader;
+use crate::offload::vnet::{NEEDS_CHECKSUM, VnetHeader};
 use crate::status::{DropReason, PeerStatus};
 
 /// Takes decrypted packets.
@@ -106,29 +108,32 @@ impl Core {
 
     /// Seals what was read from the device: a packet, or a train of segments, of `len` bytes.
     ///
-    /// `frame` has 15 bytes more than `len`, for padding; it is overwritten. Packets are padded, but not beyond `mtu`.
+    /// `frame` has 15 bytes more than `len`, for padding; it is overwritten. Packets are padded, but not beyond `mtu`. What
+    /// is returned is a packet for the device: it tells a sender that its packet is too large for the way.
     pub fn outbound(
-        &self,
-        now: Instant,
-        (frame, len): (&mut [u8], usize),
-        vnet: &VnetHeader,
-        mtu: u16,
-        outbox: &mut Outbox,
-    ) {
-        if let Err(reason) = self.try_outbound(now, (frame, len), vnet, mtu, outbox) {
-            self.counters.dropped(reason, 1);
-        }
-    }
-
-    fn try_outbound(
         &self,
         now: Instant,
         frame: (&mut [u8], usize),
         vnet: &VnetHeader,
         mtu: u16,
         outbox: &mut Outbox,
+    ) -> Option<Vec<u8>> {
+        let mut answer = None;
+        if let Err(reason) = self.try_outbound(now, frame, (vnet, mtu), outbox, &mut answer) {
+            self.counters.dropped(reason, 1);
+        }
+        answer
+    }
+
+    fn try_outbound(
+        &self,
+        now: Instant,
+        (frame, len): (&mut [u8], usize),
+        (vnet, mtu): (&VnetHeader, u16),
+        outbox: &mut Outbox,
+        answer: &mut Option<Vec<u8>>,
     ) -> Result<(), DropReason> {
-        let to = packet::destination(&frame.0[..frame.1]).ok_or(DropReason::MalformedPacket)?;
+        let to = packet::destination(&frame[..len]).ok_or(DropReason::MalformedPacket)?;
         let table = self.table.load();
         let place = table.routes().lookup(to).ok_or(DropReason::NoPeer)?;
         let entry = table.entry(place);
@@ -136,32 +141,34 @@ impl Core {
             Some(route) => Some(route),
             None => entry.lock().prepare(now, &self.gate, outbox)?,
         };
-        let Some(route) = route else { return self.stage(now, entry, frame, vnet, mtu) };
+        let narrow = entry.link().narrow().filter(|narrow| *narrow < mtu);
+        if let Some(narrow) = narrow {
+            let partial = vnet.flags & NEEDS_CHECKSUM != 0;
+            narrow::clamp_segments(&mut frame[..len], partial, narrow);
+        }
+        let mut way = Way { to, entry, narrow, counters: &self.counters, answer };
+        let mtu = narrow.unwrap_or(mtu);
+        let Some(route) = route else {
+            let mut peer = entry.lock();
+            let mut stage = |segment: &[u8]| {
+                if let Err(reason) = peer.stage(now, segment) {
+                    self.counters.dropped(reason, 1);
+                }
+            };
+            let each = |segment: &[u8]| way.pass(segment, &mut stage);
+            return split((frame, len), vnet, mtu, each)
+                .map_err(|Malformed| DropReason::MalformedPacket);
+        };
         let mut bytes = 0;
-        let each = |segment: &[u8]| match seal(&route, segment, outbox) {
+        let mut send = |segment: &[u8]| match seal(&route, segment, outbox) {
             Ok(()) => bytes += segment.len() as u64,
             Err(reason) => self.counters.dropped(reason, 1),
         };
-        split(frame, vnet, mtu, each).map_err(|Malformed| DropReason::MalformedPacket)?;
+        let each = |segment: &[u8]| way.pass(segment, &mut send);
+        split((frame, len), vnet, mtu, each).map_err(|Malformed| DropReason::MalformedPacket)?;
         entry.link().activity.sent(now, bytes);
+        entry.link().carried(len);
         Ok(())
-    }
-
-    fn stage(
-        &self,
-        now: Instant,
-        entry: &Entry,
-        frame: (&mut [u8], usize),
-        vnet: &VnetHeader,
-        mtu: u16,
-    ) -> Result<(), DropReason> {
-        let mut peer = entry.lock();
-        let each = |segment: &[u8]| {
-            if let Err(reason) = peer.stage(now, segment) {
-                self.counters.dropped(reason, 1);
-            }
-        };
-        split(frame, vnet, mtu, each).map_err(|Malformed| DropReason::MalformedPacket)
     }
 
     /// Opens datagrams. Packets go to the sink, answers to the outbox.
@@ -177,6 +184,33 @@ impl Core {
         for (source, datagram) in datagrams {
             if let Err(reason) = batch.open(source, datagram, sink, outbox) {
                 self.counters.dropped(reason, 1);
+            }
+        }
+    }
+
+    /// The system refuses to send what is larger than these packets there.
+    pub fn limit_mtu(&self, now: Instant, to: SocketAddr, fits: u16) {
+        self.at(now, to, |peer| peer.limit_mtu(now, fits));
+    }
+
+    /// The system has heard that the way there carries packets of this size.
+    pub fn hint_mtu(&self, now: Instant, to: SocketAddr, fits: u16) {
+        self.at(now, to, |peer| peer.hint_mtu(now, fits));
+    }
+
+    /// Where packets were sent to in this time.
+    pub fn busy_ways(&self, now: Instant, within: Duration) -> Vec<SocketAddr> {
+        let since = now.checked_sub(within).unwrap_or(now);
+        let table = self.table.load();
+        let links = table.entries().iter().map(Entry::link);
+        let busy = links.filter(|link| link.activity.data_sent_since(since));
+        busy.filter_map(|link| Some(link.route(now)?.to)).collect()
+    }
+
+    fn at(&self, now: Instant, to: SocketAddr, call: impl Fn(&mut Peer)) {
+        for entry in self.table.load().entries() {
+            if entry.link().route(now).is_some_and(|route| route.to == to) {
+                call(&mut entry.lock());
             }
         }
     }
@@ -215,9 +249,44 @@ impl Core {
                 relay: entry.config().relay,
                 direct_answers: peer.direct_answers(),
                 keepalive_secs: entry.config().persistent_keepalive_secs.filter(|&secs| secs > 0),
-                mtu: None,
+                mtu: Some(peer.mtu()),
             }
         };
         table.entries().iter().map(status).collect()
+    }
+}
+
+/// The way of one read's packets.
+struct Way<'a> {
+    to: IpAddr,
+    entry: &'a Entry,
+    /// Largest packets, where that is less than the device carries.
+    narrow: Option<u16>,
+    counters: &'a Counters,
+    answer: &'a mut Option<Vec<u8>>,
+}
+
+impl Way<'_> {
+    /// Passes a packet on, in pieces where it is too large and may be cut; or else its sender is to be told.
+    fn pass(&mut self, packet: &[u8], mut each: impl FnMut(&[u8])) {
+        match self.narrow {
+            Some(mtu) if packet.len() > usize::from(mtu) => {
+                if !narrow::cut(packet, mtu, each) {
+                    self.counters.dropped(DropReason::TooBig, 1);
+                    self.refuse(packet, mtu);
+                }
+            }
+            _ => each(packet),
+        }
+    }
+
+    fn refuse(&mut self, packet: &[u8], mtu: u16) {
+        if self.answer.is_none() {
+            let blocks = &self.entry.config().allowed_ips;
+            // The node at the other end is the router that the sender would meet there.
+            let router =
+                blocks.iter().find(|block| block.contains(&self.to)).map(node_overlay_address);
+            *self.answer = router.and_then(|router| narrow::too_big(packet, mtu, router));
+        }
     }
 }

@@ -37,6 +37,8 @@ pub struct PeerEstate {
     pub number: u32,
     /// The lower ones of the newest.
     pub last_index: u8,
+    /// How large packets to it may be.
+    pub path_mtu: PathMtuEstate,
     /// Its sessions.
     pub sessions: SessionsEstate,
     /// Which pre-shared key is in the session that waits for the peer to use it.
@@ -131,6 +133,16 @@ pub struct PlacesEstate {
     pub relay: Option<SocketAddr>,
     /// The one before it.
     pub left: Option<SocketAddr>,
+}
+
+/// The largest packets, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PathMtuEstate {
+    /// That the device carries.
+    pub device: u16,
+    /// That the way to the peer does.
+    pub path: u16,
 }
 
 /// What passed: times in milliseconds since the epoch, plus one, as the link keeps them.

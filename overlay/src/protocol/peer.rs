@@ -4,6 +4,7 @@
 
 pub mod keyring;
 pub mod link;
+pub mod path_mtu;
 mod places;
 mod secrets;
 pub mod staging;
@@ -17,6 +18,7 @@ use mesh_model::snapshot::WgKey;
 
 use self::keyring::Keyring;
 use self::link::{Link, Route};
+use self::path_mtu::PathMtu;
 use self::places::Places;
 use self::secrets::Secrets;
 use self::staging::Staging;
@@ -27,7 +29,9 @@ use super::noise::message::{COOKIE_BYTES, RESPONSE_BYTES, SEAL_OVERHEAD, word};
 use super::noise::session::{REJECT_AFTER, REKEY_AFTER, REKEY_AFTER_MESSAGES};
 use super::noise::{Call, Offer, Psk, Session, Tai64n};
 use super::outbox::Outbox;
+use super::probe::Message as ProbeMessage;
 use crate::config::PeerConfig;
+use crate::mtu::FLOOR;
 use crate::status::DropReason;
 
 /// Pauses between initiations; the last one repeats. Shorter at first than WG section 6.1 says, so that a lost message
@@ -82,6 +86,7 @@ pub struct Peer {
     last_stamp: Tai64n,
     last_call: Option<Instant>,
     places: Places,
+    path_mtu: PathMtu,
     keepalive: Option<Duration>,
     /// It has answered since it was told where to look for the peer: from then on it is called for a reason only.
     met: bool,
@@ -118,6 +123,7 @@ impl Peer {
             last_stamp: Tai64n::default(),
             last_call: None,
             places: Places::default(),
+            path_mtu: PathMtu::new(now, FLOOR),
             keepalive: None,
             met: false,
             staged: Staging::new(gate.account()),
@@ -139,6 +145,7 @@ impl Peer {
             key: self.key,
             number: self.number,
             last_index: self.last_index,
+            path_mtu: self.path_mtu.leave(),
             sessions: self.keyring.leave(left),
             answered_with: Secret::new(self.answered_with),
             last_call_stamp: Secret::new(self.last_stamp.0),
@@ -166,7 +173,7 @@ impl Peer {
     pub fn resume(left: Instant, gate: &Gate, config: &PeerConfig, estate: PeerEstate) -> Self {
         let at = |moment: Moment| moment.after(left);
         let cookie = estate.cookie.as_ref().and_then(|(c, since)| Some((*c.bytes(), at(*since)?)));
-        let peer = Self {
+        let mut peer = Self {
             last_index: estate.last_index,
             jar: Jar::resume(cookie),
             secrets: Secrets::resume(left, &estate.secrets),
@@ -185,6 +192,8 @@ impl Peer {
             direct_answers: estate.direct_answers,
             ..Self::new(left, gate, config, estate.number)
         };
+        peer.path_mtu = PathMtu::resume(left, &estate.path_mtu, peer.places.current());
+        peer.link.set_narrow(peer.path_mtu.narrow());
         peer.publish(left);
         peer
     }
@@ -214,6 +223,41 @@ impl Peer {
             self.last_initiation = now;
         }
         self.publish(now);
+    }
+
+    /// The device carries packets of this size.
+    pub fn set_device_mtu(&mut self, now: Instant, mtu: u16) {
+        self.path_mtu.set_ceiling(now, mtu);
+        self.link.set_narrow(self.path_mtu.narrow());
+    }
+
+    /// The system refuses to send what is larger than these packets on the way to the peer.
+    pub fn limit_mtu(&mut self, now: Instant, fits: u16) {
+        self.path_mtu.limit(now, fits);
+        self.link.set_narrow(self.path_mtu.narrow());
+    }
+
+    /// The system has heard that the way to the peer carries packets of this size.
+    pub fn hint_mtu(&mut self, now: Instant, fits: u16) {
+        self.path_mtu.hint(now, fits);
+    }
+
+    /// Largest packets to the peer, in bytes.
+    pub fn mtu(&self) -> u16 {
+        self.path_mtu.mtu()
+    }
+
+    /// What came in the place of a packet, authentic.
+    pub fn probed(&mut self, now: Instant, message: ProbeMessage, outbox: &mut Outbox) {
+        match message {
+            ProbeMessage::Probe(probe) => {
+                self.say(now, &ProbeMessage::Acknowledgement(probe).write(), outbox);
+            }
+            ProbeMessage::Acknowledgement(probe) => {
+                self.path_mtu.acknowledged(now, probe);
+                self.link.set_narrow(self.path_mtu.narrow());
+            }
+        }
     }
 
     /// How to send packets. None without a session: they are to be staged, and a handshake is under way.
@@ -354,13 +398,19 @@ impl Peer {
             self.announce(now, outbox);
         }
         self.send_staged(now, outbox);
+        self.probe_way(now, outbox);
         self.staged.expire(now)
     }
 
     /// Sends a keepalive, if there is a session: the peer learns from it where this node is.
     pub fn announce(&mut self, now: Instant, outbox: &mut Outbox) {
+        self.say(now, &[], outbox);
+    }
+
+    /// Sends what is no packet, if there is a session.
+    fn say(&self, now: Instant, message: &[u8], outbox: &mut Outbox) {
         if let Some(route) = self.link.route(now)
-            && seal(&route, &[], outbox).is_ok()
+            && seal(&route, message, outbox).is_ok()
         {
             self.link.activity.sent(now, 0);
         }
@@ -473,14 +523,29 @@ impl Peer {
         true
     }
 
+    /// Tests how much the way carries.
+    fn probe_way(&mut self, now: Instant, outbox: &mut Outbox) {
+        if self.link.route(now).is_none() {
+            return self.path_mtu.interrupt(now);
+        }
+        let large = self.link.take_large();
+        for probe in self.path_mtu.poll(now, large).into_iter().flatten() {
+            self.say(now, &ProbeMessage::Probe(probe).write(), outbox);
+        }
+        self.link.set_narrow(self.path_mtu.narrow());
+    }
+
     fn agreed(&mut self, now: Instant, psk: &Psk) {
         self.secrets.agreed(now, psk);
         self.attempts = 0;
         self.met = true;
     }
 
-    fn publish(&self, now: Instant) {
+    fn publish(&mut self, now: Instant) {
         let session = self.keyring.current(now).cloned();
+        if session.is_some() {
+            self.path_mtu.set_way(now, self.places.current());
+        }
         let route = session.zip(self.places.current()).map(|(session, to)| Route { session, to });
         self.link.publish(route, &self.keyring);
     }

@@ -76,6 +76,7 @@ impl Table {
         outbox: &mut Outbox,
     ) -> Self {
         let mut table = Self::default();
+        let device_mtu = config.mtu;
         let peers: BTreeMap<_, _> = config.peers.iter().map(|p| (p.public_key, p)).collect();
         for (key, config) in peers {
             let entry = match self.by_key.get(&key).map(|&old| &self.entries[old as usize]) {
@@ -85,7 +86,10 @@ impl Table {
                     Entry::new(now, gate, config, number)
                 }
             };
-            entry.lock().tick(now, gate, outbox);
+            let mut peer = entry.lock();
+            peer.set_device_mtu(now, device_mtu);
+            peer.tick(now, gate, outbox);
+            drop(peer);
             table.push(entry);
         }
         let routes = table.entries.iter().zip(0..);

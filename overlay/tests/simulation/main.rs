@@ -213,7 +213,9 @@ fn an_eavesdropper_sees_no_payload_and_no_length_but_a_padded_one() {
     for datagram in &net.tapped {
         assert!(!datagram.bytes.windows(CANARY.len()).any(|window| window == CANARY));
         if datagram.bytes[0] == 4 {
-            assert_eq!(datagram.bytes.len() % 16, 0, "padded");
+            // A probe of the way is as long as the largest packet, whatever is sent.
+            let len = datagram.bytes.len();
+            assert!(len % 16 == 0 || len == 1420 + 32, "{len} bytes are not padded");
         }
     }
 }
@@ -407,4 +409,44 @@ fn keepalives_only_where_asked_for() {
     };
     assert!((9..=11).contains(&from(0)), "{} keepalives in 100 s", from(0));
     assert_eq!(from(1), 0);
+}
+
+#[test]
+fn a_way_that_narrows_is_found_and_senders_are_told() {
+    let mut net = Net::mesh(2);
+    net.run(SECS(1));
+    let large = [7; 1400];
+    net.send(0, 1, &large);
+    net.run(MILLIS(100));
+    assert_eq!(net.payloads(1), [large.to_vec()]);
+    // Somewhere on the way is a link of 1400 bytes from now on, in both directions.
+    net.carries = 1400 - 28;
+    for _ in 0..12 {
+        net.send(0, 1, &large);
+        net.run(SECS(1));
+    }
+    let found = net.peer(0, 1).mtu.unwrap();
+    assert!((1324..=1340).contains(&found), "{found}");
+    assert_eq!(net.payloads(1).len(), 0, "packets that may not be cut do not arrive");
+    let told = net.nodes[0].told.last().expect("the sender is told");
+    assert_eq!((told[9], told[20], told[21]), (1, 3, 4), "ICMP, fragmentation needed");
+    assert!((1280..=1340).contains(&u16::from_be_bytes([told[26], told[27]])));
+    assert_eq!((&told[12..16], &told[16..20]), (&[10, 244, 1, 1][..], &[10, 244, 0, 7][..]));
+    let fits = vec![8; usize::from(found) - 20];
+    net.send(0, 1, &fits);
+    net.run(MILLIS(100));
+    assert_eq!(net.payloads(1), [fits]);
+    let config = net.config(0);
+    net.hand_over(0, &config);
+    assert_eq!(net.peer(0, 1).mtu, Some(found), "a successor does not begin anew");
+    assert_eq!(net.peer(1, 0).mtu, Some(1420), "who sends nothing large does not look");
+    assert!(net.tapped.iter().all(|d| d.bytes.len() <= 1452));
+
+    net.carries = usize::MAX;
+    for _ in 0..90 {
+        net.send(0, 1, &large);
+        net.run(SECS(1));
+    }
+    assert_eq!(net.peer(0, 1).mtu, Some(1420), "and back");
+    assert_eq!(net.payloads(1).last().unwrap(), &large);
 }

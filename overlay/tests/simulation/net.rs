@@ -27,6 +27,8 @@ pub(crate) struct Node {
     pub(crate) stored: Duration,
     /// Packets that came out of the tunnel.
     pub(crate) received: Inner,
+    /// What the senders of packets were told.
+    pub(crate) told: Vec<Vec<u8>>,
 }
 
 #[derive(Default)]
@@ -64,6 +66,8 @@ pub(crate) struct Mishaps {
 pub(crate) struct Net {
     pub(crate) nodes: Vec<Node>,
     pub(crate) mishaps: Mishaps,
+    /// Longer datagrams are lost, and nobody says so.
+    pub(crate) carries: usize,
     /// The test's own time, which goes on in [`Net::run`] only.
     pub(crate) now: Instant,
     /// The time of day when `now` began, as a process that starts reads it.
@@ -90,11 +94,13 @@ impl Net {
             let core = Core::new(now, &key, stamps, Arc::clone(&counters));
             let address = ([192, 0, 2, n + 1], 51900).into();
             let received = Inner::default();
-            Node { core, counters, key, address, stored: Duration::ZERO, received }
+            let (stored, told) = (Duration::ZERO, vec![]);
+            Node { core, counters, key, address, stored, received, told }
         };
         Self {
             nodes: (0..nodes).map(node).collect(),
             mishaps: Mishaps::default(),
+            carries: usize::MAX,
             now,
             time_of_day,
             begun: now,
@@ -188,7 +194,8 @@ impl Net {
         let mut outbox = Outbox::default();
         let vnet = VnetHeader::default();
         let core = &self.nodes[from].core;
-        core.outbound(self.now, (&mut frame, len), &vnet, 1420, &mut outbox);
+        let told = core.outbound(self.now, (&mut frame, len), &vnet, 1420, &mut outbox);
+        self.nodes[from].told.extend(told);
         self.post(from, &mut outbox);
     }
 
@@ -269,7 +276,7 @@ impl Net {
         if self.blocked.contains(&(datagram.from, datagram.to)) {
             return;
         }
-        if self.chance(self.mishaps.lost) {
+        if datagram.bytes.len() > self.carries || self.chance(self.mishaps.lost) {
             return;
         }
         let late = if self.chance(self.mishaps.late) { LATENCY * 4 } else { Duration::ZERO };

@@ -5,6 +5,7 @@
 mod faults;
 mod handover;
 mod interop;
+mod mtu;
 mod nat;
 mod routed;
 mod traffic;
@@ -238,21 +239,26 @@ fn a_link_that_shrinks_is_followed_down_and_up() {
             world.ip("node", side, &format!("link set ul0 mtu {mtu}"));
         }
     };
-    let wait_for_device = |mtu: u16| {
-        let (begun, wanted) = (Instant::now(), format!("mtu {mtu} "));
-        while !world.ip("node", Side::A, "link show mesh-wg").contains(&wanted) {
-            assert!(begun.elapsed() < LIMIT, "the device never had {wanted}");
+    let wait_for_way = |mtu: u16| {
+        let begun = Instant::now();
+        while world.status(Side::A).peers[0].mtu != Some(mtu) {
+            assert!(
+                begun.elapsed() < LIMIT,
+                "the way never had {mtu}: {:?}",
+                world.status(Side::A)
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
     };
+    wait_for_way(1420);
     underlay(1400);
-    wait_for_device(1340);
+    wait_for_way(1340);
     stream.wait_for(4 * MIB);
     let status = world.status(Side::A);
     assert!(status.drops.contains_key(&DropReason::TooBig), "{:?}", status.drops);
-    assert_eq!(status.mtu, 1420, "as configured: nobody has to configure it again");
+    assert_eq!(status.mtu, 1420, "the device stays as it is for the others");
     underlay(1500);
-    wait_for_device(1420);
+    wait_for_way(1420);
     stream.wait_for(4 * MIB);
     stream.finish();
 }

@@ -46,9 +46,13 @@ fn a_node_behind_nat_keeps_the_way_open_and_nobody_else_says_a_word() {
 
     // Idle for longer than the router remembers: the way in is closed, and nobody has sent anything.
     let sent = || [1, 2, 3].map(|n| world.status(n).traffic.datagrams_sent);
-    let before = sent();
-    std::thread::sleep(Duration::from_secs(5));
-    assert_eq!(sent(), before, "idle peers are silent");
+    let quiet = |time: Duration| {
+        let before = sent();
+        std::thread::sleep(time);
+        sent() == before
+    };
+    wait_until("the ways have been tested", || quiet(Duration::from_secs(1)));
+    assert!(quiet(Duration::from_secs(5)), "idle peers are silent");
     assert!(!reaches(&world, 2, 1, 7003), "the router has forgotten");
 
     // With keepalives it stays open for the peer that gets them, which answers none of them.
@@ -59,7 +63,8 @@ fn a_node_behind_nat_keeps_the_way_open_and_nobody_else_says_a_word() {
     std::thread::sleep(Duration::from_secs(5));
     let after = sent();
     assert!((3..=7).contains(&(after[0] - before[0])), "{before:?} {after:?}");
-    assert_eq!(after[1], before[1], "one side only");
+    // What was said before may still be answered, once and after ten seconds (WG section 6.5).
+    assert!(after[1] - before[1] <= 1, "one side only: {before:?} {after:?}");
     assert!(reaches(&world, 2, 1, 7005));
     assert!(!reaches(&world, 3, 1, 7006), "only where they are sent to");
 }

@@ -10,6 +10,7 @@
 use std::fs::File;
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -52,6 +53,13 @@ impl Routed {
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         }
         world.ip("net", "link set lo up\nlink add br0 type bridge\nlink set br0 mtu 9000 up");
+        // A bridge that filters cuts up what is too large for a port, and even IPv6.
+        for family in ["ip", "ip6"] {
+            let setting = format!("net/bridge/bridge-nf-call-{family}tables");
+            if Path::new("/proc/sys").join(&setting).exists() {
+                world.sysctl("net", &[&setting], "0");
+            }
+        }
         for n in NODES {
             world.build(n, device_mtu);
         }

@@ -16,6 +16,7 @@ fn desired(blocks: &[&str], own: &[&str]) -> Desired {
         overlay_mtu: 1420,
         overlay_addresses: own.iter().map(|text| text.parse().unwrap()).collect(),
         remote_blocks: blocks.iter().map(|text| net(text)).collect(),
+        block_mtus: [].into(),
         refused: [net("10.244.0.0/16"), net("fd10:244::/56")].into(),
         masquerade: Some(Masquerade {
             sources: [net("10.244.1.0/24")].into(),

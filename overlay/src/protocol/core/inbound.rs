@@ -6,10 +6,12 @@ use std::time::Instant;
 
 use super::Sink;
 use crate::protocol::gate::{Admission, Gate, Refusal};
+use crate::protocol::narrow;
 use crate::protocol::noise::message::{Data, TAG_BYTES, word};
 use crate::protocol::noise::{Call, Session};
 use crate::protocol::outbox::Outbox;
 use crate::protocol::packet;
+use crate::protocol::probe::Message;
 use crate::protocol::table::{Entry, Table};
 use crate::status::DropReason;
 
@@ -83,7 +85,9 @@ impl<'t> Batch<'t> {
             return Err(DropReason::Replayed);
         }
         held.authentic = true;
-        held.bytes += len as u64;
+        // What is no packet is no traffic either.
+        let probe = Message::read(&room[..len]);
+        held.bytes += if probe.is_none() { len as u64 } else { 0 };
         if held.endpoint != Some(source) || !held.session.is_confirmed() {
             held.entry.lock().heard(now, &held.session, source, outbox);
             held.endpoint = Some(source);
@@ -91,7 +95,11 @@ impl<'t> Batch<'t> {
         if len == 0 {
             return Ok(()); // a keepalive
         }
-        let place = held.place;
+        if let Some(message) = probe {
+            held.entry.lock().probed(now, message, outbox);
+            return Ok(());
+        }
+        let (place, narrow) = (held.place, held.entry.link().narrow());
         let len = packet::length(&room[..len]).ok_or(DropReason::MalformedInner)?;
         let from = packet::source(&room[..len]).ok_or(DropReason::MalformedInner)?;
         if self.allowed != Some((from, place)) {
@@ -99,6 +107,9 @@ impl<'t> Batch<'t> {
                 return Err(DropReason::ForbiddenSource);
             }
             self.allowed = Some((from, place));
+        }
+        if let Some(mtu) = narrow {
+            narrow::clamp_segments(&mut room[..len], false, mtu);
         }
         sink.accept(len);
         Ok(())

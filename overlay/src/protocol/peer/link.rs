@@ -2,12 +2,13 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 
 use super::keyring::Keyring;
+use super::path_mtu::LARGE;
 use crate::protocol::estate::{ActivityEstate, Moment};
 use crate::protocol::noise::Session;
 
@@ -15,6 +16,10 @@ use crate::protocol::noise::Session;
 pub struct Link {
     route: ArcSwapOption<Route>,
     keyring: ArcSwap<Keyring>,
+    /// Largest packets where the way carries less than the device; zero where it does not.
+    narrow: AtomicU16,
+    /// Whether large packets were sent lately.
+    large: AtomicBool,
     /// What passed, for timers and people.
     pub activity: Activity,
 }
@@ -57,7 +62,13 @@ impl Link {
     }
 
     fn with(activity: Activity) -> Self {
-        Self { route: ArcSwapOption::empty(), keyring: ArcSwap::default(), activity }
+        Self {
+            route: ArcSwapOption::empty(),
+            keyring: ArcSwap::default(),
+            narrow: AtomicU16::new(0),
+            large: AtomicBool::new(false),
+            activity,
+        }
     }
 
     /// How to send; none while there is no session, or no endpoint.
@@ -69,6 +80,29 @@ impl Link {
     pub fn session(&self, index: u32) -> Option<(Arc<Session>, Option<SocketAddr>)> {
         let session = self.keyring.load().find(index)?.clone();
         Some((session, self.route.load().as_ref().map(|route| route.to)))
+    }
+
+    /// Largest packets, where the way carries less than the device.
+    pub fn narrow(&self) -> Option<u16> {
+        match self.narrow.load(Relaxed) {
+            0 => None,
+            mtu => Some(mtu),
+        }
+    }
+
+    /// A packet or train of so many bytes was sent.
+    pub fn carried(&self, bytes: usize) {
+        if bytes >= LARGE && !self.large.load(Relaxed) {
+            self.large.store(true, Relaxed);
+        }
+    }
+
+    pub(super) fn take_large(&self) -> bool {
+        self.large.load(Relaxed) && self.large.swap(false, Relaxed)
+    }
+
+    pub(super) fn set_narrow(&self, narrow: Option<u16>) {
+        self.narrow.store(narrow.unwrap_or(0), Relaxed);
     }
 
     pub(super) fn publish(&self, route: Option<Route>, keyring: &Keyring) {
@@ -140,7 +174,8 @@ impl Activity {
         }
     }
 
-    pub(super) fn data_sent_since(&self, time: Instant) -> bool {
+    /// Whether packets were sent since then.
+    pub fn data_sent_since(&self, time: Instant) -> bool {
         self.data_sent.load(Relaxed) > self.stamp(time)
     }
 
