@@ -161,6 +161,16 @@ mod tests {
     }
 
     #[test]
+    fn ways_that_carry_less_than_the_device_are_known() {
+        let mut measured = status(Kind::User, &[(1, 0, 0, 0), (2, 0, 0, 0), (3, 0, 0, 0)]);
+        for (peer, mtu) in measured.peers.iter_mut().zip([Some(1340), Some(1420), None]) {
+            peer.mtu = mtu;
+        }
+        let news = Traffic::default().update(Instant::now(), &measured);
+        assert_eq!(news.mtus, [(WgKey([1; 32]), 1340)].into());
+    }
+
+    #[test]
     fn a_kernel_device_tries_the_direct_path_now_and_then() {
         let (now, mut traffic) = (Instant::now(), Traffic::default());
         let one = status(Kind::Kernel, &[(1, 0, 0, 0)]);

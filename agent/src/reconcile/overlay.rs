@@ -89,7 +89,40 @@ fn prefixes(list: &[IpNet]) -> BTreeSet<IpNet> {
 
 #[cfg(test)]
 mod tests {
+    use mesh_model::snapshot::{Peer, WgKey};
+    use mesh_model::{Objects, compile};
+
     use super::*;
+    use crate::paths::outlook::Outlook;
+
+    #[test]
+    fn only_those_that_see_this_node_through_nat_get_keepalives() {
+        let mut snapshot = compile(&Objects::default(), &"a".parse().unwrap());
+        for n in [1u8, 2] {
+            snapshot.peers.push(Peer {
+                node: format!("n{n}").parse().unwrap(),
+                public_key: WgKey([n; 32]),
+                endpoints: vec![([192, 0, 2, n], 51900).into()],
+                allowed_ips: vec![],
+            });
+        }
+        let keys = [1u8, 2].map(|n| (WgKey([n; 32]).to_string(), WgKey([n + 8; 32]).to_string()));
+        let keys = std::collections::BTreeMap::from(keys);
+        let preshared = serde_json::json!({"epoch": 1, "newest": keys, "agreed": {}});
+        let desired = Desired {
+            snapshot: Arc::new(snapshot),
+            outlook: Arc::new(Outlook {
+                keepalives: [WgKey([2; 32])].into(),
+                ..Outlook::default()
+            }),
+            synced: true,
+            preshared: Arc::new(serde_json::from_value(preshared).unwrap()),
+        };
+        let overlay = Arc::new(Overlay::user("/nonexistent"));
+        let config = Peers { overlay, mtu: 1420 }.slice(&desired).unwrap();
+        let kept: Vec<_> = config.peers.iter().map(|p| p.persistent_keepalive_secs).collect();
+        assert_eq!(kept, [None, Some(25)]);
+    }
 
     #[test]
     fn a_peer_is_looked_for_where_it_was() {
