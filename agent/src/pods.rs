@@ -47,6 +47,7 @@ mod restart;
 mod sandbox;
 mod security;
 mod status;
+mod streams;
 mod supervise;
 mod volumes;
 mod worker;
@@ -143,10 +144,12 @@ impl Runner {
         self.desired.send_modify(|desired| *desired = Some(supervise::merge(desired.take(), pods)));
     }
 
-    /// `GET /containerLogs/{namespace}/{pod}/{container}?follow&tailLines&sinceSeconds&sinceTime&timestamps&previous&limitBytes`.
-    pub fn logs_router(&self) -> Router {
+    /// `GET /containerLogs/{namespace}/{pod}/{container}?follow&tailLines&sinceSeconds&sinceTime&timestamps&previous&limitBytes`,
+    /// and the streams of [`streams`].
+    pub fn router(&self) -> Router {
         let (registry, layout) = (Arc::clone(&self.context.registry), self.context.layout.clone());
-        logs::router(Logs { registry, layout })
+        let streams = streams::router(Arc::clone(&registry), self.context.client.clone());
+        logs::router(Logs { registry, layout }).merge(streams)
     }
 
     /// Asks the runtime how it is: for the conditions of the Node object.

@@ -46,8 +46,8 @@ pub(crate) struct Sources {
     pub(crate) board: Board,
     /// Present when they are loaded.
     pub(crate) programs: Arc<OnceLock<Arc<Programs>>>,
-    /// The pods' logs; present when this agent runs pods.
-    pub(crate) logs: Arc<OnceLock<Router>>,
+    /// The pods' logs and streams; present when this agent runs pods.
+    pub(crate) pods: Arc<OnceLock<Router>>,
     pub(crate) dns: Client,
     pub(crate) ingress: Client,
     /// The proxy's own listeners, by addresses that can be connected to.
@@ -69,14 +69,14 @@ pub(crate) fn router(sources: Sources) -> Router {
         .route(WATCH_PATH, post(watch_encryption))
         .route(SEND_PATH, post(send_canaries))
         .route(FINISH_PATH, post(finish_encryption))
-        .fallback(logs)
+        .fallback(pods)
         .with_state(Reports(Arc::new(sources)))
 }
 
 /// Everything else may be a question for the pods, once they run.
-async fn logs(State(reports): State<Reports>, request: Request) -> Response {
-    match reports.0.logs.get() {
-        Some(logs) => match logs.clone().oneshot(request).await {
+async fn pods(State(reports): State<Reports>, request: Request) -> Response {
+    match reports.0.pods.get() {
+        Some(pods) => match pods.clone().oneshot(request).await {
             Ok(response) => response,
             Err(never) => match never {},
         },

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::response::{IntoResponse as _, Response};
 use http::{HeaderMap, Method, Request, StatusCode};
+use hyper::upgrade::OnUpgrade;
 use mesh_model::join::JOIN_PATH;
 use mesh_model::preshared::PRESHARED_KEYS_PATH;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +29,7 @@ pub mod query;
 mod read;
 mod respond;
 mod selector;
+mod streams;
 mod strict;
 mod target;
 mod watch;
@@ -113,8 +115,12 @@ impl Api {
         let (group, version, rest) = paths::resource(&path)?;
         let target = target::parse(group, version, rest)?;
         let query = Query::parse(request.uri().query())?;
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
+        let upgrade = parts.extensions.remove::<OnUpgrade>();
         let asked = Asked { caller, method: parts.method, target, query, headers: parts.headers };
+        if asked.target.sub.as_deref().is_some_and(streams::is_stream) {
+            return self.stream(asked, upgrade).await;
+        }
         self.resource(asked, body).await
     }
 

@@ -134,6 +134,9 @@ fn subresources(kind: &Kind) -> Vec<Subresource> {
         "Pod" => {
             all.push(own("log", "Pod", &["get"]));
             all.push(own("binding", "Binding", &["create"]));
+            all.push(own("exec", "PodExecOptions", &["create", "get"]));
+            all.push(own("attach", "PodAttachOptions", &["create", "get"]));
+            all.push(own("portforward", "PodPortForwardOptions", &["create", "get"]));
         }
         "Node" => {
             all.push(own("proxy", "NodeProxyOptions", &["create", "get"]));
@@ -210,6 +213,12 @@ mod tests {
             let all = aggregated(kind.group.is_empty());
             let text = all.to_string();
             assert!(text.contains(&format!("\"resource\":\"{}\"", kind.plural)), "{}", kind.plural);
+        }
+        for sub in ["exec", "attach", "portforward"] {
+            let core = resources("", "v1").unwrap();
+            let all = core["resources"].as_array().unwrap();
+            let found = all.iter().find(|r| r["name"] == format!("pods/{sub}")).unwrap();
+            assert_eq!(found["verbs"], json!(["create", "get"]));
         }
         assert_eq!(resources("batch", "v1"), None);
         assert_eq!(group("apps").unwrap()["preferredVersion"]["groupVersion"], "apps/v1");

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use mesh_model::cluster::node_overlay_address;
 use mesh_model::{ClusterConfig, wellknown};
-use tokio::net::TcpListener;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -31,6 +32,9 @@ const RENEW_EVERY: Duration = Duration::from_secs(86_400);
 
 /// How often the cluster's own objects are looked after.
 const UPKEEP_EVERY: Duration = Duration::from_secs(15);
+
+/// After so much silence the other side of a connection is asked whether it is still there.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// What the service needs to know.
 #[derive(Debug, Clone)]
@@ -208,6 +212,14 @@ fn make_dir(path: &Path) -> Result<(), StartError> {
         .mode(0o700)
         .create(path)
         .map_err(|source| StartError::DataDir { path: path.to_owned(), source })
+}
+
+/// A stream to a pod may be silent for hours; one whose other side is gone must not last as long.
+pub(crate) fn keep_alive(stream: &TcpStream) {
+    let settings = TcpKeepalive::new().with_time(SILENCE).with_interval(SILENCE / 3);
+    if let Err(error) = SockRef::from(stream).set_tcp_keepalive(&settings) {
+        tracing::debug!(%error, "SO_KEEPALIVE");
+    }
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {

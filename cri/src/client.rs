@@ -196,6 +196,26 @@ impl Client {
         limited("ExecSync", limit.saturating_add(Duration::from_secs(5)), call).await
     }
 
+    /// Prepares a command that somebody talks to; the URL where the runtime waits for one connection.
+    pub async fn exec(&self, request: v1::ExecRequest) -> Result<String, CallError> {
+        let mut runtime = self.runtime.clone();
+        Ok(limited("Exec", READ_LIMIT, runtime.exec(request)).await?.url)
+    }
+
+    /// Prepares talking to a container's process; the URL where the runtime waits for one connection.
+    pub async fn attach(&self, request: v1::AttachRequest) -> Result<String, CallError> {
+        let mut runtime = self.runtime.clone();
+        Ok(limited("Attach", READ_LIMIT, runtime.attach(request)).await?.url)
+    }
+
+    /// Prepares connections to a sandbox's ports; the URL where the runtime waits for one connection.
+    pub async fn port_forward(&self, sandbox: &str) -> Result<String, CallError> {
+        let mut runtime = self.runtime.clone();
+        let request =
+            v1::PortForwardRequest { pod_sandbox_id: sandbox.to_owned(), port: Vec::new() };
+        Ok(limited("PortForward", READ_LIMIT, runtime.port_forward(request)).await?.url)
+    }
+
     /// The image that `reference` (a name or an identifier) stands for on this node, if it is here.
     pub async fn image(&self, reference: &str) -> Result<Option<v1::Image>, CallError> {
         let mut images = self.images.clone();

@@ -76,7 +76,7 @@ impl Agent {
         self.board.failed(pods::RUNTIME, vec!["not asked yet".to_owned()]);
         let reporter = KubeReporter::new(client.clone(), self.options.node.as_str());
         let runner = Arc::new(Runner::start(options, reporter));
-        let _ = self.logs.set(runner.logs_router());
+        let _ = self.pod_routes.set(runner.router());
         let version = Arc::clone(&self.runtime_version);
         tokio::spawn(pods::watch_runtime(Arc::clone(&runner), self.board.clone(), version));
         self.drive(Pods(runner));

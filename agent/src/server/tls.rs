@@ -17,6 +17,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -24,6 +25,8 @@ use tokio_rustls::TlsAcceptor;
 use crate::join::Identity;
 
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
+/// After so much silence a client is asked whether it is still there.
+const SILENCE: Duration = Duration::from_secs(30);
 /// Clients are the control service and a few people.
 const CONNECTIONS: usize = 256;
 
@@ -124,6 +127,9 @@ async fn converse(
     router: Router,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let _ = stream.set_nodelay(true);
+    // A session with a pod may be silent for hours; one whose client is gone must not last as long.
+    let keep_alive = TcpKeepalive::new().with_time(SILENCE).with_interval(SILENCE / 3);
+    let _ = SockRef::from(&stream).set_tcp_keepalive(&keep_alive);
     let stream = tokio::time::timeout(HANDSHAKE_LIMIT, acceptor.accept(stream)).await??;
     let client = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let router = if client.is_some_and(|certificate| may_read(certificate)) {

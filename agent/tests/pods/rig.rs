@@ -226,7 +226,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.
         let request = axum::http::Request::get(format!("/containerLogs/test/{path}"))
             .body(axum::body::Body::empty())
             .unwrap();
-        let response = runner.logs_router().oneshot(request).await.unwrap();
+        let response = runner.router().oneshot(request).await.unwrap();
         let status = response.status().as_u16();
         let body = response.into_body().collect().await.unwrap().to_bytes();
         (status, String::from_utf8(body.to_vec()).unwrap())

@@ -111,8 +111,10 @@ impl Caller {
 fn node_may(node: &str, access: &Access<'_>) -> bool {
     let own = access.name == Some(node);
     match (access.kind.kind, access.verb, access.sub) {
-        // Logs and node reports are for people.
-        (_, Verb::Read, sub) => !matches!(sub, Some("log" | "proxy")),
+        // Logs, node reports and what happens in pods are for people.
+        (_, Verb::Read, sub) => {
+            !matches!(sub, Some("log" | "proxy" | "exec" | "attach" | "portforward"))
+        }
         ("Node", Verb::Create, None) | ("Node", Verb::Update, None | Some("status")) => own,
         ("Lease", Verb::Create | Verb::Update, None) => own && access.ns == Some(LEASE_NAMESPACE),
         ("Event", Verb::Create | Verb::Update, None) => true,
@@ -160,6 +162,12 @@ mod tests {
         };
         assert!(node.may(&status).is_ok());
         assert!(node.may(&Access { pod_node: Some("n2"), ..status }).is_err());
+        for sub in ["exec", "attach", "portforward"] {
+            for verb in [Verb::Read, Verb::Create] {
+                let inside = Access { sub: Some(sub), pod_node: Some("n1"), ..status };
+                assert!(node.may(&Access { verb, ..inside }).is_err(), "{sub}");
+            }
+        }
         let delete = Access { pod_node: Some("n1"), ..access(Verb::Delete, "pods", "p") };
         assert!(node.may(&delete).is_err(), "stopping a pod is not a node's decision");
         assert!(node.may(&Access { no_grace: true, ..delete }).is_ok());

@@ -19,6 +19,7 @@ use tokio_rustls::TlsConnector;
 use super::{Api, Asked};
 use crate::error::ApiError;
 use crate::pki::{Authority, PkiError};
+use crate::server::keep_alive;
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
@@ -54,7 +55,11 @@ impl Agents {
         Ok(Self { tls: TlsConnector::from(Arc::new(config)), port: AGENT_PORT })
     }
 
-    async fn ask(&self, node: &Node, request: Request<Body>) -> Result<Response, ApiError> {
+    pub(super) async fn ask(
+        &self,
+        node: &Node,
+        request: Request<Body>,
+    ) -> Result<Response, ApiError> {
         let name = node.metadata.name.clone().unwrap_or_default();
         let address = internal_ip(node).ok_or_else(|| {
             ApiError::BadGateway(format!("node {name} has not reported an address yet"))
@@ -71,6 +76,7 @@ impl Agents {
         let server = ServerName::try_from(name.clone()).unwrap_or(ServerName::from(address));
         let connect = async {
             let stream = TcpStream::connect((address, self.port)).await?;
+            keep_alive(&stream);
             self.tls.connect(server, stream).await
         };
         let connected = tokio::time::timeout(CONNECT_LIMIT, connect).await.map_err(|_| late())?;
@@ -79,7 +85,7 @@ impl Agents {
             .await
             .map_err(|e| failed(e.to_string()))?;
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(%error, "connection to an agent ended");
             }
         });
@@ -95,13 +101,7 @@ impl Api {
         let ns = asked.target.ns.as_deref().unwrap_or_default();
         let pod: Pod = self.0.registry.get(Some(ns), name)?;
         let container = container(&pod, name, asked.query.value("container"))?;
-        let node = pod.spec.as_ref().and_then(|s| s.node_name.clone()).filter(|n| !n.is_empty());
-        let node = node.ok_or_else(|| {
-            ApiError::BadRequest(format!("pod {name} does not have a host assigned"))
-        })?;
-        let node: Node = self.0.registry.get(None, &node).map_err(|error| {
-            ApiError::BadGateway(format!("pod {name} is bound to a node that is gone: {error}"))
-        })?;
+        let node = self.node_of(&pod, name)?;
         let path =
             format!("/containerLogs/{ns}/{name}/{container}{}", asked.query.without("container"));
         let answer = self.0.agents.ask(&node, request(Method::GET, &path, Body::empty())?).await?;
@@ -109,6 +109,17 @@ impl Api {
             return Ok(answer);
         }
         Err(refusal(answer).await)
+    }
+
+    /// The node that a pod runs on.
+    pub(super) fn node_of(&self, pod: &Pod, name: &str) -> Result<Node, ApiError> {
+        let node = pod.spec.as_ref().and_then(|s| s.node_name.clone()).filter(|n| !n.is_empty());
+        let node = node.ok_or_else(|| {
+            ApiError::BadRequest(format!("pod {name} does not have a host assigned"))
+        })?;
+        self.0.registry.get(None, &node).map_err(|error| {
+            ApiError::BadGateway(format!("pod {name} is bound to a node that is gone: {error}"))
+        })
     }
 
     /// `nodes/NAME/proxy/PATH`.
@@ -128,7 +139,7 @@ impl Api {
     }
 }
 
-fn request(method: Method, path: &str, body: Body) -> Result<Request<Body>, ApiError> {
+pub(super) fn request(method: Method, path: &str, body: Body) -> Result<Request<Body>, ApiError> {
     Request::builder()
         .method(method)
         .uri(path)
@@ -138,7 +149,7 @@ fn request(method: Method, path: &str, body: Body) -> Result<Request<Body>, ApiE
 }
 
 /// What an agent refused, as a failure of our own.
-async fn refusal(answer: Response) -> ApiError {
+pub(super) async fn refusal(answer: Response) -> ApiError {
     let status = answer.status();
     let text = Limited::new(answer.into_body(), LARGEST_ERROR_BYTES).collect().await;
     let text = text.map(|b| String::from_utf8_lossy(&b.to_bytes()).trim().to_owned());
@@ -151,7 +162,7 @@ async fn refusal(answer: Response) -> ApiError {
 }
 
 /// The container that is meant.
-fn container(pod: &Pod, name: &str, asked: Option<&str>) -> Result<String, ApiError> {
+pub(super) fn container(pod: &Pod, name: &str, asked: Option<&str>) -> Result<String, ApiError> {
     let spec = pod.spec.as_ref();
     let names = || {
         let main = spec.into_iter().flat_map(|s| &s.containers);

@@ -55,7 +55,7 @@ fn checked(target: Target) -> Result<Target, ApiError> {
         Some("status") => kind.status,
         Some("scale") => kind.scale,
         Some("finalize") => kind.kind == "Namespace",
-        Some("log" | "binding") => kind.kind == "Pod",
+        Some("log" | "binding" | "exec" | "attach" | "portforward") => kind.kind == "Pod",
         Some("proxy") => kind.kind == "Node",
         Some(_) => false,
     };
@@ -154,7 +154,8 @@ mod tests {
             ("nodes/n/proxy/mesh/v1/peers", "Node - n proxy mesh/v1/peers"),
             ("pods/p", "404"),
             ("namespaces/x/nodes", "404"),
-            ("namespaces/x/pods/p/exec", "404"),
+            ("namespaces/x/pods/p/exec", "Pod x p exec "),
+            ("nodes/n/exec", "404"),
             ("namespaces/x/pods/p/log/more", "404"),
             ("frobs", "404"),
             ("", "404"),

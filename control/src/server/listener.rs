@@ -67,6 +67,7 @@ async fn converse(stream: TcpStream, tls: Tls, api: Api, stopping: CancellationT
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY");
     }
+    super::keep_alive(&stream);
     let handshake = tokio::time::timeout(HANDSHAKE_LIMIT, tls.acceptor.accept(stream)).await;
     let stream = match handshake {
         Ok(Ok(stream)) => stream,
@@ -90,7 +91,7 @@ async fn converse(stream: TcpStream, tls: Tls, api: Api, stopping: CancellationT
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_LIMIT)
         .max_concurrent_streams(STREAMS);
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

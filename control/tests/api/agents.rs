@@ -3,8 +3,9 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::Request;
-use axum::routing::get;
-use http::Method;
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{any, get};
+use http::{Method, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
@@ -14,6 +15,7 @@ use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
@@ -44,8 +46,10 @@ async fn pretend(control: &Control, member: &Member, address: IpAddr) {
     let router = Router::new()
         .route(
             "/containerLogs/default/gone/main",
-            get(async || (http::StatusCode::NOT_FOUND, "no such container")),
+            get(async || (StatusCode::NOT_FOUND, "no such container")),
         )
+        .route("/exec/default/p/main", any(parrot))
+        .route("/portForward/default/p", any(parrot))
         .fallback(echo);
     tokio::spawn(async move {
         loop {
@@ -54,10 +58,37 @@ async fn pretend(control: &Control, member: &Member, address: IpAddr) {
             let service = TowerToHyperService::new(router.clone());
             tokio::spawn(async move {
                 let builder = auto::Builder::new(TokioExecutor::new());
-                let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+                let _ = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
             });
         }
     });
+}
+
+/// Agrees to the upgrade, says what it was asked, and then whatever it hears, until that ends.
+async fn parrot(mut request: Request) -> Response {
+    let header = |name: &str| {
+        request.headers().get(name).map(|v| v.to_str().unwrap().to_owned()).unwrap_or_default()
+    };
+    let (upgrade, dialect) = (header("upgrade"), header("x-stream-protocol-version"));
+    if upgrade.is_empty() {
+        return (StatusCode::BAD_REQUEST, "no upgrade").into_response();
+    }
+    let seen = format!("{} {} {}", request.method(), request.uri(), header("authorization"));
+    let client = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        let (mut from, mut to) = tokio::io::split(TokioIo::new(client.await.unwrap()));
+        to.write_all(seen.as_bytes()).await.unwrap();
+        tokio::io::copy(&mut from, &mut to).await.unwrap();
+        to.write_all(b"bye").await.unwrap();
+        to.shutdown().await.unwrap();
+    });
+    let headers = [
+        ("connection", "Upgrade".to_owned()),
+        ("upgrade", upgrade),
+        ("x-stream-protocol-version", dialect),
+        ("x-other", "not passed on".to_owned()),
+    ];
+    (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
 }
 
 async fn register(control: &Control, name: &str, address: IpAddr) {
@@ -86,6 +117,65 @@ async fn logs_and_node_reports_come_from_the_agent() {
     let path = "/api/v1/nodes/n1/proxy/mesh/v1/check?x=1";
     let proxied = send(&control.client, Method::POST, path, JSON, b"{}".to_vec()).await;
     assert_eq!((proxied.code, proxied.body), (200, json!("POST /mesh/v1/check?x=1")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_go_through_to_the_agent_and_back() {
+    let control = Control::start().await;
+    let address = own_address(3);
+    let member = join(&control, "n1", &[address]).await;
+    pretend(&control, &member, address).await;
+    register(&control, "n1", address).await;
+    control.create(PODS, pod("p", Some("n1"))).await;
+    let ask = async |method: Method, path: &str, upgrade: Option<&str>| {
+        let mut request = http::Request::builder().method(method).uri(format!("{PODS}/{path}"));
+        if let Some(upgrade) = upgrade {
+            request = request.header("connection", "Upgrade").header("upgrade", upgrade);
+            request = request.header("x-stream-protocol-version", "v4.channel.k8s.io");
+        }
+        request = request.header("authorization", "not for agents");
+        control.client.send(request.body(kube::client::Body::empty()).unwrap()).await.unwrap()
+    };
+    let sent: Vec<u8> = (0..3_000_000_u32).map(|i| (i % 251) as u8).collect();
+    for (method, path, inside) in [
+        (
+            Method::POST,
+            "p/exec?command=a&command=b+c",
+            "/exec/default/p/main?command=a&command=b+c",
+        ),
+        (Method::GET, "p/portforward?ports=1", "/portForward/default/p?ports=1"),
+    ] {
+        let answer = ask(method.clone(), path, Some("SPDY/3.1")).await;
+        assert_eq!(answer.status(), StatusCode::SWITCHING_PROTOCOLS, "{path}");
+        assert_eq!(answer.headers()["x-stream-protocol-version"], "v4.channel.k8s.io");
+        assert!(!answer.headers().contains_key("x-other"));
+        let stream = TokioIo::new(hyper::upgrade::on(answer).await.unwrap());
+        let (mut from, mut to) = tokio::io::split(stream);
+        let whole = sent.clone();
+        let writing = tokio::spawn(async move {
+            to.write_all(&whole).await.unwrap();
+            to.shutdown().await.unwrap();
+        });
+        let mut got = Vec::new();
+        from.read_to_end(&mut got).await.unwrap();
+        writing.await.unwrap();
+        let greeting = format!("{method} {inside} ");
+        assert_eq!(got.len(), greeting.len() + sent.len() + 3);
+        assert!(got.starts_with(greeting.as_bytes()) && got.ends_with(b"bye"));
+        assert!(got[greeting.len()..][..sent.len()] == sent, "altered on its way");
+    }
+    for (method, path, upgrade, code) in [
+        (Method::POST, "p/exec?command=a", None, 400),
+        (Method::PUT, "p/exec?command=a", Some("SPDY/3.1"), 405),
+        (Method::POST, "p/exec?command=a&container=x", Some("SPDY/3.1"), 400),
+        (Method::POST, "none/attach", Some("SPDY/3.1"), 404),
+    ] {
+        let answer = ask(method, path, upgrade).await;
+        assert_eq!(answer.status(), code, "{path}");
+        let body = http_body_util::BodyExt::collect(answer.into_body()).await.unwrap().to_bytes();
+        let status: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(status["kind"], "Status", "{path}: {status}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

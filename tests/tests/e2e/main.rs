@@ -17,6 +17,7 @@ mod paths;
 mod refusals;
 mod rollout;
 mod secrecy;
+mod streams;
 mod traffic;
 mod world;
 
@@ -43,6 +44,7 @@ fn tests() -> Vec<Test<World>> {
     let parts = [
         traffic::TESTS,
         kubectl::TESTS,
+        streams::TESTS,
         refusals::TESTS,
         rollout::TESTS,
         faults::TESTS,

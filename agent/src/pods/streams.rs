@@ -1,0 +1,263 @@
+//! People at the streams of a pod: a command in a container, its process's own streams, its ports.
+//!
+//! `/exec/{namespace}/{pod}/{container}`, `/attach/...` and `/portForward/{namespace}/{pod}`, with the parameters of the API.
+//! The runtime does the work; it speaks SPDY only, in forms that every runtime has. Clients that speak SPDY are passed
+//! through; what others say in WebSocket messages is turned into SPDY here.
+//!
+//! Never does: hold more of a stream than a message in each direction, or outlive the agent: sessions end with it.
+//! Known gap, as in Kubernetes: a process that reads no input does not notice that its client is gone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Path, Query, Request, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::any;
+use hyper_util::rt::TokioIo;
+use mesh_cri::{CallError, Client, v1};
+use tokio::sync::Semaphore;
+
+use super::observed::{LABEL_CONTAINER, PodRef};
+use super::registry::{Found, Registry};
+
+mod channel;
+mod offer;
+mod runtime;
+mod session;
+mod spdy;
+mod splice;
+mod tunnel;
+mod websocket;
+
+use offer::{Offer, Purpose};
+use runtime::RuntimeError;
+use session::Wanted;
+
+/// Sessions at the same time. Each holds a few buffers and four descriptors.
+const SESSIONS: usize = 256;
+/// How long the client's connection may take to become ours after the answer.
+const UPGRADE_LIMIT: Duration = Duration::from_secs(10);
+
+type Parameters = Query<Vec<(String, String)>>;
+
+/// Where containers are found, and who opens streams to them.
+#[derive(Clone)]
+pub(crate) struct Streams {
+    registry: Arc<Registry>,
+    client: Client,
+    room: Arc<Semaphore>,
+}
+
+/// Why there is no stream, for people.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error("pod \"{pod}\" in namespace \"{namespace}\" is not on this node")]
+    NoPod { namespace: String, pod: String },
+    #[error("container \"{container}\" is not valid for pod \"{pod}\"")]
+    NoContainer { pod: String, container: String },
+    #[error("container \"{container}\" of pod \"{pod}\" is not running")]
+    NotRunning { pod: String, container: String },
+    #[error("pod \"{0}\" is not running")]
+    NoSandbox(String),
+    #[error("{0}")]
+    Request(String),
+    #[error("{SESSIONS} sessions are open on this node; end one of them first")]
+    Full,
+    #[error(transparent)]
+    Call(#[from] CallError),
+    #[error("{}", chain(.0))]
+    Runtime(#[from] RuntimeError),
+}
+
+/// An error with its cause: the client sees nothing else of it.
+fn chain(error: &RuntimeError) -> String {
+    match std::error::Error::source(error) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let status = match self {
+            Self::NoPod { .. } => StatusCode::NOT_FOUND,
+            Self::NoContainer { .. } | Self::NotRunning { .. } => StatusCode::BAD_REQUEST,
+            Self::NoSandbox(_) | Self::Request(_) => StatusCode::BAD_REQUEST,
+            Self::Full => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Call(_) | Self::Runtime(_) => StatusCode::BAD_GATEWAY,
+        };
+        (status, self.to_string()).into_response()
+    }
+}
+
+/// The routes, ready to be merged into a server's router.
+pub(crate) fn router(registry: Arc<Registry>, client: Client) -> Router {
+    Router::new()
+        .route("/exec/{namespace}/{pod}/{container}", any(exec))
+        .route("/attach/{namespace}/{pod}/{container}", any(attach))
+        .route("/portForward/{namespace}/{pod}", any(port_forward))
+        .with_state(Streams { registry, client, room: Arc::new(Semaphore::new(SESSIONS)) })
+}
+
+async fn exec(
+    State(streams): State<Streams>,
+    Path((namespace, pod, container)): Path<(String, String, String)>,
+    Query(parameters): Parameters,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let wanted = wanted(&parameters)?;
+    let offer = offer::read(request.headers(), Purpose::Process).map_err(Refusal::Request)?;
+    let command = parameters.into_iter().filter(|(name, _)| name == "command");
+    let cmd: Vec<String> = command.map(|(_, word)| word).collect();
+    if cmd.is_empty() {
+        return Err(Refusal::Request("you must specify a command".to_owned()));
+    }
+    let container_id = streams.running(&namespace, &pod, &container).await?;
+    let Wanted { stdin, stdout, stderr, tty } = wanted;
+    let call = v1::ExecRequest { container_id, cmd, tty, stdin, stdout, stderr };
+    let url = streams.client.exec(call).await?;
+    streams.serve(&url, offer, wanted, request).await
+}
+
+async fn attach(
+    State(streams): State<Streams>,
+    Path((namespace, pod, container)): Path<(String, String, String)>,
+    Query(parameters): Parameters,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let wanted = wanted(&parameters)?;
+    let offer = offer::read(request.headers(), Purpose::Process).map_err(Refusal::Request)?;
+    let container_id = streams.running(&namespace, &pod, &container).await?;
+    let Wanted { stdin, stdout, stderr, tty } = wanted;
+    let call = v1::AttachRequest { container_id, stdin, tty, stdout, stderr };
+    let url = streams.client.attach(call).await?;
+    streams.serve(&url, offer, wanted, request).await
+}
+
+async fn port_forward(
+    State(streams): State<Streams>,
+    Path((namespace, pod)): Path<(String, String)>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let offer = offer::read(request.headers(), Purpose::Ports).map_err(Refusal::Request)?;
+    let sandbox = streams.sandbox(&namespace, &pod).await?;
+    let url = streams.client.port_forward(&sandbox).await?;
+    let none = Wanted { stdin: false, stdout: false, stderr: false, tty: false };
+    streams.serve(&url, offer, none, request).await
+}
+
+/// Which streams the parameters ask for.
+fn wanted(parameters: &[(String, String)]) -> Result<Wanted, Refusal> {
+    let flag = |name: &str| {
+        let found = parameters.iter().find(|(n, _)| n == name);
+        found.is_some_and(|(_, v)| matches!(v.as_str(), "true" | "1" | "True" | "TRUE"))
+    };
+    let tty = flag("tty");
+    let (stdin, stdout) = (flag("stdin"), flag("stdout"));
+    // A terminal has one output.
+    let stderr = flag("stderr") && !tty;
+    if stdin || stdout || stderr {
+        return Ok(Wanted { stdin, stdout, stderr, tty });
+    }
+    let message = "you must specify at least one of stdin, stdout, stderr";
+    Err(Refusal::Request(message.to_owned()))
+}
+
+impl Streams {
+    fn find(
+        &self,
+        namespace: &str,
+        pod: &str,
+        container: &str,
+    ) -> Result<(PodRef, Found), Refusal> {
+        let found = self.registry.find(namespace, pod, container);
+        found.ok_or_else(|| Refusal::NoPod { namespace: namespace.to_owned(), pod: pod.to_owned() })
+    }
+
+    /// The runtime's name for a container that runs.
+    async fn running(&self, namespace: &str, pod: &str, name: &str) -> Result<String, Refusal> {
+        let (identity, found) = self.find(namespace, pod, name)?;
+        let (pod, container) = (pod.to_owned(), name.to_owned());
+        if found == Found::NoContainer {
+            return Err(Refusal::NoContainer { pod, container });
+        }
+        // The runtime knows better than what was last observed: a container may have been started again since.
+        let mut labels = identity.labels();
+        labels.insert(LABEL_CONTAINER.to_owned(), name.to_owned());
+        let all = self.client.list_containers(labels).await?;
+        let running = all.into_iter().filter(|c| c.state() == v1::ContainerState::Running);
+        let newest = running.max_by_key(|c| c.created_at);
+        newest.map(|c| c.id).ok_or(Refusal::NotRunning { pod, container })
+    }
+
+    /// The sandbox of a pod.
+    async fn sandbox(&self, namespace: &str, pod: &str) -> Result<String, Refusal> {
+        let (identity, _) = self.find(namespace, pod, "")?;
+        let all = self.client.list_sandboxes(identity.labels()).await?;
+        let ready = all.into_iter().filter(|s| s.state() == v1::PodSandboxState::Ready);
+        let newest = ready.max_by_key(|s| s.created_at);
+        newest.map(|s| s.id).ok_or_else(|| Refusal::NoSandbox(pod.to_owned()))
+    }
+
+    /// Connects to the runtime, and the client with it once it has read the answer.
+    async fn serve(
+        &self,
+        url: &str,
+        offer: Offer,
+        wanted: Wanted,
+        mut request: Request,
+    ) -> Result<Response, Refusal> {
+        let permit = Arc::clone(&self.room).try_acquire_owned().map_err(|_| Refusal::Full)?;
+        let protocols = match &offer {
+            Offer::Spdy(offered) => offered.clone(),
+            Offer::Channels(..) => vec![session::PROTOCOL],
+            Offer::Tunnel(_) => vec![tunnel::PROTOCOL],
+        };
+        let (headers, runtime) = runtime::connect(url, &protocols).await?;
+        let answer = offer::agree(&offer, &headers);
+        let upgrade = hyper::upgrade::on(&mut request);
+        let path = request.uri().path().to_owned();
+        tokio::spawn(async move {
+            let client = match tokio::time::timeout(UPGRADE_LIMIT, upgrade).await {
+                Ok(Ok(client)) => TokioIo::new(client),
+                Ok(Err(error)) => return tracing::debug!(%error, path, "a client did not upgrade"),
+                Err(_) => return tracing::debug!(path, "a client did not upgrade in time"),
+            };
+            match offer {
+                Offer::Spdy(_) => splice::splice(client, runtime).await,
+                Offer::Channels(channels, _) => {
+                    let ending = session::run(client, runtime, channels, wanted).await;
+                    tracing::debug!(?ending, path, "session ended");
+                }
+                Offer::Tunnel(_) => {
+                    let ending = tunnel::run(client, runtime).await;
+                    tracing::debug!(?ending, path, "session ended");
+                }
+            }
+            drop(permit);
+        });
+        Ok(answer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(query: &str) -> Result<Wanted, String> {
+        let uri: axum::http::Uri = format!("/x?{query}").parse().unwrap();
+        let Query(parameters) = Parameters::try_from_uri(&uri).unwrap();
+        wanted(&parameters).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn parameters_are_those_of_the_api() {
+        let plain = Wanted { stdin: false, stdout: true, stderr: true, tty: false };
+        assert_eq!(asked("command=a&stdout=true&stderr=true&stdin=false"), Ok(plain));
+        let terminal = Wanted { stdin: true, stdout: true, stderr: false, tty: true };
+        assert_eq!(asked("stdin=true&stdout=1&stderr=true&tty=true"), Ok(terminal));
+        assert!(asked("tty=true&stderr=true").unwrap_err().contains("at least one"));
+    }
+}
