@@ -296,7 +296,7 @@ mod tests {
         assert!(
             heir.is_caller() && heir.is_confirmed() && peer.is_confirmed() == callee.is_confirmed()
         );
-        assert!(heir.created() <= caller.created());
+        assert_eq!(heir.created(), caller.created());
     }
 
     #[test]
