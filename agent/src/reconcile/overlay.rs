@@ -119,7 +119,14 @@ mod tests {
             preshared: Arc::new(serde_json::from_value(preshared).unwrap()),
         };
         let overlay = Arc::new(Overlay::user("/nonexistent"));
-        let config = Peers { overlay, mtu: 1420 }.slice(&desired).unwrap();
+        let config = Peers {
+            overlay,
+            mtu: 1420,
+            restarted: Arc::default(),
+            whereabouts: Whereabouts::default(),
+        }
+        .slice(&desired)
+        .unwrap();
         let kept: Vec<_> = config.peers.iter().map(|p| p.persistent_keepalive_secs).collect();
         assert_eq!(kept, [None, Some(25)]);
     }
