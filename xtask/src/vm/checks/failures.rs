@@ -174,7 +174,8 @@ fn isolation(lab: &Lab) -> Result<()> {
     lab.all_is_well()
 }
 
-/// A worker reboots: its pods and its traffic come back by themselves, and nobody else's pods are touched.
+/// A worker reboots: pods run on it again, its traffic comes back, and nobody else's pods are touched. An emulated machine is
+/// away for so long that its pod may have been replaced on another one.
 pub(super) fn reboot(lab: &Lab) -> Result<()> {
     let pods = lab.pods()?;
     let machine = &pods[2].machine;
@@ -188,7 +189,7 @@ pub(super) fn reboot(lab: &Lab) -> Result<()> {
         ensure!(now != before, "it has not ended yet");
         Ok(())
     })?;
-    wait_until("its pod runs again", BOOT, || {
+    wait_until("a pod runs on it again", BOOT, || {
         let after = lab.pods()?;
         let others = pods[..2].iter().map(|p| &p.name).collect::<Vec<_>>();
         let same = after[..2].iter().map(|p| &p.name).collect::<Vec<_>>();
