@@ -11,6 +11,7 @@ use mesh_model::{NodeName, wellknown};
 use serde::Deserialize;
 
 /// Time for the clients of a proxy that is replaced.
+const ROTATE_KEY_DAYS: u16 = 30;
 const DRAIN_SECS: u64 = 30;
 const LONGEST_DRAIN_SECS: u64 = 24 * 3600;
 
@@ -189,6 +190,9 @@ pub(crate) struct Settings {
     /// How long the proxy's connections may go on when it is replaced by a newer one [default: 30]
     #[arg(long, value_name = "SECONDS")]
     pub(crate) drain_secs: Option<u64>,
+    /// Age at which the node's key on the overlay is replaced, 0 for never [default: 30]
+    #[arg(long, value_name = "DAYS")]
+    pub(crate) rotate_key_days: Option<u16>,
 }
 
 /// The settings make no sense; the message names the flag.
@@ -248,6 +252,8 @@ pub(crate) struct Options {
     pub(crate) http_port: Option<u16>,
     pub(crate) https_port: Option<u16>,
     pub(crate) drain: Duration,
+    /// Age at which the node's key is replaced.
+    pub(crate) rotate_key_every: Option<Duration>,
 }
 
 impl Settings {
@@ -286,6 +292,7 @@ impl Settings {
             http_port: Some(all.http_port.unwrap_or(80)).filter(|p| *p != 0),
             https_port: Some(all.https_port.unwrap_or(443)).filter(|p| *p != 0),
             drain: drain(all.drain_secs.unwrap_or(DRAIN_SECS))?,
+            rotate_key_every: days(all.rotate_key_days.unwrap_or(ROTATE_KEY_DAYS)),
         })
     }
 
@@ -324,6 +331,7 @@ impl Settings {
             http_port: self.http_port.or(file.http_port),
             https_port: self.https_port.or(file.https_port),
             drain_secs: self.drain_secs.or(file.drain_secs),
+            rotate_key_days: self.rotate_key_days.or(file.rotate_key_days),
         }
     }
 }
@@ -338,6 +346,11 @@ fn node_name(given: Option<String>) -> Result<NodeName, SettingsError> {
             .ok_or(SettingsError::NoNodeName)?,
     };
     name.parse().map_err(|source| SettingsError::NodeName { name, source })
+}
+
+/// None for zero.
+fn days(days: u16) -> Option<Duration> {
+    (days > 0).then(|| Duration::from_secs(u64::from(days) * 86_400))
 }
 
 fn drain(secs: u64) -> Result<Duration, SettingsError> {
@@ -415,6 +428,7 @@ mod tests {
         assert_eq!((options.http_port, options.https_port), (Some(8080), None));
         assert_eq!(options.overlay, OverlayChoice::User);
         assert_eq!(options.drain, Duration::from_secs(30));
+        assert_eq!(options.rotate_key_every, Some(Duration::from_secs(30 * 86_400)));
         let endless = parse(&["--drain-secs", "86401"]).settings.resolve().unwrap_err();
         assert!(endless.to_string().starts_with("--drain-secs 86401: "), "{endless}");
         let error = parse(&["--node-name", "Not A Name"]).settings.resolve().unwrap_err();

@@ -2,7 +2,7 @@
 //!
 //! Owns: joining and registration ([`join`](self), `register`), observation (`observe`), one reconciler per concern
 //! (`reconcile`), the CNI server ([`cni`]), the pods of the node (`pods`), the worker processes (`workers`), and what
-//! the node tells about itself (`server`, `check`, `encryption`), and the paths to the other nodes (`paths`).
+//! the node tells about itself (`server`, `check`, `encryption`), the replacement of its key (`rotation`), and the paths to the other nodes (`paths`).
 //!
 //! Never does: touch a packet. It may be killed at any moment; traffic, names and ingress go on, and the next agent
 //! finds everything where this one left it: links and maps on the bpffs, interfaces by their mark, workers by their
@@ -29,6 +29,7 @@ mod readiness;
 mod reconcile;
 mod register;
 mod reset;
+mod rotation;
 mod run;
 mod server;
 mod start;

@@ -15,6 +15,7 @@ use mesh_model::snapshot::WgKey;
 use mesh_model::{NodeName, Snapshot};
 use mesh_overlay::paths::message::MAX_BYTES;
 use mesh_overlay::paths::{Action, Core, Message, Pair, Past, PathView, TICK};
+use mesh_overlay::relay::RelayedPair;
 use mesh_overlay::{Overlay, Status};
 use tokio::sync::{mpsc, watch};
 
@@ -371,6 +372,12 @@ impl Watcher {
     fn forward(&mut self) {
         let Some(snapshot) = &self.directory.snapshot else { return };
         let place = |key: &WgKey| self.traffic.own_endpoint(key, snapshot);
+        // Its first key is its name; it may be called by others by now.
+        let keys = |name: &WgKey| {
+            let peer = snapshot.peers.iter().find(|peer| peer.public_key == *name);
+            let keys = peer.map_or(&[][..], |peer| &peer.keys);
+            (keys.first().copied().unwrap_or(*name), keys.get(1).copied())
+        };
         // Two that are not told apart yet would make the whole configuration void.
         let mut taken = BTreeSet::new();
         let pairs = self.pairs.iter().filter_map(|pair| {
@@ -378,8 +385,9 @@ impl Watcher {
             if !taken.insert((pair.slot, a)) || !taken.insert((pair.slot, b)) {
                 return None;
             }
-            let (slot, a_key, b_key) = (pair.slot, pair.a, pair.b);
-            Some(mesh_overlay::relay::RelayedPair { slot, a, a_key, b, b_key })
+            let ((a_key, a_next_key), (b_key, b_next_key)) = (keys(&pair.a), keys(&pair.b));
+            let slot = pair.slot;
+            Some(RelayedPair { slot, a, a_key, a_next_key, b, b_key, b_next_key })
         });
         let first_port = snapshot.cluster.overlay_port.saturating_add(1);
         self.settings.forwarder.set(first_port, pairs.collect());

@@ -220,6 +220,7 @@ mod tests {
     fn peer() -> Peer {
         Peer {
             node: "b".parse().unwrap(),
+            keys: vec![],
             public_key: B,
             endpoints: vec![],
             allowed_ips: vec!["10.244.1.0/24".parse().unwrap()],
@@ -241,6 +242,7 @@ mod tests {
             direct_answers: 0,
             keepalive_secs: None,
             mtu: None,
+            knows_next_key: false,
         }]
     }
 

@@ -32,7 +32,10 @@ const RETRY: Duration = Duration::from_secs(2);
 pub(crate) struct Registration {
     pub(crate) node: NodeName,
     pub(crate) addresses: Vec<IpAddr>,
+    /// The key that the node had first.
     pub(crate) public_key: WgKey,
+    /// Those in use, once they are known to be.
+    pub(crate) keys: watch::Receiver<Option<Vec<WgKey>>>,
     pub(crate) overlay: &'static str,
     pub(crate) overlay_port: u16,
     /// How long the first report waits for the node to be ready.
@@ -62,7 +65,7 @@ impl Readiness {
 /// Keeps the Node and its Lease up to date; never returns. Failures are retried: the node works without them.
 pub(crate) async fn run(
     client: kube::Client,
-    registration: Registration,
+    mut registration: Registration,
     mut readiness: watch::Receiver<Readiness>,
 ) {
     tokio::spawn(lease::renew(client.clone(), registration.node.clone()));
@@ -76,6 +79,7 @@ pub(crate) async fn run(
     let mut away = false;
     loop {
         let now = readiness.borrow_and_update().clone();
+        registration.keys.mark_unchanged();
         if reported != Some(now.ready) {
             transition = Timestamp::now();
         }
@@ -100,6 +104,8 @@ pub(crate) async fn run(
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             changed = readiness.changed() => if changed.is_err() { return },
+            // Of an agent that ends; until then there is nothing to miss.
+            Ok(()) = registration.keys.changed() => {}
         }
     }
 }
@@ -119,6 +125,10 @@ async fn report(
         Err(kube::Error::Api(status)) if status.code == 404 => {
             let mut object = metadata;
             object["metadata"]["name"] = json!(name);
+            // What a patch removes is not there.
+            if let Some(annotations) = object["metadata"]["annotations"].as_object_mut() {
+                annotations.retain(|_, value| !value.is_null());
+            }
             object["spec"] = json!({});
             let node: Node = serde_json::from_value(object).map_err(kube::Error::SerdeError)?;
             nodes.create(&PostParams::default(), &node).await?;
@@ -135,11 +145,19 @@ fn metadata(registration: &Registration) -> Value {
         .iter()
         .map(|a| SocketAddr::new(*a, registration.overlay_port).to_string())
         .collect();
-    let annotations = BTreeMap::from([
-        (wellknown::ANNOTATION_WIREGUARD_KEY, registration.public_key.to_string()),
-        (wellknown::ANNOTATION_ENDPOINTS, endpoints.join(",")),
-        (wellknown::ANNOTATION_OVERLAY, registration.overlay.to_owned()),
+    let mut annotations = BTreeMap::from([
+        (wellknown::ANNOTATION_WIREGUARD_KEY, Some(registration.public_key.to_string())),
+        (wellknown::ANNOTATION_ENDPOINTS, Some(endpoints.join(","))),
+        (wellknown::ANNOTATION_OVERLAY, Some(registration.overlay.to_owned())),
     ]);
+    // What was published is not taken back before it is known to be out of date.
+    if let Some(keys) = &*registration.keys.borrow() {
+        let keys = (*keys != [registration.public_key]).then(|| {
+            let keys: Vec<String> = keys.iter().map(ToString::to_string).collect();
+            keys.join(",")
+        });
+        annotations.insert(wellknown::ANNOTATION_WIREGUARD_KEYS, keys);
+    }
     let labels = BTreeMap::from([
         (wellknown::LABEL_HOSTNAME, registration.node.as_str()),
         ("kubernetes.io/os", "linux"),
@@ -192,6 +210,7 @@ mod tests {
             node: "node-1".parse().unwrap(),
             addresses: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
             public_key: WgKey([7; 32]),
+            keys: watch::channel(Some(vec![WgKey([7; 32])])).1,
             overlay: "user",
             overlay_port: 51_900,
             patience: Duration::ZERO,
@@ -200,6 +219,14 @@ mod tests {
         let mut object = metadata(&registration);
         let endpoints = &object["metadata"]["annotations"][wellknown::ANNOTATION_ENDPOINTS];
         assert_eq!(endpoints, "192.0.2.1:51900,[2001:db8::1]:51900");
+        let keys = wellknown::ANNOTATION_WIREGUARD_KEYS;
+        assert!(object["metadata"]["annotations"][keys].is_null(), "its name says it all");
+        let two = vec![WgKey([8; 32]), WgKey([9; 32])];
+        let replacing = Registration { keys: watch::channel(Some(two)).1, ..registration.clone() };
+        let announced = metadata(&replacing)["metadata"]["annotations"][keys].clone();
+        let expected = format!("{},{}", WgKey([8; 32]), WgKey([9; 32]));
+        assert_eq!(announced, expected);
+        object["metadata"]["annotations"][keys] = announced;
         let status =
             status(&registration, &Facts::read(), &Readiness::starting(), Timestamp::UNIX_EPOCH);
         object["status"] = status["status"].clone();

@@ -13,7 +13,9 @@ use anyhow::{Context as _, bail};
 use axum::Router;
 use mesh_kernel::wireguard::KernelWireGuard;
 use mesh_kernel::{NetNs, Programs};
+use mesh_model::snapshot::WgKey;
 use mesh_model::wellknown::OVERLAY_DEVICE;
+use mesh_overlay::keys::NodeKeys;
 use mesh_overlay::{NodeKey, Overlay};
 use mesh_worker::{Client, supervise};
 use tokio::signal::unix::{SignalKind, signal};
@@ -31,6 +33,7 @@ use crate::reconcile::dns::Dns;
 use crate::reconcile::ingress::Ingress;
 use crate::reconcile::overlay::Peers;
 use crate::reconcile::{Concern, drive};
+use crate::rotation::{self, Rotation};
 use crate::server::{self, Sources};
 use crate::switch::{Switch, Whereabouts};
 use crate::workers::{self, Paths};
@@ -51,7 +54,9 @@ struct Agent {
     options: Options,
     paths: Paths,
     board: Board,
-    key: NodeKey,
+    /// The key that the node had first: its name on the overlay.
+    name_key: WgKey,
+    rotation: Rotation,
     overlay: Arc<Overlay>,
     programs: Arc<OnceLock<Arc<Programs>>>,
     pod_routes: Arc<OnceLock<Router>>,
@@ -69,8 +74,9 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     let paths = Paths::new(&options);
     make_directories(&paths, &options.cgroup)?;
     let _alone = lock(&paths.state().join("agent.lock"))?;
-    let key = NodeKey::load_or_create(&paths.node_key())?;
+    let name_key = NodeKeys::name(&paths.node_key())?;
     let overlay = choose_overlay(&options, &paths)?;
+    let rotation = Rotation::new(overlay.kind(), &paths.node_key())?;
     let agent = Arc::new(Agent {
         mtu: device_mtu(overlay.kind(), &options.addresses),
         overlay: Arc::new(overlay),
@@ -83,13 +89,22 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         programs: Arc::default(),
         pod_routes: Arc::default(),
         runtime_version: Arc::default(),
-        key,
+        name_key,
+        rotation,
         paths,
         options,
     });
     let whereabouts = agent.switch().await;
     agent.start_workers(whereabouts)?;
     agent.watch_paths()?;
+    tokio::spawn(rotation::keep(rotation::Keeper {
+        rotation: agent.rotation.clone(),
+        overlay: Arc::clone(&agent.overlay),
+        desired: agent.desired.clone(),
+        file: agent.paths.node_key(),
+        every: agent.options.rotate_key_every,
+        board: agent.board.clone(),
+    }));
     tokio::spawn(Arc::clone(&agent).kernel());
     tokio::spawn(readiness::judge(
         agent.desired.subscribe(),
@@ -206,7 +221,8 @@ impl Agent {
         }
         let worker = workers::overlay(&self.paths, &program);
         let (overlay, restarted) = (Arc::clone(&self.overlay), Arc::clone(&worker.started));
-        self.drive(Peers { overlay, mtu: self.mtu, restarted, whereabouts });
+        let (mtu, own_keys) = (self.mtu, self.rotation.wanted());
+        self.drive(Peers { overlay, mtu, restarted, whereabouts, own_keys });
         if self.overlay.kind() == mesh_overlay::Kind::User {
             tokio::spawn(supervise::keep(worker));
         }
@@ -217,7 +233,7 @@ impl Agent {
         let program = std::env::current_exe().context("find the agent's own program")?;
         let relay = workers::relay(&self.paths, &program);
         tokio::spawn(paths::watch(paths::Settings {
-            key: self.key.public(),
+            key: self.name_key,
             desired: self.desired.clone(),
             overlay: Arc::clone(&self.overlay),
             seen: self.seen.clone(),
@@ -254,6 +270,7 @@ impl Agent {
                 .into_iter()
                 .collect(),
             checks: Arc::clone(&self.checks),
+            rotation: self.rotation.clone(),
         }
     }
 

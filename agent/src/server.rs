@@ -12,7 +12,7 @@ use mesh_kernel::Programs;
 use mesh_model::encryption::{
     FINISH_PATH, Findings, Finish, SEND_PATH, Sending, Sent, WATCH_PATH, Watch, Watching,
 };
-use mesh_model::report::{CheckStep, NodeReport, PeerReport, RoutesReport};
+use mesh_model::report::{CheckStep, KeysReport, NodeReport, PeerReport, RoutesReport};
 use mesh_model::snapshot::Frontend;
 use mesh_model::{NodeName, Snapshot};
 use mesh_overlay::Overlay;
@@ -27,6 +27,7 @@ use crate::errors::chain;
 use crate::observe::Desired;
 use crate::paths::Seen;
 use crate::paths::outlook::Outlook;
+use crate::rotation::Rotation;
 
 mod metrics;
 mod peers;
@@ -52,6 +53,8 @@ pub(crate) struct Sources {
     pub(crate) ingress: Client,
     /// The proxy's own listeners, by addresses that can be connected to.
     pub(crate) ingress_listeners: Vec<SocketAddr>,
+    /// The replacement of the node's key.
+    pub(crate) rotation: Rotation,
     /// Checks of encryption that run.
     pub(crate) checks: Arc<Checks>,
 }
@@ -66,6 +69,7 @@ pub(crate) fn router(sources: Sources) -> Router {
         .route("/mesh/v1/services", get(services))
         .route("/mesh/v1/routes", get(routes))
         .route("/mesh/v1/check", get(check_all).post(check_all))
+        .route("/mesh/v1/rotate-key", post(rotate_key))
         .route(WATCH_PATH, post(watch_encryption))
         .route(SEND_PATH, post(send_canaries))
         .route(FINISH_PATH, post(finish_encryption))
@@ -131,6 +135,7 @@ async fn status(State(reports): State<Reports>) -> Json<NodeReport> {
         overlay: sources.overlay.kind().to_string(),
         failures: sources.board.failures(),
         pods,
+        keys: sources.rotation.report(),
     })
 }
 
@@ -170,6 +175,13 @@ impl IntoResponse for CheckError {
             }
         };
         (status, format!("{}\n", chain(&self))).into_response()
+    }
+}
+
+async fn rotate_key(State(reports): State<Reports>) -> Result<Json<KeysReport>, Response> {
+    match reports.0.rotation.ask() {
+        Ok(()) => Ok(Json(reports.0.rotation.report())),
+        Err(refused) => Err((StatusCode::CONFLICT, format!("{refused}\n")).into_response()),
     }
 }
 

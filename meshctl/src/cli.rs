@@ -65,6 +65,8 @@ pub(crate) enum Command {
         after_help = "Exit status 1 when something is broken.\n\nExamples:\n  meshctl check\n  meshctl check --node node-2 --failed\n  meshctl check encryption"
     )]
     Check(CheckArgs),
+    /// Look after one node
+    Node(NodeArgs),
     /// Create or update the objects of manifests
     #[command(
         after_help = "Examples:\n  meshctl apply -f app.yaml\n  cat app.yaml | meshctl apply -f -"
@@ -167,6 +169,31 @@ pub(crate) struct EncryptionArgs {
     /// Leave out service addresses: nothing is created
     #[arg(long)]
     pub(crate) no_service: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NodeArgs {
+    #[command(subcommand)]
+    pub(crate) what: NodeCommand,
+}
+
+/// What to do with a node.
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeCommand {
+    /// Replace the node's own WireGuard key; nothing is lost on the way
+    #[command(
+        after_help = "Both keys serve until every other node has proved to know the new one. A node that is off is waited for: for as\nlong as it takes, unless its Node object is deleted. `meshctl peers -o wide` shows who knows it.\n\nExit status: 0 when it is replaced, 3 when nodes are still waited for.\n\nExamples:\n  meshctl node rotate-key node-2\n  meshctl node rotate-key node-2 --wait 0"
+    )]
+    RotateKey(RotateKeyArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RotateKeyArgs {
+    /// The node
+    pub(crate) node: String,
+    /// How long to wait for the end of it
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub(crate) wait: u64,
 }
 
 #[derive(Debug, Args)]

@@ -14,6 +14,7 @@ mod cli;
 mod connect;
 mod logs;
 mod manifest;
+mod node;
 mod objects;
 mod output;
 mod routes;
@@ -67,6 +68,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Services(args) => routes::services(global, args).await?,
         Command::Peers(args) => routes::peers(global, args).await?,
         Command::Check(args) => return check::check(global, args).await,
+        Command::Node(args) => return node::node(global, args).await,
         Command::Apply(args) => objects::apply(global, args).await?,
         Command::Get(args) => objects::show(global, args).await?,
         Command::Delete(args) => objects::delete(global, args).await?,

@@ -176,7 +176,17 @@ pub(crate) async fn peers(global: &Global, args: PeersArgs) -> anyhow::Result<()
         let rows: Vec<Vec<String>> = all.iter().flat_map(|node| peer_rows(node, wide)).collect();
         let mut headings = vec!["NODE", "PEER", "PATH", "SINCE", "RTT", "LOSS", "ENDPOINT"];
         if wide {
-            let wide = ["MTU", "NAT", "KEEPALIVE", "HANDSHAKE", "RECEIVED", "SENT", "PSK", "KEY"];
+            let wide = [
+                "MTU",
+                "NAT",
+                "KEEPALIVE",
+                "HANDSHAKE",
+                "RECEIVED",
+                "SENT",
+                "PSK",
+                "KEY",
+                "OUR NEXT KEY",
+            ];
             headings.extend(wide);
         }
         output::table(&headings, &rows);
@@ -207,7 +217,8 @@ fn peer_rows(node: &NodePeers, wide: bool) -> Vec<Vec<String>> {
                 bytes(peer.received_bytes),
                 bytes(peer.sent_bytes),
                 key_state(peer.preshared_key).to_owned(),
-                peer.public_key.to_string(),
+                keys(peer),
+                if peer.knows_next_key { "known" } else { "-" }.to_owned(),
             ]);
         }
         row
@@ -223,6 +234,12 @@ fn nat(peer: &PeerReport) -> &'static str {
         (false, true) => "peer",
         (true, true) => "both",
     }
+}
+
+/// The key in use; with the one that takes over behind an arrow.
+fn keys(peer: &PeerReport) -> String {
+    let keys: Vec<String> = peer.keys.iter().map(ToString::to_string).collect();
+    if keys.is_empty() { peer.public_key.to_string() } else { keys.join("->") }
 }
 
 fn key_state(state: KeyState) -> &'static str {
@@ -253,7 +270,7 @@ mod tests {
         assert_eq!(rows, [shown]);
         let wide = peer_rows(&node, true);
         assert_eq!(wide[0][7..11], ["1340", "node", "25s", "7s ago"]);
-        assert_eq!(wide[0].len(), 15);
+        assert_eq!(wide[0].len(), 16);
     }
 
     #[test]

@@ -24,6 +24,21 @@ pub struct NodeReport {
     pub failures: Vec<String>,
     /// Pods that run here.
     pub pods: usize,
+    /// The node's keys on the overlay.
+    #[serde(default)]
+    pub keys: KeysReport,
+}
+
+/// The WireGuard keys of a node; the answer to `POST /mesh/v1/rotate-key`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct KeysReport {
+    /// The one in use and, while it is being replaced, the one that takes over.
+    pub public: Vec<WgKey>,
+    /// Whether a replacement was asked for that has not ended.
+    pub replacing: bool,
+    /// The nodes that have not proved yet that they know the one that takes over.
+    pub waiting_for: Vec<NodeName>,
 }
 
 /// What is known of the pre-shared key of a peer.
@@ -107,8 +122,14 @@ pub struct PathReport {
 pub struct PeerReport {
     /// The other node; absent when the engine has a peer that no Node object stands for.
     pub node: Option<NodeName>,
-    /// Its public key.
+    /// The public key that it had first: its name on the overlay.
     pub public_key: WgKey,
+    /// Its keys, where they are others: the one in use and, while it is being replaced, the one that takes over.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<WgKey>,
+    /// Whether it has proved to know the key that takes over from this node's own.
+    #[serde(default)]
+    pub knows_next_key: bool,
     /// Where it was heard last, or where it is looked for.
     pub endpoint: Option<SocketAddr>,
     /// The addresses behind it.

@@ -98,8 +98,11 @@ impl std::fmt::Debug for WgKey {
 pub struct Peer {
     /// The node.
     pub node: NodeName,
-    /// Its public key.
+    /// The public key that it had first: its name on the overlay.
     pub public_key: WgKey,
+    /// The keys that it may call by, if not that one: the one in use, and the one that takes over.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<WgKey>,
     /// Where it may be reached, the preferred endpoint first. Only the start: the peer may roam.
     pub endpoints: Vec<SocketAddr>,
     /// The addresses that may come from it, and that are sent to it.

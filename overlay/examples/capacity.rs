@@ -182,12 +182,13 @@ fn peer(n: usize, endpoint: Option<SocketAddr>) -> Result<PeerConfig, Box<dyn Er
         persistent_keepalive_secs: None,
         preshared_key: None,
         former_preshared_key: None,
+        keys: vec![],
         relay: None,
     })
 }
 
 fn config(peers: Vec<PeerConfig>) -> OverlayConfig {
-    OverlayConfig { listen_port: HUB.1, mtu: MTU, peers }
+    OverlayConfig { listen_port: HUB.1, mtu: MTU, peers, own_keys: vec![] }
 }
 
 /// TCP segments to a pod of peer 0.

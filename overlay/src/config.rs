@@ -22,14 +22,20 @@ pub struct OverlayConfig {
     pub mtu: u16,
     /// The other nodes.
     pub peers: Vec<PeerConfig>,
+    /// Public halves of the node's own keys: the engine reads its key files anew when it has others. Empty: as they are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub own_keys: Vec<WgKey>,
 }
 
 /// One other node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PeerConfig {
-    /// Its public key, which is its identity.
+    /// The public key that it had first. It names the peer for good, whichever key is in use.
     pub public_key: WgKey,
+    /// The keys that it may call by, if not that one: the one in use, and the one that takes over. It is called by the last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<WgKey>,
     /// Where it may be reached, the preferred endpoint first. May be empty: then it has to call first.
     #[serde(default)]
     pub endpoints: Vec<SocketAddr>,
@@ -53,6 +59,7 @@ impl From<&Peer> for PeerConfig {
     fn from(peer: &Peer) -> Self {
         Self {
             public_key: peer.public_key,
+            keys: peer.keys.clone(),
             endpoints: peer.endpoints.clone(),
             relay: None,
             allowed_ips: peer.allowed_ips.clone(),
@@ -99,8 +106,8 @@ pub enum InvalidConfig {
 }
 
 impl OverlayConfig {
-    /// Checks what can be checked without a device; `own` is this node's public key.
-    pub fn validate(&self, own: WgKey) -> Result<(), InvalidConfig> {
+    /// Checks what can be checked without a device; `own` are this node's public keys.
+    pub fn validate(&self, own: &[WgKey]) -> Result<(), InvalidConfig> {
         if self.listen_port == 0 {
             return Err(InvalidConfig::NoPort);
         }
@@ -111,8 +118,10 @@ impl OverlayConfig {
         let mut owners = BTreeMap::new();
         for peer in &self.peers {
             peer.validate(own)?;
-            if !keys.insert(peer.public_key) {
-                return Err(InvalidConfig::DuplicatePeer(peer.public_key));
+            // A name is nobody else's key, either.
+            let own = peer.keys().iter().filter(|key| **key != peer.public_key);
+            if let Some(twice) = own.chain([&peer.public_key]).find(|key| !keys.insert(**key)) {
+                return Err(InvalidConfig::DuplicatePeer(*twice));
             }
             for prefix in peer.allowed_ips.iter().map(IpNet::trunc) {
                 let first = *owners.entry(prefix).or_insert(peer.public_key);
@@ -127,9 +136,14 @@ impl OverlayConfig {
 }
 
 impl PeerConfig {
-    fn validate(&self, own: WgKey) -> Result<(), InvalidConfig> {
-        if self.public_key == own {
-            return Err(InvalidConfig::OwnKey(own));
+    /// The keys that it may call by, at least one.
+    pub fn keys(&self) -> &[WgKey] {
+        if self.keys.is_empty() { std::slice::from_ref(&self.public_key) } else { &self.keys }
+    }
+
+    fn validate(&self, own: &[WgKey]) -> Result<(), InvalidConfig> {
+        if let Some(ours) = self.keys().iter().find(|key| own.contains(key)) {
+            return Err(InvalidConfig::OwnKey(*ours));
         }
         match self
             .endpoints
@@ -152,6 +166,7 @@ mod tests {
     fn peer(n: u8, prefix: &str) -> PeerConfig {
         PeerConfig {
             public_key: WgKey([n; 32]),
+            keys: vec![],
             endpoints: vec!["192.0.2.1:51900".parse().unwrap()],
             relay: None,
             allowed_ips: vec![prefix.parse().unwrap()],
@@ -162,32 +177,40 @@ mod tests {
     }
 
     fn config(peers: Vec<PeerConfig>) -> OverlayConfig {
-        OverlayConfig { listen_port: 51900, mtu: 1420, peers }
+        OverlayConfig { listen_port: 51900, mtu: 1420, peers, own_keys: vec![] }
     }
 
     #[test]
     fn contradictions_are_refused_by_name() {
         let good = config(vec![peer(1, "10.244.1.0/24"), peer(2, "10.244.2.0/24")]);
-        assert_eq!(good.validate(OWN), Ok(()));
+        assert_eq!(good.validate(&[OWN]), Ok(()));
 
         let twice = config(vec![peer(1, "10.244.1.0/24"), peer(1, "10.244.2.0/24")]);
-        assert_eq!(twice.validate(OWN), Err(InvalidConfig::DuplicatePeer(WgKey([1; 32]))));
+        assert_eq!(twice.validate(&[OWN]), Err(InvalidConfig::DuplicatePeer(WgKey([1; 32]))));
+
+        let mut stolen = peer(3, "10.244.3.0/24");
+        stolen.keys = vec![WgKey([3; 32]), WgKey([1; 32])];
+        let stolen = config(vec![peer(1, "10.244.1.0/24"), stolen]);
+        assert_eq!(stolen.validate(&[OWN]), Err(InvalidConfig::DuplicatePeer(WgKey([1; 32]))));
 
         let same = config(vec![peer(1, "10.244.1.0/24"), peer(2, "10.244.1.7/24")]);
-        let said = same.validate(OWN).unwrap_err().to_string();
+        let said = same.validate(&[OWN]).unwrap_err().to_string();
         assert!(said.contains("10.244.1.0/24"), "{said}");
 
-        assert_eq!(config(vec![peer(9, "::/0")]).validate(OWN), Err(InvalidConfig::OwnKey(OWN)));
+        assert_eq!(config(vec![peer(9, "::/0")]).validate(&[OWN]), Err(InvalidConfig::OwnKey(OWN)));
         assert_eq!(
-            OverlayConfig { mtu: 500, ..config(vec![]) }.validate(OWN),
+            OverlayConfig { mtu: 500, ..config(vec![]) }.validate(&[OWN]),
             Err(InvalidConfig::Mtu(500))
         );
         assert_eq!(
-            OverlayConfig { listen_port: 0, ..config(vec![]) }.validate(OWN),
+            OverlayConfig { listen_port: 0, ..config(vec![]) }.validate(&[OWN]),
             Err(InvalidConfig::NoPort)
         );
         let mut nowhere = peer(1, "10.244.1.0/24");
         nowhere.endpoints[0].set_port(0);
-        assert!(matches!(config(vec![nowhere]).validate(OWN), Err(InvalidConfig::Endpoint { .. })));
+        assert!(matches!(
+            config(vec![nowhere]).validate(&[OWN]),
+            Err(InvalidConfig::Endpoint { .. })
+        ));
     }
 }

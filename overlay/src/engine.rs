@@ -24,7 +24,7 @@ use crate::config::{InvalidConfig, OverlayConfig};
 use crate::counters::Counters;
 use crate::facade::Kind;
 use crate::handover::Legacy;
-use crate::keys::NodeKey;
+use crate::keys::{NodeKey, NodeKeys};
 use crate::mtu::tunnel_mtu;
 use crate::os::poll::Stop;
 use crate::os::tun::{self, Queue, TunError};
@@ -196,7 +196,7 @@ impl Engine {
     ///
     /// Returns whether [`descriptors`](Self::descriptors) have changed.
     pub(crate) fn configure(&self, config: &OverlayConfig) -> Result<bool, ApplyError> {
-        config.validate(self.public_key())?;
+        config.validate(&self.shared.core.public_keys())?;
         let mut applied = self.lock();
         let moved = applied.listen_port != config.listen_port;
         let opened = if moved { Some(self.open(config.listen_port, &mut applied)?) } else { None };
@@ -235,6 +235,16 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// This node's public keys, the one that all peers know first.
+    pub(crate) fn public_keys(&self) -> Vec<WgKey> {
+        self.shared.core.public_keys()
+    }
+
+    /// From now on the node has these keys.
+    pub(crate) fn identify(&self, keys: NodeKeys) {
+        self.shared.core.identify(keys);
     }
 
     fn lock(&self) -> MutexGuard<'_, Applied> {
@@ -284,6 +294,7 @@ impl Engine {
             kind: Kind::User,
             device: self.shared.device.clone(),
             public_key: self.public_key(),
+            own_keys: self.public_keys(),
             listen_port: applied.listen_port,
             mtu: applied.mtu,
             peers: self.shared.core.peers(Instant::now()),

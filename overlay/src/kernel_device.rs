@@ -81,7 +81,7 @@ impl KernelDevice {
 
     /// Puts a whole configuration in force, by difference.
     pub fn configure(&self, config: &OverlayConfig) -> Result<(), KernelDeviceError> {
-        config.validate(self.key.public())?;
+        config.validate(&[self.key.public()])?;
         self.device.ensure()?;
         let observed = self.device.observe()?;
         let mut state = self.lock();
@@ -126,9 +126,13 @@ impl KernelDevice {
             kind: Kind::Kernel,
             device: self.name.clone(),
             public_key: self.key.public(),
+            own_keys: vec![self.key.public()],
             listen_port: observed.listen_port,
             mtu: self.mtu.load(Relaxed),
-            peers: peers(&observed, &self.lock().secrets, self.mtu.load(Relaxed)),
+            peers: {
+                let state = self.lock();
+                peers(&observed, state.config.as_ref(), &state.secrets, self.mtu.load(Relaxed))
+            },
             traffic: Traffic::default(),
             drops: [].into(),
         })
@@ -145,7 +149,7 @@ impl KernelDevice {
         // What the device learned is left alone, but for a relay's port that is not to be used any more.
         let relay_ports = config.listen_port..=config.listen_port.saturating_add(SLOTS.into());
         let at_relay = |peer: &PeerConfig| {
-            let present = observed.peers.get(&peer.public_key).and_then(|peer| peer.endpoint);
+            let present = observed.peers.get(&called_by(peer)).and_then(|peer| peer.endpoint);
             present.is_some_and(|e| !peer.endpoints.contains(&e) && relay_ports.contains(&e.port()))
         };
         let peer = |peer: &PeerConfig| wireguard::PeerConfig {
@@ -163,7 +167,7 @@ impl KernelDevice {
             private_key: clamped(self.key.private_bytes()),
             listen_port: config.listen_port,
             fwmark: 0,
-            peers: config.peers.iter().map(|p| (p.public_key, peer(p))).collect(),
+            peers: config.peers.iter().map(|p| (called_by(p), peer(p))).collect(),
         }
     }
 
@@ -199,11 +203,26 @@ fn calls(wanted: &Config, observed: &Observed) -> Plan {
     Plan { steps: steps.collect() }
 }
 
-fn peers(observed: &Observed, secrets: &Secrets, mtu: u16) -> Vec<PeerStatus> {
+/// The device knows a peer by one key: the one that takes over, as soon as it is heard of. The peer has it by then, and
+/// learns by the handshake that we have heard of it.
+fn called_by(peer: &PeerConfig) -> WgKey {
+    peer.keys().last().copied().unwrap_or(peer.public_key)
+}
+
+fn peers(
+    observed: &Observed,
+    config: Option<&OverlayConfig>,
+    secrets: &Secrets,
+    mtu: u16,
+) -> Vec<PeerStatus> {
     let now = SystemTime::now();
     let age = |since: SystemTime| now.duration_since(since).unwrap_or_default();
-    let status = |(key, peer): (&_, &wireguard::ObservedPeer)| PeerStatus {
-        public_key: *key,
+    let name = |key: &WgKey| {
+        let mut known = config.into_iter().flat_map(|config| &config.peers);
+        known.find(|peer| called_by(peer) == *key).map_or(*key, |peer| peer.public_key)
+    };
+    let status = |(key, peer): (&WgKey, &wireguard::ObservedPeer)| PeerStatus {
+        public_key: name(key),
         endpoint: peer.endpoint,
         allowed_ips: peer.allowed_ips.iter().copied().collect(),
         handshake_age_ms: peer
@@ -216,12 +235,13 @@ fn peers(observed: &Observed, secrets: &Secrets, mtu: u16) -> Vec<PeerStatus> {
         sent_bytes: peer.statistics.sent_bytes,
         unanswered: 0,
         preshared: peer.preshared_key.is_some_and(|key| key.0 != [0; 32]),
-        preshared_agreed: secrets.agreed(key),
+        preshared_agreed: secrets.agreed(&name(key)),
         relay: None,
         direct_answers: 0,
         keepalive_secs: peer.keepalive.map(|every| every.as_secs() as u16).filter(|&s| s > 0),
         // What its first link carries, and what the system has heard about the rest.
         mtu: peer.endpoint.and_then(|to| Some(tunnel_mtu(udp::path_mtu(to)?, to.ip()).min(mtu))),
+        knows_next_key: false,
     };
     observed.peers.iter().map(status).collect()
 }
@@ -242,6 +262,7 @@ mod tests {
             persistent_keepalive_secs: None,
             preshared_key: Some(PresharedKey(WgKey([n; 32]))),
             former_preshared_key: None,
+            keys: vec![],
         }
     }
 
@@ -262,7 +283,8 @@ mod tests {
     #[test]
     fn endpoints_of_a_silent_peer_are_tried_in_turn() {
         let (fake, device, _) = device();
-        let mut config = OverlayConfig { listen_port: 51900, mtu: 1420, peers: vec![peer(1)] };
+        let mut config =
+            OverlayConfig { listen_port: 51900, mtu: 1420, peers: vec![peer(1)], own_keys: vec![] };
         config.peers[0].endpoints.push("[2001:db8::1]:51900".parse().unwrap());
         device.configure(&config).unwrap();
         let now = SystemTime::now();
@@ -313,7 +335,12 @@ mod tests {
     #[test]
     fn configured_by_difference_and_read_back() {
         let (fake, device, key) = device();
-        let config = OverlayConfig { listen_port: 51900, mtu: 1420, peers: vec![peer(1), peer(2)] };
+        let config = OverlayConfig {
+            listen_port: 51900,
+            mtu: 1420,
+            peers: vec![peer(1), peer(2)],
+            own_keys: vec![],
+        };
         device.configure(&config).unwrap();
         assert_eq!(fake.called(), [WgKey([1; 32]), WgKey([2; 32])], "though nothing is to be sent");
         let as_before = fake.observe().unwrap();
@@ -348,6 +375,15 @@ mod tests {
             let status = device.status().unwrap();
             assert_eq!(status.peers[0].endpoint, Some(expected), "to a relay and back");
         }
+
+        let taking_over = WgKey([77; 32]);
+        fewer.peers[0].keys = vec![fewer.peers[0].public_key, taking_over];
+        device.configure(&fewer).unwrap();
+        let observed = fake.observe().unwrap();
+        assert_eq!(observed.peers.keys().collect::<Vec<_>>(), [&taking_over]);
+        let status = device.status().unwrap();
+        assert_eq!(status.peers[0].public_key, WgKey([1; 32]), "it keeps its name");
+        fewer.peers[0].keys.clear();
 
         fewer.peers[0].public_key = key.public();
         assert!(matches!(device.configure(&fewer), Err(KernelDeviceError::Invalid(_))));

@@ -20,6 +20,17 @@ pub struct NodeKey {
     public: WgKey,
 }
 
+/// The keys of a node: the one that its peers know it by and, while that is being replaced, the next one.
+///
+/// Peers may call it by either. Nobody is called by the next one who is not known to have learned of it.
+#[derive(Debug, Clone)]
+pub struct NodeKeys {
+    /// In use.
+    pub present: NodeKey,
+    /// Published, and taking over.
+    pub next: Option<NodeKey>,
+}
+
 /// The node's key could not be read or made.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
@@ -112,24 +123,97 @@ impl NodeKey {
         self.secret.to_bytes()
     }
 
-    /// Writes beside the final path, then links: an existing key is never replaced.
     fn store_new(&self, path: &Path) -> io::Result<()> {
-        let directory = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
+        write_new(path, &STANDARD.encode(self.secret.as_bytes()))
+    }
+}
+
+/// Writes a line beside the final path, then links: an existing file is never replaced.
+fn write_new(path: &Path, line: &str) -> io::Result<()> {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(format!(".{}.new", std::process::id()));
+    let fresh = PathBuf::from(fresh);
+    let mut file =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+    writeln!(file, "{line}")?;
+    file.sync_all()?;
+    let linked = fs::hard_link(&fresh, path);
+    fs::remove_file(&fresh)?;
+    match linked {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    File::open(directory)?.sync_all()
+}
+
+impl From<NodeKey> for NodeKeys {
+    fn from(present: NodeKey) -> Self {
+        Self { present, next: None }
+    }
+}
+
+impl NodeKeys {
+    /// File of the next key, beside that of the present one.
+    pub fn next_path(path: &Path) -> PathBuf {
+        path.with_extension("key.next")
+    }
+
+    /// Reads the present key, made when absent, and the next one, if there is one.
+    pub fn load_or_create(path: &Path) -> Result<Self, KeyError> {
+        let present = NodeKey::load_or_create(path)?;
+        let next = match NodeKey::load(&Self::next_path(path)) {
+            // Left by a replacement that was ended just after it became the present one.
+            Ok(next) if next.public() == present.public() => None,
+            Ok(next) => Some(next),
+            Err(KeyError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
         };
-        let fresh = path.with_extension(format!("{}.new", std::process::id()));
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
-        writeln!(file, "{}", STANDARD.encode(self.secret.as_bytes()))?;
-        file.sync_all()?;
-        let linked = fs::hard_link(&fresh, path);
-        fs::remove_file(&fresh)?;
-        match linked {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
+        Ok(Self { present, next })
+    }
+
+    /// The public key that the node had first: its name on the overlay for good.
+    pub fn name(path: &Path) -> Result<WgKey, KeyError> {
+        let file = path.with_extension("name");
+        match fs::read_to_string(&file) {
+            Ok(text) => text.trim().parse().map_err(|_| KeyError::Malformed { path: file }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                NodeKey::load_or_create(path).map(|key| key.public())
+            }
+            Err(source) => Err(KeyError::Read { path: file, source }),
         }
-        File::open(directory)?.sync_all()
+    }
+
+    /// Makes a next key, or returns the one that there is. What is returned is on disk, and so is the node's name.
+    pub fn prepare_next(path: &Path) -> Result<NodeKey, KeyError> {
+        let file = path.with_extension("name");
+        if !file.exists() {
+            let name = Self::name(path)?.to_string();
+            let failed = |source| KeyError::Write { path: file.clone(), source };
+            write_new(&file, &name).map_err(failed)?;
+        }
+        NodeKey::load_or_create(&Self::next_path(path))
+    }
+
+    /// The next key becomes the present one, which is gone for good. One step: a crash leaves either.
+    pub fn promote(path: &Path) -> Result<(), KeyError> {
+        let failed = |source| KeyError::Write { path: path.to_owned(), source };
+        fs::rename(Self::next_path(path), path).map_err(failed)?;
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let directory = File::open(directory.unwrap_or(Path::new("."))).map_err(failed)?;
+        directory.sync_all().map_err(failed)
+    }
+
+    /// Their public halves, the present one first.
+    pub fn public(&self) -> Vec<WgKey> {
+        [Some(&self.present), self.next.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(NodeKey::public)
+            .collect()
     }
 }
 
@@ -155,6 +239,32 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside it");
         assert!(!format!("{made:?}").contains(&STANDARD.encode(made.private_bytes())));
+    }
+
+    #[test]
+    fn a_next_key_takes_over_in_one_step() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("overlay.key");
+        let first = NodeKeys::load_or_create(&path).unwrap();
+        assert!(first.next.is_none());
+        let next = NodeKeys::prepare_next(&path).unwrap();
+        assert_eq!(NodeKeys::prepare_next(&path).unwrap().public(), next.public(), "twice is once");
+        let both = NodeKeys::load_or_create(&path).unwrap();
+        assert_eq!(both.public(), [first.present.public(), next.public()]);
+        NodeKeys::promote(&path).unwrap();
+        let after = NodeKeys::load_or_create(&path).unwrap();
+        assert_eq!(after.public(), [next.public()]);
+        assert_eq!(
+            fs::read_dir(dir.path()).unwrap().count(),
+            2,
+            "the old one is gone, its name is not"
+        );
+        assert_eq!(NodeKeys::name(&path).unwrap(), first.present.public());
+        NodeKeys::prepare_next(&path).unwrap();
+        assert_eq!(NodeKeys::name(&path).unwrap(), first.present.public(), "for good");
+        fs::remove_file(NodeKeys::next_path(&path)).unwrap();
+        assert!(NodeKeys::promote(&path).is_err(), "there is none to take over");
+        assert_eq!(NodeKeys::load_or_create(&path).unwrap().public(), [next.public()]);
     }
 
     #[test]

@@ -54,12 +54,18 @@ pub struct RelayedPair {
     pub slot: u8,
     /// Overlay endpoint of one of them.
     pub a: SocketAddr,
-    /// Its public key: behind NAT, it is recognised by its handshakes.
+    /// Its public key: behind NAT, it is recognised by the handshakes with it.
     pub a_key: WgKey,
+    /// The key that takes over from that one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub a_next_key: Option<WgKey>,
     /// Overlay endpoint of the other.
     pub b: SocketAddr,
     /// Its public key.
     pub b_key: WgKey,
+    /// The key that takes over from that one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub b_next_key: Option<WgKey>,
 }
 
 /// A configuration that cannot be put in force. Nothing has changed.
@@ -381,7 +387,8 @@ mod tests {
         let first_port = socket().await.1.port();
         let relay = Relay::default();
         let (a_key, b_key) = (WgKey([1; 32]), WgKey([2; 32]));
-        let pair = RelayedPair { slot: 0, a: at_a, a_key, b: at_b, b_key };
+        let (a_next_key, b_next_key) = (None, None);
+        let pair = RelayedPair { slot: 0, a: at_a, a_key, a_next_key, b: at_b, b_key, b_next_key };
         relay.configure(&RelayConfig { first_port, pairs: vec![pair] }).unwrap();
         let at_relay = SocketAddr::from((Ipv4Addr::LOCALHOST, first_port));
         for n in 0..50u8 {
@@ -404,8 +411,15 @@ mod tests {
     fn contradictions_are_refused_by_name() {
         let end = |n: u8| SocketAddr::from(([192, 0, 2, n], 51900));
         let key = |n: u8| WgKey([n; 32]);
-        let pair =
-            |slot, a, b| RelayedPair { slot, a: end(a), a_key: key(a), b: end(b), b_key: key(b) };
+        let pair = |slot, a, b| RelayedPair {
+            slot,
+            a: end(a),
+            a_key: key(a),
+            a_next_key: None,
+            b: end(b),
+            b_key: key(b),
+            b_next_key: None,
+        };
         let check = |pairs: &[RelayedPair]| {
             checked(&RelayConfig { first_port: 51901, pairs: pairs.to_vec() })
         };

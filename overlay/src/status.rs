@@ -20,6 +20,9 @@ pub struct Status {
     pub device: String,
     /// The node's public key.
     pub public_key: WgKey,
+    /// All its public keys, that one first: there is another while it is being replaced.
+    #[serde(default)]
+    pub own_keys: Vec<WgKey>,
     /// UDP port; 0 before the first configuration.
     pub listen_port: u16,
     /// MTU of the device; 0 before the first configuration.
@@ -84,6 +87,9 @@ pub struct PeerStatus {
     /// What the path to it carries inside the tunnel, in bytes; absent where that is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
+    /// Whether it has proved to know the key that takes over from this node's present one.
+    #[serde(default)]
+    pub knows_next_key: bool,
 }
 
 impl PeerStatus {

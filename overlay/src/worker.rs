@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use mesh_model::snapshot::WgKey;
 use mesh_worker::descriptors::InheritError;
 use mesh_worker::privileges::{self, Capability};
 use mesh_worker::server::ServeError;
@@ -18,7 +19,7 @@ use mesh_worker::{Control, Descriptors, Handler, Predecessor};
 use crate::config::OverlayConfig;
 use crate::engine::{Beginning, Engine, Failure, capacity};
 use crate::handover::{self, Legacy};
-use crate::keys::{KeyError, NodeKey};
+use crate::keys::{KeyError, NodeKeys};
 use crate::protocol::{Outbox, Stamps};
 use crate::status::Status;
 
@@ -99,13 +100,13 @@ pub fn run(options: &WorkerOptions) -> Result<(), RunError> {
     let inherited = Descriptors::inherited()?;
     let predecessor = Predecessor::of_this_process();
     privileges::drop_all_but(&[Capability::NetAdmin]).map_err(RunError::Privileges)?;
-    let key = NodeKey::load_or_create(&options.private_key)?;
+    let keys = NodeKeys::load_or_create(&options.private_key)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(RunError::Runtime)?;
     // Before the worker that is to be replaced stops: nobody carries packets from then on.
-    let affords = capacity::handshakes(&key);
+    let affords = capacity::handshakes(&keys.present);
     runtime.block_on(async {
         let path = options.state.with_extension("lock");
         let (alone, legacy) = match predecessor {
@@ -115,13 +116,13 @@ pub fn run(options: &WorkerOptions) -> Result<(), RunError> {
             }
             None => (lock(&path)?, None),
         };
-        work(options, (&key, affords), alone, (inherited, legacy)).await
+        work(options, (keys, affords), alone, (inherited, legacy)).await
     })
 }
 
 async fn work(
     options: &WorkerOptions,
-    (key, affords): (&NodeKey, u32),
+    (keys, affords): (NodeKeys, u32),
     alone: File,
     (inherited, legacy): (Descriptors, Option<Legacy>),
 ) -> Result<(), RunError> {
@@ -131,14 +132,16 @@ async fn work(
     let goes_on_with = left.map(|estate| estate.peers.len());
     let stamps = Stamps::new(Instant::now(), SystemTime::now(), above);
     let beginning = Beginning { stamps, affords, inherited, legacy };
-    let engine = Engine::start(&options.device, key, beginning)?;
-    tracing::info!(device = options.device, key = %key.public(), goes_on_with, "overlay engine runs");
+    let engine = Engine::start(&options.device, &keys.present, beginning)?;
+    tracing::info!(device = options.device, keys = ?keys.public(), goes_on_with, "overlay engine runs");
+    engine.identify(keys);
     let failure = engine.failure();
     let control = Control::new(&options.socket, &options.state, descriptors(&engine));
     let worker = Arc::new(Worker {
         held: Mutex::new(Held::Engine { engine, alone }),
         control: Arc::clone(&control),
         failure: Arc::clone(&failure),
+        private_key: options.private_key.clone(),
         bound,
         storing: tokio::sync::Mutex::default(),
     });
@@ -199,6 +202,7 @@ struct Worker {
     held: Mutex<Held>,
     control: Arc<Control>,
     failure: Arc<Failure>,
+    private_key: PathBuf,
     /// File of the bound of the stamps.
     bound: PathBuf,
     /// Held while the bound is being stored.
@@ -218,6 +222,17 @@ enum Held {
 impl Worker {
     fn hold(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the keys that are on disk when others are asked for. A configuration that is older than they are asks for
+    /// what is gone, and is right in everything else.
+    fn identify(&self, engine: &Engine, wanted: &[WgKey]) -> Result<(), KeyError> {
+        if !wanted.is_empty() && wanted != engine.public_keys() {
+            let keys = NodeKeys::load_or_create(&self.private_key)?;
+            tracing::info!(keys = ?keys.public(), "the node's keys are read anew");
+            engine.identify(keys);
+        }
+        Ok(())
     }
 
     async fn tick(&self) {
@@ -273,6 +288,7 @@ impl Handler for Worker {
         let Held::Engine { engine, .. } = &*held else {
             return Err(chain(&EngineFailure::Left));
         };
+        self.identify(engine, &config.own_keys).map_err(|error| chain(&error))?;
         match engine.configure(&config) {
             Ok(opened) => {
                 if opened {

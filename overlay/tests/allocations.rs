@@ -67,8 +67,10 @@ fn core(own: usize, counters: &Arc<Counters>) -> (Core, Outbox) {
         persistent_keepalive_secs: None,
         preshared_key: None,
         former_preshared_key: None,
+        keys: vec![],
     };
-    let config = OverlayConfig { listen_port: 51900, mtu: 1420, peers: vec![peer] };
+    let config =
+        OverlayConfig { listen_port: 51900, mtu: 1420, peers: vec![peer], own_keys: vec![] };
     let now = Instant::now();
     let stamps = Stamps::new(now, SystemTime::now(), Duration::ZERO);
     let core = Core::new(now, &key(own), stamps, Arc::clone(counters));
@@ -177,11 +179,12 @@ fn a_thousand_peers_with_sessions_fit_in_half_of_what_they_may_take() {
         persistent_keepalive_secs: None,
         preshared_key: None,
         former_preshared_key: None,
+        keys: vec![],
         relay: None,
     };
     let hub = make(&node(PEERS));
     let peers: Vec<_> = (0..PEERS).map(|n| peer(n, None)).collect();
-    let config = OverlayConfig { listen_port: 51900, mtu: 1420, peers };
+    let config = OverlayConfig { listen_port: 51900, mtu: 1420, peers, own_keys: vec![] };
     let (mut number, mut outbox, mut back) = (0, Outbox::default(), Outbox::default());
     let mut fresh = || {
         number += 1;
@@ -197,7 +200,12 @@ fn a_thousand_peers_with_sessions_fit_in_half_of_what_they_may_take() {
         let address: SocketAddr = ([198, 51, 100, 1], 1000 + n as u16).into();
         let caller = make(&node(n));
         let hub_peer = peer(PEERS, Some(ENDS[0].into()));
-        let config = OverlayConfig { listen_port: 51900, mtu: 1420, peers: vec![hub_peer] };
+        let config = OverlayConfig {
+            listen_port: 51900,
+            mtu: 1420,
+            peers: vec![hub_peer],
+            own_keys: vec![],
+        };
         caller.configure(now, &config, &mut || 5, &mut back).unwrap();
         for _ in 0..2 {
             while let Some(train) = back.take() {

@@ -143,6 +143,7 @@ mod tests {
         for (node, n) in [("b", 2u8), ("c", 3)] {
             snapshot.peers.push(Peer {
                 node: node.parse().unwrap(),
+                keys: vec![],
                 public_key: WgKey([n; 32]),
                 endpoints: vec![([192, 0, 2, n], 51900).into()],
                 allowed_ips: vec![format!("10.244.{n}.0/24").parse().unwrap()],

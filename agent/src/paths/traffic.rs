@@ -114,6 +114,7 @@ mod tests {
     fn status(kind: Kind, peers: &[(u8, u64, u64, u64)]) -> Status {
         let peer =
             |&(n, sent_bytes, received_bytes, direct_answers): &(u8, u64, u64, u64)| PeerStatus {
+                knows_next_key: false,
                 public_key: WgKey([n; 32]),
                 endpoint: Some(([192, 0, 2, n], 51900).into()),
                 allowed_ips: vec![],
@@ -129,6 +130,7 @@ mod tests {
                 mtu: None,
             };
         Status {
+            own_keys: vec![],
             kind,
             device: "mesh-wg".to_owned(),
             public_key: WgKey([9; 32]),
@@ -185,6 +187,7 @@ mod tests {
         for (node, n) in [("b", 1u8), ("c", 2)] {
             snapshot.peers.push(Peer {
                 node: node.parse().unwrap(),
+                keys: vec![],
                 public_key: WgKey([n; 32]),
                 endpoints: vec![([192, 0, 2, n], 51900).into()],
                 allowed_ips: vec![],

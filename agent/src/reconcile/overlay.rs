@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use mesh_model::snapshot::WgKey;
 use mesh_overlay::paths::NAT_KEEPALIVE;
 use mesh_overlay::{Overlay, OverlayConfig, PeerConfig, Status};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::{Concern, Failures};
 use crate::errors::chain;
@@ -21,6 +22,8 @@ pub(crate) struct Peers {
     pub(crate) restarted: Arc<Notify>,
     /// Where peers were when the overlay changed its kind; told once.
     pub(crate) whereabouts: Whereabouts,
+    /// The node's own public keys, where they are being replaced.
+    pub(crate) own_keys: watch::Receiver<Vec<WgKey>>,
 }
 
 impl Concern for Peers {
@@ -40,6 +43,7 @@ impl Concern for Peers {
             listen_port: snapshot.cluster.overlay_port,
             mtu: self.mtu,
             peers: snapshot.peers.iter().filter_map(peer).collect(),
+            own_keys: self.own_keys.borrow().clone(),
         })
     }
 
@@ -80,6 +84,7 @@ fn is_in_force(config: &OverlayConfig, status: &Status) -> bool {
     let present = status.peers.iter().map(|p| (p.public_key, prefixes(&p.allowed_ips)));
     status.listen_port == config.listen_port
         && status.mtu == config.mtu
+        && (config.own_keys.is_empty() || status.own_keys == config.own_keys)
         && wanted.collect::<BTreeMap<_, _>>() == present.collect::<BTreeMap<_, _>>()
 }
 
@@ -101,6 +106,7 @@ mod tests {
         for n in [1u8, 2] {
             snapshot.peers.push(Peer {
                 node: format!("n{n}").parse().unwrap(),
+                keys: vec![],
                 public_key: WgKey([n; 32]),
                 endpoints: vec![([192, 0, 2, n], 51900).into()],
                 allowed_ips: vec![],
@@ -122,6 +128,7 @@ mod tests {
         let config = Peers {
             overlay,
             mtu: 1420,
+            own_keys: watch::channel(vec![]).1,
             restarted: Arc::default(),
             whereabouts: Whereabouts::default(),
         }
@@ -177,11 +184,13 @@ mod tests {
             direct_answers: 0,
             keepalive_secs: None,
             mtu: None,
+            knows_next_key: false,
         };
         let mut status = Status {
             kind: mesh_overlay::Kind::User,
             device: "mesh-wg".to_owned(),
             public_key: config.peers[0].public_key,
+            own_keys: vec![],
             listen_port: 51900,
             mtu: 1420,
             peers: vec![peer],

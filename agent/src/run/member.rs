@@ -30,7 +30,8 @@ impl Agent {
         let registration = Registration {
             node: self.options.node.clone(),
             addresses: self.options.addresses.clone(),
-            public_key: self.key.public(),
+            public_key: self.name_key,
+            keys: self.rotation.published(),
             overlay: match self.overlay.kind() {
                 mesh_overlay::Kind::Kernel => "kernel",
                 mesh_overlay::Kind::User => "user",

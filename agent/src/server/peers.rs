@@ -29,6 +29,7 @@ fn merge(snapshot: &Snapshot, statuses: Vec<PeerStatus>, seen: &Seen) -> Vec<Pee
             node: Some(peer.node.clone()),
             endpoint: known.or_else(|| peer.endpoints.first().copied()),
             allowed_ips: peer.allowed_ips.clone(),
+            keys: peer.keys.clone(),
             path: path(snapshot, seen, &peer.public_key, status.as_ref()),
             ..measured(peer.public_key, status.as_ref())
         }
@@ -47,6 +48,8 @@ fn measured(public_key: WgKey, status: Option<&PeerStatus>) -> PeerReport {
         allowed_ips: status.map(|status| status.allowed_ips.clone()).unwrap_or_default(),
         handshake_age_secs: age(status),
         preshared_key: key_state(status),
+        keys: vec![],
+        knows_next_key: status.is_some_and(|status| status.knows_next_key),
         received_bytes: status.map_or(0, |status| status.received_bytes),
         sent_bytes: status.map_or(0, |status| status.sent_bytes),
         path: PathReport::default(),
@@ -109,6 +112,7 @@ mod tests {
         let endpoint = "192.0.2.2:51900".parse().unwrap();
         snapshot.peers.push(Peer {
             node: "b".parse().unwrap(),
+            keys: vec![],
             public_key: WgKey([1; 32]),
             endpoints: vec![endpoint],
             allowed_ips: vec!["10.244.1.0/24".parse().unwrap()],
@@ -127,6 +131,7 @@ mod tests {
             direct_answers: 0,
             keepalive_secs: None,
             mtu: None,
+            knows_next_key: false,
         };
         let relay = Via { relay: WgKey([1; 32]), slot: 0 };
         let view = PathView {

@@ -122,6 +122,7 @@ async fn whoever_carries_the_packets_already_is_left_alone() {
 #[test]
 fn only_peers_that_were_heard_directly_are_anywhere() {
     let peer = |key, at: &str, age, relay: Option<&str>| PeerStatus {
+        knows_next_key: false,
         public_key: key,
         endpoint: at.parse().ok(),
         allowed_ips: vec![],

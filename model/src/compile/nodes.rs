@@ -10,6 +10,9 @@ use super::Objects;
 use crate::snapshot::{LocalNode, Peer, WgKey};
 use crate::{NodeName, wellknown};
 
+/// The one in use, and the one that takes over.
+const MOST_KEYS: usize = 2;
+
 pub(super) fn local(objects: &Objects, name: &NodeName) -> LocalNode {
     let node = objects.nodes.iter().find(|n| n.metadata.name.as_deref() == Some(name.as_str()));
     LocalNode {
@@ -25,13 +28,22 @@ pub(super) fn peers(objects: &Objects, local: &LocalNode) -> Vec<Peer> {
     let mut nodes: Vec<&Node> = objects.nodes.iter().map(AsRef::as_ref).collect();
     nodes.sort_by_key(|n| (n.metadata.creation_timestamp.clone(), n.metadata.name.clone()));
     let mut taken_blocks: BTreeSet<IpNet> = local.blocks.iter().copied().collect();
-    let mut taken_keys = BTreeSet::new();
+    // Nobody takes this node's own keys away from it.
+    let own = nodes.iter().filter(|n| n.metadata.name.as_deref() == Some(local.name.as_str()));
+    let own = own.filter_map(|n| peer(n, objects.cluster.overlay_port));
+    let mut taken_keys: BTreeSet<WgKey> =
+        own.flat_map(|own| own.keys.into_iter().chain([own.public_key])).collect();
     let mut peers: Vec<Peer> = nodes
         .into_iter()
         .filter_map(|n| peer(n, objects.cluster.overlay_port))
         .filter(|peer| peer.node != local.name)
         .filter_map(|mut peer| {
             if !taken_keys.insert(peer.public_key) {
+                return None;
+            }
+            let announced = !peer.keys.is_empty();
+            peer.keys.retain(|key| *key == peer.public_key || taken_keys.insert(*key));
+            if announced && peer.keys.is_empty() {
                 return None;
             }
             peer.allowed_ips.retain(|block| taken_blocks.insert(*block));
@@ -46,6 +58,9 @@ fn peer(node: &Node, overlay_port: u16) -> Option<Peer> {
     let name: NodeName = node.metadata.name.as_deref()?.parse().ok()?;
     let annotations = node.metadata.annotations.as_ref()?;
     let public_key: WgKey = annotations.get(wellknown::ANNOTATION_WIREGUARD_KEY)?.parse().ok()?;
+    let keys = annotations.get(wellknown::ANNOTATION_WIREGUARD_KEYS);
+    let keys = keys.into_iter().flat_map(|list| list.split(','));
+    let keys = keys.filter_map(|key| key.trim().parse().ok()).take(MOST_KEYS).collect();
     let mut endpoints: Vec<SocketAddr> = annotations
         .get(wellknown::ANNOTATION_ENDPOINTS)
         .map(|list| list.split(',').filter_map(|e| e.trim().parse().ok()).collect())
@@ -53,7 +68,7 @@ fn peer(node: &Node, overlay_port: u16) -> Option<Peer> {
     if endpoints.is_empty() {
         endpoints = addresses(node).into_iter().map(|a| SocketAddr::new(a, overlay_port)).collect();
     }
-    Some(Peer { node: name, public_key, endpoints, allowed_ips: blocks(node) })
+    Some(Peer { node: name, public_key, keys, endpoints, allowed_ips: blocks(node) })
 }
 
 fn blocks(node: &Node) -> Vec<IpNet> {

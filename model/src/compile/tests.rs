@@ -4,7 +4,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::snapshot::{DnsTarget, FrontendKind, PathMatch, Protocol};
+use crate::snapshot::{DnsTarget, FrontendKind, PathMatch, Protocol, WgKey};
 
 fn object<T: DeserializeOwned>(value: Value) -> Arc<T> {
     Arc::new(serde_json::from_value(value).unwrap())
@@ -78,6 +78,47 @@ fn a_later_node_cannot_take_a_block_or_key_of_an_earlier_one() {
     objects.nodes.push(node("n00", third, "2026-02-01T00:00:00Z", "10.244.1.0/24", "192.0.2.8"));
     let names: Vec<String> = compiled(&objects).peers.iter().map(|p| p.node.to_string()).collect();
     assert_eq!(names, ["n2"]);
+}
+
+#[test]
+fn a_node_keeps_its_name_while_its_keys_change_and_takes_nobody_elses() {
+    let key = |n: u8| WgKey([n; 32]).to_string();
+    let announcing = |node: Arc<Node>, keys: &str| {
+        let mut node = Arc::unwrap_or_clone(node);
+        let annotations = node.metadata.annotations.get_or_insert_default();
+        annotations.insert(crate::wellknown::ANNOTATION_WIREGUARD_KEYS.to_owned(), keys.to_owned());
+        Arc::new(node)
+    };
+    let at = "2026-01-01T00:00:00Z";
+    let later = "2026-01-02T00:00:00Z";
+    let own = node("n1", &key(1), later, "10.244.1.0/24", "192.0.2.1");
+    let other = node("n2", &key(2), at, "10.244.2.0/24", "192.0.2.2");
+    let third = node("n3", &key(3), later, "10.244.3.0/24", "192.0.2.3");
+    let keys = |own_keys: &str, others: &str, thirds: &str| {
+        let nodes = vec![
+            announcing(own.clone(), own_keys),
+            announcing(other.clone(), others),
+            announcing(third.clone(), thirds),
+        ];
+        let objects = Objects { nodes, ..Objects::default() };
+        let peers = compile(&objects, &"n1".parse().unwrap()).peers;
+        let numbers = |peer: &crate::snapshot::Peer| {
+            let keys: Vec<u8> = peer.keys.iter().map(|key| key.0[0]).collect();
+            (peer.public_key.0[0], keys)
+        };
+        peers.iter().map(numbers).collect::<Vec<_>>()
+    };
+    let list = |keys: &[u8]| keys.iter().map(|n| key(*n)).collect::<Vec<_>>().join(",");
+    let good = keys(&list(&[9]), &list(&[2, 22]), &list(&[33, 34]));
+    assert_eq!(
+        good,
+        [(2, vec![2, 22]), (3, vec![33, 34])],
+        "its name is no key of its own any more"
+    );
+    let stolen = keys(&list(&[9]), &list(&[9, 22]), &list(&[22, 1, 35]));
+    assert_eq!(stolen, [(2, vec![22])], "the younger one is left without a key: {stolen:?}");
+    let nonsense = keys("", "nonsense", &list(&[2, 33, 34, 35]));
+    assert_eq!(nonsense, [(2, vec![]), (3, vec![33])]);
 }
 
 #[test]

@@ -39,8 +39,9 @@ fn node(own: u8, other: u8) -> (Core, Vec<u8>) {
         persistent_keepalive_secs: None,
         preshared_key: None,
         former_preshared_key: None,
+        keys: vec![],
     };
-    let config = OverlayConfig { listen_port: 51900, mtu: 1420, peers: vec![peer] };
+    let config = OverlayConfig { listen_port: 51900, mtu: 1420, peers: vec![peer], own_keys: vec![] };
     let mut outbox = Outbox::default();
     core.configure(now, &config, &mut || 1, &mut outbox).expect("a sound configuration");
     let first = outbox.take().expect("a call").bytes.to_vec();

@@ -41,7 +41,7 @@ impl Rotation {
         self.0.retain(|key, _| peers.iter().any(|peer| peer.public_key == *key));
         let mut moves = BTreeMap::new();
         for peer in peers.iter().filter(|peer| peer.relay.is_none()) {
-            let Some(seen) = observed.peers.get(&peer.public_key) else { continue };
+            let Some(seen) = observed.peers.get(&super::called_by(peer)) else { continue };
             let turn = self.0.entry(peer.public_key).or_default();
             if let Some(next) = turn.look(now, peer, seen) {
                 moves.insert(peer.public_key, next);

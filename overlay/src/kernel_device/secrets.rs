@@ -20,6 +20,8 @@ pub(super) struct Secrets(BTreeMap<WgKey, Choice>);
 
 #[derive(Debug)]
 struct Choice {
+    /// The key by which the device knows the peer.
+    called_by: Option<WgKey>,
     present: Option<PresharedKey>,
     former: Option<PresharedKey>,
     /// When the present key was set last.
@@ -35,6 +37,7 @@ impl Secrets {
         self.0.retain(|key, _| config.peers.iter().any(|peer| peer.public_key == *key));
         for peer in &config.peers {
             let choice = self.0.entry(peer.public_key).or_insert_with(|| Choice::new(now, peer));
+            choice.called_by = peer.keys().last().copied();
             if choice.present == peer.preshared_key {
                 choice.former = peer.former_preshared_key;
             } else {
@@ -57,8 +60,9 @@ impl Secrets {
     /// Learns from the device, and lets keys take turns; returns whether one has to be changed.
     pub(super) fn tend(&mut self, now: SystemTime, observed: &Observed) -> bool {
         let mut changed = false;
-        for (key, choice) in &mut self.0 {
-            let handshake = observed.peers.get(key).and_then(|p| p.statistics.last_handshake);
+        for (name, choice) in &mut self.0 {
+            let key = choice.called_by.unwrap_or(*name);
+            let handshake = observed.peers.get(&key).and_then(|p| p.statistics.last_handshake);
             changed |= choice.tend(now, handshake);
         }
         changed
@@ -68,6 +72,7 @@ impl Secrets {
 impl Choice {
     fn new(now: SystemTime, peer: &PeerConfig) -> Self {
         Self {
+            called_by: peer.keys().last().copied(),
             present: peer.preshared_key,
             former: peer.former_preshared_key,
             since: now,
@@ -112,8 +117,9 @@ mod tests {
             persistent_keepalive_secs: None,
             preshared_key: Some(key(present)),
             former_preshared_key: former.map(key),
+            keys: vec![],
         };
-        OverlayConfig { listen_port: 1, mtu: 1420, peers: vec![peer] }
+        OverlayConfig { listen_port: 1, mtu: 1420, peers: vec![peer], own_keys: vec![] }
     }
 
     fn shaken(at: SystemTime) -> Observed {

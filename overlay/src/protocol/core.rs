@@ -21,7 +21,7 @@ use super::peer::{Peer, seal};
 use super::table::{Entry, Table};
 use crate::config::{InvalidConfig, OverlayConfig};
 use crate::counters::Counters;
-use crate::keys::NodeKey;
+use crate::keys::{NodeKey, NodeKeys};
 use crate::offload::split::{Malformed, split};
 use crate::offload::vnet::{NEEDS_CHECKSUM, VnetHeader};
 use crate::status::{DropReason, PeerStatus};
@@ -84,6 +84,16 @@ impl Core {
         self.gate.public()
     }
 
+    /// This node's public keys, the one that all peers know first.
+    pub fn public_keys(&self) -> Vec<WgKey> {
+        self.gate.identities().public()
+    }
+
+    /// From now on the node has these keys. To be called before their public halves are published.
+    pub fn identify(&self, keys: NodeKeys) {
+        self.gate.identify(keys);
+    }
+
     /// A bound above all stamps of initiations, since the Unix epoch, when it has changed: to be stored at once.
     pub fn stamps_to_store(&self) -> Option<Duration> {
         self.gate.stamps().to_store()
@@ -99,7 +109,7 @@ impl Core {
         fresh: &mut dyn FnMut() -> u32,
         outbox: &mut Outbox,
     ) -> Result<(), InvalidConfig> {
-        config.validate(self.public_key())?;
+        config.validate(&self.public_keys())?;
         let _turn = self.configuring.lock().unwrap_or_else(PoisonError::into_inner);
         let next = self.table.load().next(now, &self.gate, config, fresh, outbox);
         self.table.store(Arc::new(next));
@@ -237,7 +247,7 @@ impl Core {
             let peer = entry.lock();
             let (received_bytes, sent_bytes) = peer.traffic_bytes();
             PeerStatus {
-                public_key: peer.key(),
+                public_key: entry.config().public_key,
                 endpoint: peer.endpoint(),
                 allowed_ips: entry.config().allowed_ips.clone(),
                 handshake_age_ms: peer.session_age(now).map(|age| age.as_millis() as u64),
@@ -250,6 +260,7 @@ impl Core {
                 direct_answers: peer.direct_answers(),
                 keepalive_secs: entry.config().persistent_keepalive_secs.filter(|&secs| secs > 0),
                 mtu: Some(peer.mtu()),
+                knows_next_key: peer.knows_next_key(&self.gate),
             }
         };
         table.entries().iter().map(status).collect()

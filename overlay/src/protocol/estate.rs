@@ -31,8 +31,10 @@ pub struct Estate {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PeerEstate {
-    /// Its public key.
-    pub key: WgKey,
+    /// By which it is configured: the key that it had first.
+    pub name: WgKey,
+    /// The key of ours, beside the one that all know, that it has proved to know.
+    pub introduced: Option<WgKey>,
     /// The upper bits of all indices that it was told.
     pub number: u32,
     /// The lower ones of the newest.

@@ -23,7 +23,7 @@ use self::places::Places;
 use self::secrets::Secrets;
 use self::staging::Staging;
 use super::estate::{Moment, PeerEstate, Secret};
-use super::gate::Gate;
+use super::gate::{Gate, Identities, Identity};
 use super::noise::cookie::{Jar, Macs};
 use super::noise::message::{COOKIE_BYTES, RESPONSE_BYTES, SEAL_OVERHEAD, word};
 use super::noise::session::{REJECT_AFTER, REKEY_AFTER, REKEY_AFTER_MESSAGES};
@@ -51,6 +51,15 @@ const OFFERS: usize = 3;
 /// How often the endpoints of a peer behind a relay are tried: a handshake each, which costs the session in use nothing.
 const DIRECT_TRIALS: Duration = Duration::from_secs(7);
 
+/// Pauses between calls by a key that a peer may not know yet; the last one repeats.
+const INTRODUCTIONS: [Duration; 5] = [
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(3),
+    Duration::from_secs(10),
+    Duration::from_secs(30),
+];
+
 /// Unanswered initiations after which another endpoint is tried while the session still lives.
 const PATIENCE_IN_SESSION: u32 = 2;
 
@@ -67,17 +76,25 @@ const CALL_PAUSE: Duration = Duration::from_millis(20);
 /// Where a peer is, and with what it speaks. Not shared: callers hold the lock around it.
 pub struct Peer {
     key: WgKey,
+    /// The key that takes over, by which it is called.
+    next_key: Option<WgKey>,
+    /// Keys of ours that it has proved to know, other than the one that all know.
+    introduced: Option<WgKey>,
+    /// When it is called by our next key to find out whether it knows it, and how often it was.
+    next_introduction: Instant,
+    introductions: u32,
     /// Below 2^24; the upper bits of all indices that the peer is told.
     number: u32,
     last_index: u8,
-    macs: Macs,
+    /// For messages to the key that was addressed last.
+    macs: (WgKey, Macs),
     jar: Jar,
     secrets: Secrets,
     link: Arc<Link>,
     keyring: Keyring,
     /// Which pre-shared key is in the session that waits for the peer to use it.
     answered_with: Psk,
-    offers: VecDeque<(Offer, Psk)>,
+    offers: VecDeque<Offered>,
     /// When both sides call at once, one call is enough: that of the side with the smaller key.
     yields: bool,
     /// It has called since our last call.
@@ -103,15 +120,27 @@ pub struct Peer {
     direct_answers: u64,
 }
 
+/// A call of ours that waits for its answer.
+struct Offered {
+    offer: Offer,
+    psk: Psk,
+    /// Our next key, when it was made with that one.
+    introduces: Option<WgKey>,
+}
+
 impl Peer {
     /// A peer without a session. All indices that it is told begin with `number`, which is below 2^24.
     pub fn new(now: Instant, gate: &Gate, config: &PeerConfig, number: u32) -> Self {
-        let key = config.public_key;
+        let key = config.keys()[0];
         let mut peer = Self {
             key,
+            next_key: None,
+            introduced: None,
+            next_introduction: now,
+            introductions: 0,
             number,
             last_index: 0,
-            macs: Macs::for_receiver(&key),
+            macs: (key, Macs::for_receiver(&key)),
             jar: Jar::default(),
             secrets: Secrets::new(config.preshared_key),
             link: Arc::new(Link::new(now)),
@@ -139,10 +168,11 @@ impl Peer {
     }
 
     /// Leaves all to a successor: from now on nothing is sealed for this peer here.
-    pub fn leave(&self, left: Instant) -> PeerEstate {
+    pub fn leave(&self, left: Instant, name: WgKey) -> PeerEstate {
         let moment = |at| Moment::new(left, at);
         PeerEstate {
-            key: self.key,
+            name,
+            introduced: self.introduced,
             number: self.number,
             last_index: self.last_index,
             path_mtu: self.path_mtu.leave(),
@@ -175,6 +205,7 @@ impl Peer {
         let cookie = estate.cookie.as_ref().and_then(|(c, since)| Some((*c.bytes(), at(*since)?)));
         let mut peer = Self {
             last_index: estate.last_index,
+            introduced: estate.introduced,
             jar: Jar::resume(cookie),
             secrets: Secrets::resume(left, &estate.secrets),
             link: Arc::new(Link::resume(left, &estate.activity)),
@@ -205,6 +236,8 @@ impl Peer {
 
     /// Takes over a changed configuration. Sessions survive, also a change of the pre-shared key.
     pub fn reconfigure(&mut self, now: Instant, config: &PeerConfig) {
+        let keys = config.keys();
+        (self.key, self.next_key) = (keys[0], keys.get(1).copied());
         let seconds = config.persistent_keepalive_secs.filter(|&s| s > 0);
         self.keepalive = seconds.map(|s| Duration::from_secs(s.into()));
         let live = self.keyring.current(now).is_some();
@@ -306,6 +339,7 @@ impl Peer {
         now: Instant,
         source: SocketAddr,
         call: Call,
+        gate: &Gate,
         outbox: &mut Outbox,
     ) -> Result<(), DropReason> {
         if call.stamp() <= self.last_stamp {
@@ -316,6 +350,11 @@ impl Peer {
         }
         (self.last_stamp, self.last_call) = (call.stamp(), Some(now));
         self.yielded = self.yields;
+        // It proves who calls, and by which key.
+        if gate.identities().next().is_some_and(|next| next.public() == call.callee()) {
+            self.introduced = Some(call.callee());
+        }
+        let caller = call.caller();
         let (psk, index) = (self.secrets.for_answer(), self.unused_index());
         let (agreement, mut response) = call.answer(&psk, index).ok_or(DropReason::BadHandshake)?;
         self.answered_with = psk;
@@ -326,7 +365,7 @@ impl Peer {
             self.places.learn(now, source);
         }
         self.publish(now);
-        self.jar.sign(now, &self.macs, &mut response);
+        self.sign(now, caller, &mut response);
         self.next_initiation = self.next_initiation.max(now + RETRIES[0]);
         post(outbox, source, &response);
         Ok(())
@@ -341,13 +380,14 @@ impl Peer {
         outbox: &mut Outbox,
     ) -> Result<(), DropReason> {
         let index = word(response, 8);
-        let place = self.offers.iter().position(|(offer, _)| offer.index() == index);
-        let (offer, psk) = &mut self.offers[place.ok_or(DropReason::UnknownSession)?];
+        let place = self.offers.iter().position(|offered| offered.offer.index() == index);
+        let offered = &mut self.offers[place.ok_or(DropReason::UnknownSession)?];
         if self.yielded {
             return Ok(());
         }
-        let agreement = offer.accept(response).ok_or(DropReason::BadHandshake)?;
-        let psk = *psk;
+        let agreement = offered.offer.accept(response).ok_or(DropReason::BadHandshake)?;
+        let psk = offered.psk;
+        self.introduced = offered.introduces.or(self.introduced);
         self.offers.clear();
         self.direct_answers += u64::from(self.places.past_relay(source));
         self.keyring.called(Session::as_caller(now, &agreement));
@@ -370,9 +410,9 @@ impl Peer {
         reply: &[u8; COOKIE_BYTES],
     ) -> Result<(), DropReason> {
         let index = word(reply, 4);
-        let known = self.offers.iter().any(|(offer, _)| offer.index() == index)
+        let known = self.offers.iter().any(|offered| offered.offer.index() == index)
             || self.keyring.find(index).is_some();
-        if !known || !self.jar.keep(now, &self.macs, reply) {
+        if !known || !self.jar.keep(now, &self.macs.1, reply) {
             return Err(DropReason::UnknownSession);
         }
         Ok(())
@@ -385,6 +425,7 @@ impl Peer {
         }
         self.secrets.retire(now);
         self.try_direct(now, gate, outbox);
+        self.introduce(now, gate, outbox);
         if self.wants_session(now) {
             if now >= self.next_initiation {
                 self.initiate(now, gate, outbox);
@@ -422,9 +463,9 @@ impl Peer {
         Some(now.saturating_duration_since(session.created()))
     }
 
-    /// Its public key.
-    pub fn key(&self) -> WgKey {
-        self.key
+    /// Whether it has proved to know the key that takes over, if there is one.
+    pub fn knows_next_key(&self, gate: &Gate) -> bool {
+        gate.identities().next().is_some_and(|next| self.introduced == Some(next.public()))
     }
 
     /// Whether a handshake with the present pre-shared key has succeeded.
@@ -484,7 +525,11 @@ impl Peer {
         self.next_initiation = now + pause + self.stagger(pause);
         let psk = self.secrets.for_call(self.attempts, badly);
         let Some(to) = self.places.current() else { return };
-        if self.call(now, gate, psk, to, outbox) {
+        // Its next key was published after it had it, so that the other one is a last resort.
+        let key = self.next_key.filter(|_| !badly || self.attempts & 2 == 0).unwrap_or(self.key);
+        let identities = gate.identities();
+        let own = self.familiar(&identities);
+        if self.call(now, gate, (own, key, &psk), to, outbox) {
             self.attempts = self.attempts.saturating_add(1);
             self.unanswered = self.unanswered.saturating_add(1);
             self.last_initiation = now;
@@ -500,24 +545,66 @@ impl Peer {
         let Some(to) = self.places.next_past_relay() else { return };
         self.next_trial = now + DIRECT_TRIALS + self.stagger(DIRECT_TRIALS);
         let psk = self.secrets.for_call(0, false);
-        self.call(now, gate, psk, to, outbox);
+        let (identities, key) = (gate.identities(), self.next_key.unwrap_or(self.key));
+        let own = self.familiar(&identities);
+        self.call(now, gate, (own, key, &psk), to, outbox);
     }
 
-    /// Sends an initiation there.
+    /// Our key that it is known to know.
+    fn familiar<'i>(&self, identities: &'i Identities) -> &'i Identity {
+        let next = identities.next().filter(|next| self.introduced == Some(next.public()));
+        next.unwrap_or(identities.present())
+    }
+
+    /// Calls it by our next key, beside the session in use: its answer proves that it has learned of it. Silence
+    /// costs nothing.
+    fn introduce(&mut self, now: Instant, gate: &Gate, outbox: &mut Outbox) {
+        let identities = gate.identities();
+        self.yields = self.key < identities.present().public();
+        let Some(next) = identities.next().filter(|next| self.introduced != Some(next.public()))
+        else {
+            self.introductions = 0;
+            return;
+        };
+        let (Some(to), true) = (self.places.current(), self.keyring.current(now).is_some()) else {
+            return;
+        };
+        // A handshake that is due goes first: both at once would be in each other's way.
+        if now < self.next_introduction || self.wants_session(now) {
+            return;
+        }
+        let pause = INTRODUCTIONS[(self.introductions as usize).min(INTRODUCTIONS.len() - 1)];
+        self.next_introduction = now + pause + self.stagger(pause);
+        self.introductions = self.introductions.saturating_add(1);
+        let psk = self.secrets.for_call(0, false);
+        let key = self.next_key.unwrap_or(self.key);
+        self.call(now, gate, (next, key, &psk), to, outbox);
+    }
+
+    /// Completes a message to one of its keys.
+    fn sign(&mut self, now: Instant, to: WgKey, message: &mut [u8]) {
+        if self.macs.0 != to {
+            self.macs = (to, Macs::for_receiver(&to));
+        }
+        self.jar.sign(now, &self.macs.1, message);
+    }
+
+    /// Sends an initiation there, from one of our keys to one of its own.
     fn call(
         &mut self,
         now: Instant,
         gate: &Gate,
-        psk: Psk,
+        (own, key, psk): (&Identity, WgKey, &Psk),
         to: SocketAddr,
         outbox: &mut Outbox,
     ) -> bool {
         let (index, stamp) = (self.unused_index(), gate.stamps().next(now));
-        let offered = Offer::make(gate.key(), &self.key, &psk, index, stamp);
+        let offered = Offer::make(own.key(), &key, psk, index, stamp);
         let Some((offer, mut initiation)) = offered else { return false };
-        self.jar.sign(now, &self.macs, &mut initiation);
+        self.sign(now, key, &mut initiation);
         self.offers.truncate(OFFERS - 1);
-        self.offers.push_front((offer, psk));
+        let introduces = Some(own.public()).filter(|key| *key != gate.public());
+        self.offers.push_front(Offered { offer, psk: *psk, introduces });
         self.yielded = false;
         post(outbox, to, &initiation);
         true
@@ -569,7 +656,7 @@ impl Peer {
         loop {
             self.last_index = self.last_index.wrapping_add(1);
             let index = self.number << 8 | u32::from(self.last_index);
-            let offered = self.offers.iter().any(|(offer, _)| offer.index() == index);
+            let offered = self.offers.iter().any(|offered| offered.offer.index() == index);
             if !offered && self.keyring.find(index).is_none() {
                 return index;
             }

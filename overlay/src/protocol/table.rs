@@ -51,7 +51,8 @@ impl Entry {
 
 impl Table {
     /// Peers as another process left them, with nothing configured: the next table is the first to carry packets.
-    pub fn resume(left: Instant, gate: &Gate, peers: Vec<PeerEstate>) -> Self {
+    pub fn resume(left: Instant, gate: &Gate, mut peers: Vec<PeerEstate>) -> Self {
+        peers.sort_by_key(|estate| estate.name);
         let mut table = Self::default();
         for estate in peers {
             table.push(Entry::resume(left, gate, estate));
@@ -61,7 +62,8 @@ impl Table {
 
     /// Leaves all peers to a successor.
     pub fn leave(&self, left: Instant) -> Vec<PeerEstate> {
-        self.entries.iter().map(|entry| entry.lock().leave(left)).collect()
+        let leave = |entry: &Entry| entry.lock().leave(left, entry.config.public_key);
+        self.entries.iter().map(leave).collect()
     }
 
     /// The table for a changed configuration: peers that stay keep their sessions, new ones are called at once.
@@ -78,8 +80,9 @@ impl Table {
         let mut table = Self::default();
         let device_mtu = config.mtu;
         let peers: BTreeMap<_, _> = config.peers.iter().map(|p| (p.public_key, p)).collect();
-        for (key, config) in peers {
-            let entry = match self.by_key.get(&key).map(|&old| &self.entries[old as usize]) {
+        for (name, config) in peers {
+            let old = self.entries.binary_search_by_key(&name, |entry| entry.config.public_key);
+            let entry = match old.ok().map(|old| &self.entries[old]) {
                 Some(old) => old.changed(now, config),
                 None => {
                     let number = self.unused(&table, fresh);
@@ -127,7 +130,7 @@ impl Table {
     fn push(&mut self, entry: Entry) {
         let place = self.entries.len() as u32;
         self.by_number.insert(entry.number, place);
-        self.by_key.insert(entry.config.public_key, place);
+        self.by_key.extend(entry.config.keys().iter().map(|key| (*key, place)));
         self.entries.push(entry);
     }
 
@@ -148,7 +151,8 @@ impl Entry {
 
     fn resume(left: Instant, gate: &Gate, estate: PeerEstate) -> Self {
         let config = PeerConfig {
-            public_key: estate.key,
+            public_key: estate.name,
+            keys: vec![],
             endpoints: vec![],
             relay: None,
             allowed_ips: vec![],

@@ -40,9 +40,8 @@ struct Linked {
 
 /// One side of a pair.
 struct End {
-    key: WgKey,
-    /// Of handshake messages that are meant for it.
-    macs: Macs,
+    /// Its keys, and the macs of handshake messages that are meant for them.
+    keys: Vec<(WgKey, Macs)>,
     configured: SocketAddr,
     /// Where it is: as configured, or where it was followed to.
     place: SocketAddr,
@@ -68,15 +67,14 @@ impl Switch {
         for (port, pair) in pairs {
             let known = old.iter().position(|linked| {
                 linked.port == port
-                    && linked.ends[0].key == pair.a_key
-                    && linked.ends[1].key == pair.b_key
+                    && linked.ends.iter().zip(keys(&pair)).all(|(end, keys)| end.has_one_of(&keys))
             });
             self.pairs.push(match known {
                 Some(place) => old.swap_remove(place).moved(&pair),
-                None => Linked {
-                    port,
-                    ends: [End::new(pair.a_key, pair.a), End::new(pair.b_key, pair.b)],
-                },
+                None => {
+                    let [a, b] = keys(&pair);
+                    Linked { port, ends: [End::new(&a, pair.a), End::new(&b, pair.b)] }
+                }
             });
         }
         self.index();
@@ -119,7 +117,7 @@ impl Switch {
     fn sender(&self, port: u16, from: SocketAddr, datagram: &[u8]) -> Option<(usize, usize)> {
         let message = Message::read(datagram)?;
         let is_from = |end: &End, other: &End| match message {
-            Message::Initiation(_) | Message::Response(_) => other.macs.is_addressed(datagram),
+            Message::Initiation(_) | Message::Response(_) => other.is_addressed(datagram),
             Message::Cookie(_) => end.has_called_from(from),
             Message::Data(_) => false,
         };
@@ -160,7 +158,7 @@ impl Switch {
         if agrees && (proven || quiet) {
             other.calls.retain(|call| call.index != receiver);
             if other.place != from {
-                tracing::debug!(node = %other.key, place = %from, "a relayed node was followed");
+                tracing::debug!(place = %from, "a relayed node was followed");
                 other.place = from;
                 other.heard = Some(now);
                 self.index();
@@ -179,9 +177,21 @@ impl Switch {
     }
 }
 
+/// By which both sides are called.
+fn keys(pair: &RelayedPair) -> [Vec<WgKey>; 2] {
+    let sides = [(pair.a_key, pair.a_next_key), (pair.b_key, pair.b_next_key)];
+    sides.map(|(key, next)| [Some(key), next].into_iter().flatten().collect())
+}
+
+fn named(keys: &[WgKey]) -> Vec<(WgKey, Macs)> {
+    keys.iter().map(|key| (*key, Macs::for_receiver(key))).collect()
+}
+
 impl Linked {
     fn moved(mut self, pair: &RelayedPair) -> Self {
-        for (end, configured) in self.ends.iter_mut().zip([pair.a, pair.b]) {
+        let configured = [pair.a, pair.b].into_iter().zip(keys(pair));
+        for (end, (configured, keys)) in self.ends.iter_mut().zip(configured) {
+            end.keys = named(&keys);
             if end.configured != configured {
                 (end.configured, end.place) = (configured, configured);
             }
@@ -191,9 +201,17 @@ impl Linked {
 }
 
 impl End {
-    fn new(key: WgKey, configured: SocketAddr) -> Self {
-        let (macs, calls) = (Macs::for_receiver(&key), VecDeque::new());
-        Self { key, macs, configured, place: configured, heard: None, calls }
+    fn new(keys: &[WgKey], configured: SocketAddr) -> Self {
+        let (keys, calls) = (named(keys), VecDeque::new());
+        Self { keys, configured, place: configured, heard: None, calls }
+    }
+
+    fn has_one_of(&self, keys: &[WgKey]) -> bool {
+        self.keys.iter().any(|(key, _)| keys.contains(key))
+    }
+
+    fn is_addressed(&self, message: &[u8]) -> bool {
+        self.keys.iter().any(|(_, macs)| macs.is_addressed(message))
     }
 
     /// The first place of a call counts: who repeats it from elsewhere has only overheard it.
@@ -224,13 +242,25 @@ mod tests {
     const A: WgKey = WgKey([1; 32]);
     const B: WgKey = WgKey([2; 32]);
 
+    fn pair(a_key: WgKey, a_next_key: Option<WgKey>) -> RelayedPair {
+        RelayedPair {
+            slot: 0,
+            a: at(1, 51900),
+            a_key,
+            a_next_key,
+            b: at(2, 51900),
+            b_key: B,
+            b_next_key: None,
+        }
+    }
+
     fn at(host: u8, port: u16) -> SocketAddr {
         ([192, 0, 2, host], port).into()
     }
 
     fn switch() -> Switch {
         let mut switch = Switch::default();
-        let pair = RelayedPair { slot: 0, a: at(1, 51900), a_key: A, b: at(2, 51900), b_key: B };
+        let pair = pair(A, None);
         switch.configure([(PORT, pair)].into_iter());
         switch
     }
@@ -288,9 +318,23 @@ mod tests {
             assert_eq!(switch.pass(now, PORT, b, &data(11)), one(a));
         }
         // What was configured for them stays good for both, and takes nothing away.
-        let same = RelayedPair { slot: 0, a: at(1, 51900), a_key: A, b: at(2, 51900), b_key: B };
+        let same = pair(A, None);
         switch.configure([(PORT, same)].into_iter());
         assert_eq!(switch.pass(now, PORT, a, &data(20)), one(b));
+    }
+
+    #[test]
+    fn a_side_is_followed_by_each_of_the_others_keys_and_stays_while_a_key_takes_over() {
+        let (mut switch, now) = (switch(), Instant::now());
+        let (a, b, moved) = (at(1, 51900), at(2, 51900), at(2, 4009));
+        let next = WgKey([3; 32]);
+        assert_eq!(switch.pass(now, PORT, moved, &call(30, &next)), [None; 2], "not known yet");
+        switch.configure([(PORT, pair(A, Some(next)))].into_iter());
+        assert_eq!(switch.pass(now, PORT, moved, &call(30, &next)), one(a));
+        assert_eq!(switch.pass(now, PORT, a, &response(40, 30, &B)), one(moved));
+        switch.configure([(PORT, pair(next, None))].into_iter());
+        assert_eq!(switch.pass(now, PORT, a, &data(31)), one(moved), "where it was followed to");
+        assert_eq!(switch.pass(now, PORT, b, &call(50, &A)), [None; 2], "that key is gone");
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod handover;
 mod hostile;
 mod net;
 mod relay;
+mod rotation;
 
 use std::collections::HashSet;
 use std::net::SocketAddr;

@@ -133,8 +133,9 @@ impl Net {
             persistent_keepalive_secs: None,
             preshared_key: None,
             former_preshared_key: None,
+            keys: vec![],
         });
-        OverlayConfig { listen_port: 51900, mtu: 1420, peers: peers.collect() }
+        OverlayConfig { listen_port: 51900, mtu: 1420, peers: peers.collect(), own_keys: vec![] }
     }
 
     pub(crate) fn configure(&mut self, node: usize, config: &OverlayConfig) {

@@ -161,7 +161,11 @@ fn two_nodes_behind_symmetric_nat_speak_through_a_third() {
     let (a, b) = (at(1), at(2));
     assert!(a.port() != 51900 && b.port() != 51900, "{a} {b}");
     let (a_key, b_key) = (world.key(1).public(), world.key(2).public());
-    let relay = Relaying::start(&world, 3, RelayedPair { slot: 0, a, a_key, b, b_key });
+    let relay = Relaying::start(
+        &world,
+        3,
+        RelayedPair { slot: 0, a, a_key, a_next_key: None, b, b_key, b_next_key: None },
+    );
     for config in &mut configs[..2] {
         config.peers[0].relay = Some(SocketAddr::new(Routed::endpoint(3, false).ip(), 51901));
     }

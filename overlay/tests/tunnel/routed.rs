@@ -206,9 +206,15 @@ impl Routed {
             persistent_keepalive_secs: None,
             preshared_key: None,
             former_preshared_key: None,
+            keys: vec![],
         };
         let others = NODES.into_iter().filter(|m| *m != n);
-        OverlayConfig { listen_port: 51900, mtu, peers: others.map(peer).collect() }
+        OverlayConfig {
+            listen_port: 51900,
+            mtu,
+            peers: others.map(peer).collect(),
+            own_keys: vec![],
+        }
     }
 
     pub(crate) fn configure(&self, n: u8, config: &OverlayConfig) {

@@ -298,8 +298,9 @@ impl World {
             persistent_keepalive_secs: None,
             preshared_key: None,
             former_preshared_key: None,
+            keys: vec![],
         };
-        OverlayConfig { listen_port: 51900, mtu: 1420, peers: vec![peer] }
+        OverlayConfig { listen_port: 51900, mtu: 1420, peers: vec![peer], own_keys: vec![] }
     }
 
     pub(crate) fn configure(&self, side: Side, config: &OverlayConfig) {

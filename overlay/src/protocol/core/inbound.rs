@@ -122,7 +122,7 @@ impl<'t> Batch<'t> {
         outbox: &mut Outbox,
     ) -> Result<(), DropReason> {
         let place = self.table.place_of_key(call.caller()).ok_or(DropReason::UnknownPeer)?;
-        self.table.entry(place).lock().answer(self.now, source, call, outbox)
+        self.table.entry(place).lock().answer(self.now, source, call, self.gate, outbox)
     }
 
     fn entry(&self, index: u32) -> Result<&'t Entry, DropReason> {

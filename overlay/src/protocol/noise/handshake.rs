@@ -37,6 +37,7 @@ pub struct Offer {
 pub struct Call {
     state: HandshakeState,
     caller: WgKey,
+    callee: WgKey,
     stamp: Tai64n,
     remote_index: u32,
 }
@@ -85,12 +86,18 @@ impl Call {
         let mut stamp = [0; 12];
         state.read_message(&initiation[INITIATION_NOISE], &mut stamp).ok()?;
         let caller = WgKey(state.get_remote_static()?.try_into().ok()?);
-        Some(Self { state, caller, stamp: Tai64n(stamp), remote_index: word(initiation, 4) })
+        let (callee, remote_index) = (own.public(), word(initiation, 4));
+        Some(Self { state, caller, callee, stamp: Tai64n(stamp), remote_index })
     }
 
     /// Who calls.
     pub fn caller(&self) -> WgKey {
         self.caller
+    }
+
+    /// Which of this node's keys it was made for: the caller knows that one.
+    pub fn callee(&self) -> WgKey {
+        self.callee
     }
 
     /// When: older than another call of the same peer, it is a replay.
