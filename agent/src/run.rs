@@ -199,6 +199,10 @@ impl Agent {
             worker: workers::any(workers::OVERLAY, &self.paths),
             paths: self.paths.clone(),
         };
+        if switch.is_due(self.overlay.kind()).await.unwrap_or(false) {
+            // It takes seconds on a slow machine, and the new device carries nothing without them.
+            self.load_programs_once().await;
+        }
         // What does not make way shows when the overlay is configured, and the next agent tries again.
         switch.to(self.overlay.kind()).await.unwrap_or_else(|error| {
             tracing::error!(error = chain(&error), "the other kind of overlay did not make way");

@@ -58,11 +58,20 @@ impl Switch {
         }
     }
 
-    async fn to_kernel(&self) -> Result<Whereabouts, SwitchError> {
+    /// Whether the other kind has to make way.
+    pub(crate) async fn is_due(&self, kind: Kind) -> Result<bool, SwitchError> {
         let holder = self.ask(|device| device.holder()).await?;
-        if holder != Holder::Other && !self.worker.identity_file.exists() {
+        Ok(match kind {
+            Kind::Kernel => holder == Holder::Other || self.worker.identity_file.exists(),
+            Kind::User => holder == Holder::WireGuard,
+        })
+    }
+
+    async fn to_kernel(&self) -> Result<Whereabouts, SwitchError> {
+        if !self.is_due(Kind::Kernel).await? {
             return Ok(Whereabouts::new());
         }
+        let holder = self.ask(|device| device.holder()).await?;
         if !(self.supported)() {
             tracing::error!("this kernel has no WireGuard; the overlay worker goes on as it is");
             return Ok(Whereabouts::new());
@@ -87,7 +96,7 @@ impl Switch {
     }
 
     async fn to_user(&self) -> Result<Whereabouts, SwitchError> {
-        if self.ask(|device| device.holder()).await? != Holder::WireGuard {
+        if !self.is_due(Kind::User).await? {
             return Ok(Whereabouts::new());
         }
         let observed = self.ask(|device| device.observe()).await;

@@ -22,7 +22,6 @@ impl Agent {
     /// Loads the programs, as often as it takes; then everything that needs them.
     pub(super) async fn kernel(self: Arc<Self>) {
         let programs = self.load_programs().await;
-        let _ = self.programs.set(Arc::clone(&programs));
         let device = OVERLAY_DEVICE.parse().expect("a constant and valid interface name");
         let network = LinuxNodeNetwork::new(NetNs::current(), Arc::clone(&programs), device);
         self.drive(Node { network: Arc::new(network), mtu: self.mtu });
@@ -43,23 +42,34 @@ impl Agent {
     async fn load_programs(&self) -> Arc<Programs> {
         let mut pause = Duration::from_millis(500);
         loop {
-            let options = LoadOptions::new(&self.options.bpf_dir, &self.options.cgroup);
-            let load = tokio::task::spawn_blocking(move || Programs::open_or_load(&options));
-            match load.await {
-                Ok(Ok(programs)) => {
-                    tracing::info!(dir = %self.options.bpf_dir.display(), "eBPF programs loaded and attached");
-                    self.board.done("programs");
-                    return Arc::new(programs);
-                }
-                Ok(Err(error)) => {
-                    let error = chain(&error);
-                    tracing::error!(error, "eBPF programs not loaded, trying again");
-                    self.board.failed("programs", vec![error]);
-                }
-                Err(panic) => self.board.failed("programs", vec![panic.to_string()]),
+            self.load_programs_once().await;
+            if let Some(programs) = self.programs.get() {
+                return Arc::clone(programs);
             }
             tokio::time::sleep(pause).await;
             pause = longer(pause);
+        }
+    }
+
+    /// Loads the programs unless they are loaded. Failures are on the board.
+    pub(super) async fn load_programs_once(&self) {
+        if self.programs.get().is_some() {
+            return;
+        }
+        let options = LoadOptions::new(&self.options.bpf_dir, &self.options.cgroup);
+        let load = tokio::task::spawn_blocking(move || Programs::open_or_load(&options));
+        match load.await {
+            Ok(Ok(programs)) => {
+                tracing::info!(dir = %self.options.bpf_dir.display(), "eBPF programs loaded and attached");
+                self.board.done("programs");
+                let _ = self.programs.set(Arc::new(programs));
+            }
+            Ok(Err(error)) => {
+                let error = chain(&error);
+                tracing::error!(error, "eBPF programs not loaded, trying again");
+                self.board.failed("programs", vec![error]);
+            }
+            Err(panic) => self.board.failed("programs", vec![panic.to_string()]),
         }
     }
 
