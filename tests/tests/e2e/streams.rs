@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -169,7 +169,7 @@ fn exec_runs_commands(world: &World) -> Result<()> {
 
 fn exec_carries_input(world: &World) -> Result<()> {
     pod(world)?;
-    let large: Vec<u8> = (0..LARGE_BYTES as u64).map(|i| (i * i >> 7) as u8).collect();
+    let large: Vec<u8> = (0..LARGE_BYTES as u64).map(|i| ((i * i) >> 7) as u8).collect();
     for wire in BOTH {
         let ran = run(world, wire, &["exec", "-i", "inside", "--", "cat"], b"hi")?;
         ensure!(ran.code == Some(0) && ran.out == b"hi", "{wire:?}: {:?} {}", ran.code, ran.said);
@@ -310,7 +310,7 @@ spec:
 ",
     )?;
     world.kubectl.wait_ready("app=on-the-node", 1, PATIENCE)?;
-    let large: Vec<u8> = (0..LARGE_BYTES as u64).map(|i| (i * 7 >> 3) as u8).collect();
+    let large: Vec<u8> = (0..LARGE_BYTES as u64).map(|i| ((i * 7) >> 3) as u8).collect();
     for wire in BOTH {
         for (pod, http, echo) in [("inside", 8080, 9000), ("on-the-node", 18080, 19000)] {
             let (_web, local) = forward(world, wire, pod, http)?;
@@ -320,7 +320,8 @@ spec:
                 expect(pod, &answer, "version")
             })?;
             let (_echo, local) = forward(world, wire, pod, echo)?;
-            let mut stream = TcpStream::connect(("127.0.0.1", local))?;
+            let mut stream =
+                TcpStream::connect_timeout(&(Ipv4Addr::LOCALHOST, local).into(), PATIENCE)?;
             stream.set_read_timeout(Some(PATIENCE))?;
             let (mut writer, bytes) = (stream.try_clone()?, large.clone());
             let writing = thread::spawn(move || {
