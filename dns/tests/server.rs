@@ -1,8 +1,9 @@
 //! The whole server on loopback: real sockets, real messages, a second server as its upstream.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::Path;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
@@ -18,11 +19,18 @@ struct Server {
     _dir: tempfile::TempDir,
 }
 
+/// On an address that no other test uses: on a shared one, somebody may take the port before the server does.
+fn free_address() -> SocketAddr {
+    static TAKEN: AtomicU8 = AtomicU8::new(0);
+    let own = Ipv4Addr::new(127, 53, TAKEN.fetch_add(1, Ordering::Relaxed), 1);
+    UdpSocket::bind((own, 0)).unwrap().local_addr().unwrap()
+}
+
 impl Server {
     /// The worker ends with the test process: it has no other end than a signal.
     fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let address = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let address = free_address();
         let server = Self { address, client: Client::new(dir.path().join("dns.sock")), _dir: dir };
         server.spawn(server._dir.path());
         server
@@ -240,7 +248,7 @@ async fn a_successor_answers_from_the_saved_names() {
     server.configure(zone("cluster.local", 3), vec![]).await;
     let dir = tempfile::tempdir().unwrap();
     std::fs::copy(server._dir.path().join("dns.json"), dir.path().join("dns.json")).unwrap();
-    let address = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let address = free_address();
     let client = Client::new(dir.path().join("dns.sock"));
     let successor = Server { address, client, _dir: dir };
     successor.spawn(successor._dir.path());

@@ -67,6 +67,8 @@ fn two_pods_talk_past_the_stack_in_both_families() {
         return;
     }
     let node = Node::new();
+    // A new namespace has it from the machine, where it may be on.
+    node.net.run(|| mesh_kernel::sysctl::write("net/ipv4/ip_forward", "0")).unwrap();
     let ((one, _), (two, two_port)) = (node.pod(5), node.pod(6));
     for address in two_port.addresses() {
         let tcp = two.greeter(&at(address, 0).to_string(), "hello");

@@ -19,7 +19,7 @@ fn it_is_told_whose_a_name_is() {
     let net = Net::new();
     let device = KernelWireGuard::new(net.handle(), "mesh-wg".parse().unwrap());
     assert_eq!(device.holder().unwrap(), Holder::Nobody);
-    net.ip("link add mesh-wg type dummy");
+    net.ip("link add mesh-wg type veth peer name other");
     assert_eq!(device.holder().unwrap(), Holder::Other);
     device.remove().unwrap();
     assert_eq!(device.holder().unwrap(), Holder::Nobody);
