@@ -250,7 +250,10 @@ impl Member {
         match self.standing {
             Standing::Up => PROBE_EVERY,
             Standing::Suspect => PROBE_SUSPECT_EVERY,
-            _ if now.saturating_duration_since(self.changed) > LONG_DOWN => PROBE_DOWN_EVERY,
+            // At the first echo it is looked at as often as the others: in a longer pause the echoes would be no row.
+            _ if self.streak == 0 && now.saturating_duration_since(self.changed) > LONG_DOWN => {
+                PROBE_DOWN_EVERY
+            }
             _ => PROBE_EVERY,
         }
     }

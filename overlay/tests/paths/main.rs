@@ -55,6 +55,21 @@ fn a_dead_node_is_known_everywhere_within_a_second_and_back_soon() {
 }
 
 #[test]
+fn a_node_that_was_away_for_long_comes_back_too() {
+    for count in [3, 10] {
+        let mut world = World::new(count, 7);
+        world.run(3 * SECOND);
+        world.nodes[1].alive = false;
+        world.run(300 * SECOND);
+        world.nodes[1].alive = true;
+        let others = || (0..count).filter(|n| *n != 1);
+        let up = |w: &World| others().all(|n| w.standing(n, 1) == Standing::Up);
+        let took = world.until(3 * SECOND, up).expect("it is back everywhere");
+        println!("{count} nodes: up again everywhere {took:?} after five minutes away");
+    }
+}
+
+#[test]
 fn loss_alone_takes_nobody_down_and_costs_few_messages() {
     const NODES: usize = 500;
     const SECONDS: u32 = 20;
