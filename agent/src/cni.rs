@@ -131,6 +131,7 @@ impl Cni {
         }
         let _turn = self.turn(&owner).await;
         self.drain_queue_of(&owner).await?;
+        self.finish_departure(&owner).await?;
         let lease = self.reserve(&owner, &readiness.blocks).await.map_err(Trouble::Ledger)?;
         let addresses = lease.map(|lease| lease.addresses).unwrap_or_default();
         let text = owner::describe(&owner, &addresses, pod.as_ref());

@@ -76,19 +76,23 @@ impl Cni {
 
     /// Tries again what could not go.
     pub(super) async fn depart_again(&self) {
-        let failed = std::mem::take(&mut *self.0.departures.failed());
+        let failed: Vec<Owner> = self.0.departures.failed().iter().cloned().collect();
         for owner in failed {
             let _turn = self.turn(&owner).await;
-            let asked = owner.clone();
-            let lease = self.0.ledger.ask(move |pool| pool.lease(&asked).cloned()).await;
-            // Whoever added it anew meanwhile has found the old one and put it right.
-            if lease.is_ok_and(|lease| lease.is_none_or(|lease| lease.committed)) {
-                continue;
-            }
-            if !self.release_quietly(&owner).await {
-                self.0.departures.failed().insert(owner);
+            if let Err(trouble) = self.finish_departure(&owner).await {
+                let error = &trouble as &(dyn std::error::Error + 'static);
+                tracing::warn!(owner = %owner, error, "still not gone");
             }
         }
+    }
+
+    /// What is left of the owner's last interface goes first, or nothing happens; the caller holds the owner's turn.
+    pub(super) async fn finish_departure(&self, owner: &Owner) -> Result<(), Trouble> {
+        if self.0.departures.failed().contains(owner) {
+            self.release(owner).await?;
+            self.0.departures.failed().remove(owner);
+        }
+        Ok(())
     }
 }
 

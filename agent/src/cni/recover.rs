@@ -120,7 +120,7 @@ impl Cni {
         Ok(())
     }
 
-    pub(super) async fn release_quietly(&self, owner: &Owner) -> bool {
+    async fn release_quietly(&self, owner: &Owner) -> bool {
         match self.release(owner).await {
             Ok(()) => true,
             Err(trouble) => {
