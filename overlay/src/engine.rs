@@ -8,6 +8,7 @@ mod failure;
 mod inward;
 mod lane;
 mod outward;
+mod queues;
 
 use std::io;
 use std::net::SocketAddr;
@@ -137,7 +138,7 @@ impl Engine {
         beginning: Beginning,
     ) -> Result<Self, StartError> {
         let Beginning { stamps, affords, mut inherited, legacy } = beginning;
-        let queues = tun::open(device, lanes(), &mut inherited)?;
+        let queues = tun::open(device, lanes() * queues::EACH, &mut inherited)?;
         let counters = Arc::new(Counters::default());
         let core = match legacy {
             Some(Legacy { estate, left }) => {
@@ -225,13 +226,13 @@ impl Engine {
     }
 
     fn read_device(&self) -> io::Result<()> {
-        for queue in 0..self.shared.queues.len() {
+        for number in 0..self.shared.lanes() {
             let lane = Arc::new(Lane::new(threads()));
             for _ in 0..lane.threads() {
                 let (body, lane, stop) =
                     (Arc::clone(&self.shared), Arc::clone(&lane), self.stop.clone());
-                let run = move || outward::run(&body, queue, &lane, &stop);
-                self.crew.spawn(&self.shared.failure, format!("overlay-out{queue}"), run)?;
+                let run = move || outward::run(&body, &body.queues_of(number), &lane, &stop);
+                self.crew.spawn(&self.shared.failure, format!("overlay-out{number}"), run)?;
             }
         }
         Ok(())
@@ -318,12 +319,15 @@ impl Engine {
     /// Receives at an open port, and no longer at the one before.
     fn receive(&self, sockets: Arc<Sockets>, stop: Stop, applied: &mut Applied) -> io::Result<()> {
         for place in 0..sockets.len() {
-            let queue = place % self.shared.queues.len();
+            let number = place % self.shared.lanes();
             let lane = Arc::new(Lane::new(threads()));
             for _ in 0..lane.threads() {
                 let (shared, sockets) = (Arc::clone(&self.shared), Arc::clone(&sockets));
                 let (lane, stop) = (Arc::clone(&lane), stop.clone());
-                let run = move || inward::run(&shared, (&sockets, place), &lane, queue, &stop);
+                let run = move || {
+                    let queues = shared.queues_of(number);
+                    inward::run(&shared, (&sockets, place), &lane, &queues, &stop)
+                };
                 let name = format!("overlay-in{place}");
                 self.crew.spawn(&self.shared.failure, name, run)?;
             }
@@ -353,6 +357,15 @@ impl Drop for Engine {
 }
 
 impl Shared {
+    /// No more than there are queues, of which the worker before may have left few.
+    fn lanes(&self) -> usize {
+        lanes().min(self.queues.len()).max(1)
+    }
+
+    fn queues_of(&self, lane: usize) -> Vec<&Queue> {
+        queues::of(&self.queues, lane, self.lanes())
+    }
+
     /// Asks the system what it dropped before the engine saw it.
     fn count_overflows(&self, earlier: usize) {
         let sockets = self.sockets.load().as_ref().map_or(0, |sockets| sockets.overflowed());

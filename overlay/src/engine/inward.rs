@@ -5,7 +5,7 @@ use std::io::{self, IoSlice};
 use std::time::Instant;
 
 use super::lane::{Lane, Ticket};
-use super::{EngineFailure, Shared};
+use super::{EngineFailure, Shared, queues};
 use crate::counters::Counters;
 use crate::offload::coalesce::{Coalescer, Device};
 use crate::os::poll::Stop;
@@ -30,12 +30,12 @@ pub(super) fn run(
     shared: &Shared,
     (sockets, place): (&Sockets, usize),
     lane: &Lane,
-    queue: usize,
+    queues: &[&Queue],
     stop: &Stop,
 ) -> Result<(), EngineFailure> {
     let Some(socket) = sockets.socket(place) else { return Ok(()) };
-    let (queue, counters) = (&shared.queues[queue], &shared.counters);
-    let writer = Writer { queue, counters, lane, ticket: Cell::new(None) };
+    let counters = &shared.counters;
+    let writer = Writer { queues, counters, lane, ticket: Cell::new(None) };
     let alone = lane.threads() == 1;
     let (mut joined, mut inbox) = if alone {
         (Coalescer::new(writer, FLUSH_BYTES), Inbox::default())
@@ -74,9 +74,9 @@ pub(super) fn run(
     }
 }
 
-/// A queue, counted, that is written in the order of the lane.
+/// The queues of a lane, counted, that are written in its order.
 struct Writer<'a> {
-    queue: &'a Queue,
+    queues: &'a [&'a Queue],
     counters: &'a Counters,
     lane: &'a Lane,
     /// For whose turn the first write has to wait; none when the turn has come.
@@ -103,13 +103,14 @@ impl Writer<'_> {
 impl Device for Writer<'_> {
     fn write(&self, pieces: &[IoSlice<'_>]) -> io::Result<()> {
         self.come();
-        self.queue.write(pieces)?;
+        let packet = pieces.get(1).map_or(&[][..], |piece| piece);
+        queues::choose(self.queues, packet).write(pieces)?;
         self.counters.wrote(1);
         Ok(())
     }
 
     fn takes_udp_trains(&self) -> bool {
-        self.queue.udp_trains()
+        self.queues.iter().all(|queue| queue.udp_trains())
     }
 
     fn refused(&self, packets: usize, error: &io::Error) {

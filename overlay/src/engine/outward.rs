@@ -1,12 +1,13 @@
 //! From the device to the underlay: read, cut, seal, send.
 
 use std::io::{self, IoSlice};
+use std::os::fd::AsFd as _;
 use std::time::Instant;
 
 use super::lane::{Lane, Lead};
 use super::{EngineFailure, Shared};
 use crate::offload::vnet::{VNET_HEADER_BYTES, VnetHeader};
-use crate::os::poll::{self, Stop};
+use crate::os::poll::{Stop, Watch};
 use crate::os::tun::Queue;
 use crate::protocol::Outbox;
 use crate::status::DropReason;
@@ -21,24 +22,35 @@ const BATCH_BYTES: usize = 192 << 10;
 /// Bytes in one read that are worth waking another thread, which reads meanwhile: sealing them takes some 20 us.
 const HEAVY_BYTES: usize = 32 << 10;
 
-/// Carries packets from one queue until told to stop, together with the other threads of the lane.
+/// Bytes that one queue may send before the others of the lane have their turn. Two trains, so that most leave full.
+const QUANTUM: usize = 128 << 10;
+
+/// Carries packets from some queues until told to stop, together with the other threads of the lane.
 pub(super) fn run(
     shared: &Shared,
-    queue: usize,
+    queues: &[&Queue],
     lane: &Lane,
     stop: &Stop,
 ) -> Result<(), EngineFailure> {
-    let queue = &shared.queues[queue];
+    let mut watch = Watch::new(queues.iter().map(|queue| queue.as_fd()), stop);
     let (frame, outbox) = (vec![0; FRAME_BYTES], Outbox::default());
     let mut work = Work { shared, lane, stop, frame, outbox };
     let lost = |source| EngineFailure::DeviceLost { device: shared.device.clone(), source };
     let mut lead = lane.lead();
-    loop {
-        lead = work.drain(queue, lead).map_err(lost)?;
-        if !poll::readable(queue, stop).map_err(lost)? {
-            return Ok(());
+    let mut more = false;
+    while let Some(ready) = watch.readable(!more).map_err(lost)? {
+        more = false;
+        for (_, queue) in queues.iter().enumerate().filter(|(place, _)| ready >> place & 1 == 1) {
+            let turn = work.turn(queue, lead).map_err(lost)?;
+            lead = turn.0;
+            more |= turn.1;
+        }
+        if !more {
+            work.send_in_turn(&mut lead, true);
         }
     }
+    work.send_in_turn(&mut lead, true);
+    Ok(())
 }
 
 /// What one thread works with.
@@ -51,35 +63,38 @@ struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
-    /// Reads until nothing is there, or it is time to stop. Full trains leave while more is read; the rest leaves at the end.
-    fn drain(&mut self, queue: &Queue, mut lead: Lead<'a>) -> io::Result<Lead<'a>> {
-        let mut reads = 0;
-        loop {
+    /// Reads until nothing is there, the others have waited long enough, or it is time to stop. Full trains leave meanwhile.
+    /// Also tells whether there may be more.
+    fn turn(&mut self, queue: &Queue, mut lead: Lead<'a>) -> io::Result<(Lead<'a>, bool)> {
+        let (mut reads, mut bytes) = (0, 0);
+        let more = loop {
             if self.stop.is_given() {
-                self.send_in_turn(&mut lead, true);
-                self.shared.counters.read(reads);
-                return Ok(lead);
+                break Ok(false);
+            }
+            if bytes >= QUANTUM {
+                break Ok(true);
             }
             match queue.read(&mut self.frame[..FRAME_BYTES - PADDING_ROOM]) {
                 Ok(n) if n >= HEAVY_BYTES && lead.is_shared() => {
-                    reads += 1;
+                    (reads, bytes) = (reads + 1, bytes + n);
                     lead = self.seal_beside(queue, n, lead);
                 }
                 Ok(n) => {
-                    reads += 1;
+                    (reads, bytes) = (reads + 1, bytes + n);
                     self.seal(queue, n);
                     let all = self.outbox.used_bytes() >= BATCH_BYTES;
                     self.send_in_turn(&mut lead, all);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Ok(false),
                 Err(error) => {
                     self.send_in_turn(&mut lead, true);
-                    self.shared.counters.read(reads);
-                    let empty = error.kind() == io::ErrorKind::WouldBlock;
-                    return if empty { Ok(lead) } else { Err(error) };
+                    break Err(error);
                 }
             }
-        }
+        };
+        self.shared.counters.read(reads);
+        Ok((lead, more?))
     }
 
     /// Lets another thread read while this one seals what it has read.

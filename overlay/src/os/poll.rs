@@ -62,6 +62,35 @@ pub(crate) fn writable(fd: &impl AsFd, stop: &Stop) -> io::Result<bool> {
     }
 }
 
+/// Several descriptors that are read by one thread.
+pub(crate) struct Watch<'a> {
+    fds: Vec<PollFd<'a>>,
+}
+
+impl<'a> Watch<'a> {
+    /// At most 64.
+    pub(crate) fn new(fds: impl Iterator<Item = BorrowedFd<'a>>, stop: &'a Stop) -> Self {
+        let all = fds.chain([stop.0.event.as_fd()]);
+        Self { fds: all.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect() }
+    }
+
+    /// Which of them are ready, by bits, now or once one is; none when it is time to stop.
+    pub(crate) fn readable(&mut self, block: bool) -> io::Result<Option<u64>> {
+        let limit = if block { PollTimeout::NONE } else { PollTimeout::ZERO };
+        loop {
+            match poll(&mut self.fds, limit) {
+                Ok(_) => break,
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let ready = |fd: &PollFd<'_>| fd.any().unwrap_or(false);
+        let Some((stop, fds)) = self.fds.split_last() else { return Ok(None) };
+        let bits = fds.iter().enumerate().map(|(place, fd)| u64::from(ready(fd)) << place);
+        Ok((!ready(stop)).then(|| bits.sum()))
+    }
+}
+
 fn wait(fd: BorrowedFd<'_>, flags: PollFlags, stop: &Stop) -> io::Result<bool> {
     let mut fds = [PollFd::new(fd, flags), PollFd::new(stop.0.event.as_fd(), PollFlags::POLLIN)];
     loop {
