@@ -6,6 +6,7 @@
 
 mod bench;
 mod ebpf;
+mod fuzz;
 mod local;
 mod package;
 mod programs;
@@ -63,6 +64,11 @@ enum Command {
         after_help = "All but `overlay` need a cluster: cargo xtask up --release\nThings to compare are measured in turns; the median of the rounds is printed.\n\nExamples:\n  cargo xtask bench\n  cargo xtask bench overlay --rounds 5 -o overlay.json"
     )]
     Bench(BenchArgs),
+    /// Feed the packet path with rubbish, for a time; needs no root
+    #[command(
+        after_help = "What was found interesting is kept in overlay/fuzz/corpus, what broke it in overlay/fuzz/artifacts.\n\nExamples:\n  cargo xtask fuzz\n  cargo xtask fuzz datagrams --secs 3600"
+    )]
+    Fuzz(FuzzArgs),
     /// Build the eBPF programs into target/bpf/mesh.bpf.o, when their sources changed
     BuildEbpf,
     /// Build the eBPF programs and all binaries that a cluster runs
@@ -152,6 +158,15 @@ struct BenchArgs {
     out: Option<std::path::PathBuf>,
 }
 
+#[derive(Args)]
+struct FuzzArgs {
+    /// What to feed; all when absent
+    what: Vec<fuzz::Target>,
+    /// How long each
+    #[arg(long, value_name = "N", default_value_t = 300)]
+    secs: u64,
+}
+
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Up(args) => local::up(&args),
@@ -164,6 +179,7 @@ fn main() -> ExitCode {
             suite::run(parts, args.filter.as_deref())
         }
         Command::Bench(args) => bench::run(&args.what, args.rounds, args.secs, args.out.as_deref()),
+        Command::Fuzz(args) => fuzz::run(&args.what, args.secs),
         Command::BuildEbpf => tools::ensure_ebpf().and_then(|()| ebpf::build()),
         Command::Build(profile) => tools::ensure().and_then(|()| programs::build(profile.release)),
         Command::Package => make_packages(),
