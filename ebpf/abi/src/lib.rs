@@ -1,6 +1,6 @@
 //! Keys and values of the eBPF maps: the contract between `ebpf/programs` and `kernel`.
 //!
-//! Owns: the layout of every map ([`service`], [`pod`]), their names ([`maps`]), the program names ([`programs`]) and
+//! Owns: the layout of every map ([`service`], [`pod`], [`flow`]), their names ([`maps`]), the program names ([`programs`]) and
 //! the [`VERSION`] that is part of the path under which all of it is pinned.
 //!
 //! Never does: anything. These are plain `repr(C)` structs without padding; host code converts them to and from
@@ -10,9 +10,14 @@
 #![no_std]
 #![forbid(unsafe_op_in_unsafe_fn)]
 
+pub mod flow;
 pub mod pod;
 pub mod service;
 
+pub use flow::{
+    DatagramKey, FlowConfig, FlowCounter, FlowDirection, FlowEnd, FlowEvent, FlowKind, FlowLimit,
+    FlowLimitKey, FlowSocket,
+};
 pub use pod::{Counter, LocalPod, NodeConfig, PodPort, Reason, RemoteBlock, RemoteBlockKey};
 pub use service::{
     AffinityKey, AffinityValue, Member, MemberKey, Peer, Reverse, ReverseKey, Service, ServiceKey,
@@ -126,6 +131,22 @@ pub mod maps {
     /// Per-CPU [`Counter`](crate::Counter) at each [`Reason`](crate::Reason); written by the TC programs.
     pub const COUNTERS: &str = "COUNTERS";
 
+    /// Ring buffer of [`FlowEvent`](crate::FlowEvent); written by all programs.
+    pub const FLOWS: &str = "FLOWS";
+    /// One [`FlowConfig`](crate::FlowConfig) at index 0; written by user space.
+    pub const FLOW_CONFIG: &str = "FLOW_CONFIG";
+    /// Per-CPU `u64` at each [`FlowCounter`](crate::FlowCounter).
+    pub const FLOW_COUNTERS: &str = "FLOW_COUNTERS";
+    /// [`FlowLimitKey`](crate::FlowLimitKey) -> [`FlowLimit`](crate::FlowLimit), LRU.
+    pub const FLOW_LIMITS: &str = "FLOW_LIMITS";
+    /// Socket storage: [`FlowSocket`](crate::FlowSocket).
+    pub const FLOW_SOCKETS: &str = "FLOW_SOCKETS";
+    /// [`DatagramKey`](crate::DatagramKey) -> time of the last event, nanoseconds of the monotonic clock, LRU.
+    pub const DATAGRAMS: &str = "DATAGRAMS";
+    /// Cookie of a network namespace of this node -> index of its pod's host-side veth, 0 for the node's own; written by
+    /// user space.
+    pub const NAMESPACES: &str = "NAMESPACES";
+
     /// All of them, with the sizes of key and value in bytes.
     pub const ALL: &[(&str, usize, usize)] = &[
         (SERVICES, size::<crate::ServiceKey>(), size::<crate::Service>()),
@@ -140,6 +161,13 @@ pub mod maps {
         (REMOTE_BLOCKS, size::<crate::RemoteBlockKey>(), size::<crate::RemoteBlock>()),
         (NODE, 4, size::<crate::NodeConfig>()),
         (COUNTERS, 4, size::<crate::Counter>()),
+        (FLOWS, 0, 0),
+        (FLOW_CONFIG, 4, size::<crate::FlowConfig>()),
+        (FLOW_COUNTERS, 4, 8),
+        (FLOW_LIMITS, size::<crate::FlowLimitKey>(), size::<crate::FlowLimit>()),
+        (FLOW_SOCKETS, 4, size::<crate::FlowSocket>()),
+        (DATAGRAMS, size::<crate::DatagramKey>(), 8),
+        (NAMESPACES, 8, 4),
     ];
 
     const fn size<T>() -> usize {
@@ -169,6 +197,10 @@ pub mod programs {
     pub const FROM_POD: &str = "from_pod";
     /// TC ingress of the overlay device.
     pub const FROM_OVERLAY: &str = "from_overlay";
+    /// Life of TCP sockets.
+    pub const SOCK_OPS: &str = "sock_ops";
+    /// Raw tracepoint `kfree_skb`: packets that the kernel drops.
+    pub const KERNEL_DROP: &str = "kernel_drop";
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use aya_ebpf::programs::TcContext;
 use mesh_abi::{Address, Reason};
 
 use crate::deliver::{local_pod, to_pod};
-use crate::packet::{ETH_HLEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ipv4, Ipv6, drop, pass};
+use crate::packet::{ETH_HLEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ipv4, Ipv6, drop, drop_at, pass};
 
 pub fn run(ctx: &TcContext) -> i32 {
     let Some((destination, ethertype)) = destination(ctx) else {
@@ -15,7 +15,7 @@ pub fn run(ctx: &TcContext) -> i32 {
     // A pod's device expects an Ethernet header. Without room for one the packet cannot be delivered at all.
     // SAFETY: a valid context.
     if unsafe { bpf_skb_change_head(ctx.skb.skb, ETH_HLEN as u32, 0) } != 0 {
-        return drop(ctx, Reason::NoRoom);
+        return drop_at(ctx, 0, Reason::NoRoom);
     }
     to_pod(ctx, &pod, ethertype.to_be(), Reason::OverlayToPod)
         .unwrap_or_else(|| drop(ctx, Reason::NoRoom))

@@ -25,6 +25,7 @@
 #![no_main]
 
 mod deliver;
+mod flow;
 mod from_overlay;
 mod from_pod;
 mod maps;

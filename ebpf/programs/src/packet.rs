@@ -4,6 +4,7 @@ use aya_ebpf::bindings::TC_ACT_SHOT;
 use aya_ebpf::programs::TcContext;
 use mesh_abi::{Address, Reason};
 
+use crate::flow;
 use crate::maps::COUNTERS;
 
 /// Bytes of an Ethernet header.
@@ -102,10 +103,17 @@ pub fn count(ctx: &TcContext, reason: Reason) {
     }
 }
 
-/// Counts and drops the packet.
+/// Counts, tells and drops the packet, which has an Ethernet header.
 #[inline(always)]
 pub fn drop(ctx: &TcContext, reason: Reason) -> i32 {
+    drop_at(ctx, ETH_HLEN, reason)
+}
+
+/// As [`drop`], for a packet whose IP header begins at `network`.
+#[inline(always)]
+pub fn drop_at(ctx: &TcContext, network: usize, reason: Reason) -> i32 {
     count(ctx, reason);
+    flow::dropped(ctx, network, reason);
     TC_ACT_SHOT
 }
 

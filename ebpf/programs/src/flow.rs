@@ -1,0 +1,157 @@
+//! Telling user space what happens to connections and packets.
+//!
+//! Packets are told at a limited rate, so that whoever sends what is forbidden buys nothing; counters stay exact. Nothing here
+//! changes a verdict, and a full ring costs events only.
+
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use aya_ebpf::programs::TcContext;
+use mesh_abi::{
+    Address, FlowConfig, FlowCounter, FlowDirection, FlowEvent, FlowKind, FlowLimit, FlowLimitKey,
+    Reason,
+};
+
+use crate::maps::{FLOW_CONFIG, FLOW_COUNTERS, FLOW_LIMITS, FLOWS};
+use crate::packet::{IPPROTO_UDP, Ipv4, Ipv6, ifindex};
+
+const IPPROTO_TCP: u8 = 6;
+const IPPROTO_SCTP: u8 = 132;
+const SECOND_NS: u64 = 1_000_000_000;
+
+/// Tells that rule `rule` forbids the packet, whose IP header begins at `network`. `direction` is that of the policy.
+#[inline(always)]
+#[allow(dead_code, reason = "for the policy of pods")]
+pub fn denied(ctx: &TcContext, network: usize, rule: u32, direction: FlowDirection) {
+    if wanted(FlowConfig::DROPS).is_some() {
+        packet(ctx.skb.skb, network as u32, kind_and_direction(FlowKind::Denied, direction), rule);
+    }
+}
+
+/// Tells that one of our programs drops the packet, whose IP header begins at `network` if it has one.
+#[inline(always)]
+pub fn dropped(ctx: &TcContext, network: usize, reason: Reason) {
+    // Every pod sends that, and nobody misses it.
+    if reason as u32 == Reason::Noise as u32 {
+        return;
+    }
+    if wanted(FlowConfig::DROPS).is_some() {
+        let kind = kind_and_direction(FlowKind::Dropped, FlowDirection::Forward);
+        packet(ctx.skb.skb, network as u32, kind, reason as u32);
+    }
+}
+
+/// The configuration, if somebody wants such events.
+#[inline(always)]
+pub fn wanted(flag: u32) -> Option<&'static FlowConfig> {
+    FLOW_CONFIG.get(0).filter(|config| config.flags & flag != 0)
+}
+
+#[inline(always)]
+pub fn now_ns() -> u64 {
+    // SAFETY: no arguments.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// Puts an event into the ring.
+#[inline(always)]
+pub fn tell(event: &FlowEvent) {
+    let Some(mut entry) = FLOWS.reserve::<FlowEvent>(0) else { return count(FlowCounter::Lost) };
+    entry.write(*event);
+    entry.submit(0);
+    count(FlowCounter::Told);
+}
+
+#[inline(always)]
+fn count(counter: FlowCounter) {
+    if let Some(counter) = FLOW_COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: a per-CPU value. A program that interrupts this one may cost a count, never more.
+        unsafe { *counter += 1 }
+    }
+}
+
+/// How many like it were held back since the last one that was told; nothing when this one is held back too.
+#[inline(always)]
+pub fn within_rate(key: &FlowLimitKey, now_ns: u64, rate_per_sec: u32) -> Option<u32> {
+    let Some(limit) = FLOW_LIMITS.get_ptr_mut(key) else {
+        let first = FlowLimit { since_ns: now_ns, told: 1, unreported: 0 };
+        let _ = FLOW_LIMITS.insert(key, &first, 0);
+        return Some(0);
+    };
+    // SAFETY: the value stays valid while the program runs. CPUs that race may tell a few more; nothing else hangs on it.
+    unsafe {
+        if now_ns.wrapping_sub((*limit).since_ns) >= SECOND_NS {
+            (*limit).since_ns = now_ns;
+            (*limit).told = 0;
+        }
+        if (*limit).told >= rate_per_sec {
+            (*limit).unreported += 1;
+            count(FlowCounter::Limited);
+            return None;
+        }
+        (*limit).told += 1;
+        let unreported = (*limit).unreported;
+        (*limit).unreported = 0;
+        Some(unreported)
+    }
+}
+
+/// A program's functions take five words at most.
+const fn kind_and_direction(kind: FlowKind, direction: FlowDirection) -> u32 {
+    (kind as u32) << 8 | direction as u32
+}
+
+/// One function for all callers: the verifier looks at it apart from each of them.
+#[inline(never)]
+fn packet(skb: *mut __sk_buff, network: u32, kind_and_direction: u32, reason: u32) {
+    let ctx = TcContext::new(skb);
+    let Some(config) = FLOW_CONFIG.get(0) else { return };
+    let kind = kind_and_direction >> 8;
+    let ifindex = ifindex(&ctx);
+    let time_ns = now_ns();
+    let key = FlowLimitKey { kind, reason, netns: 0, ifindex, pad: 0 };
+    let Some(unreported) = within_rate(&key, time_ns, config.rate_per_sec) else { return };
+    let mut event = FlowEvent {
+        time_ns,
+        kind: kind as u8,
+        direction: kind_and_direction as u8,
+        reason,
+        ifindex,
+        unreported,
+        ..FlowEvent::default()
+    };
+    read_headers(&ctx, network as usize, &mut event);
+    tell(&event);
+}
+
+/// Addresses, protocol and ports, as far as they can be read.
+#[inline(always)]
+fn read_headers(ctx: &TcContext, network: usize, event: &mut FlowEvent) {
+    let Ok(first) = ctx.load::<u8>(network) else { return };
+    let transport = match first >> 4 {
+        4 => {
+            let Ok(header) = ctx.load::<Ipv4>(network) else { return };
+            event.source = Address::v4(header.source);
+            event.destination = Address::v4(header.destination);
+            event.protocol = header.protocol;
+            let Some(bytes) = header.header_bytes() else { return };
+            if !header.has_transport_header() {
+                return;
+            }
+            network + bytes
+        }
+        6 => {
+            let Ok(header) = ctx.load::<Ipv6>(network) else { return };
+            event.source = header.source;
+            event.destination = header.destination;
+            event.protocol = header.next;
+            network + 40
+        }
+        _ => return,
+    };
+    if matches!(event.protocol, IPPROTO_TCP | IPPROTO_UDP | IPPROTO_SCTP)
+        && let Ok([source, destination]) = ctx.load::<[u16; 2]>(transport)
+    {
+        event.source_port_be = source;
+        event.destination_port_be = destination;
+    }
+}
