@@ -41,6 +41,7 @@ use crate::netlink::{Answer, NetlinkError, RouteSocket, tc};
 use crate::services::BpfServiceTable;
 use bpffs::Pins;
 use link::{LinkSpec, put_link};
+use load::Loaded;
 
 /// Where and how to load.
 #[derive(Debug, Clone)]
@@ -82,10 +83,14 @@ pub struct Programs {
     pub(crate) remote_blocks: Map<abi::RemoteBlockKey, abi::RemoteBlock>,
     pub(crate) node: Map<u32, abi::NodeConfig>,
     counters: Map<u32, abi::Counter>,
+    pub(crate) namespaces: Map<u64, u32>,
+    pub(crate) flow_config: Map<u32, abi::FlowConfig>,
+    pub(crate) flow_counters: Map<u32, u64>,
+    lacking: Vec<String>,
 }
 
 /// Hooks of a cgroup: program and attach type.
-const CGROUP_HOOKS: [(&str, u32); 8] = [
+const CGROUP_HOOKS: [(&str, u32); 9] = [
     (abi::programs::CONNECT4, sys::BPF_CGROUP_INET4_CONNECT),
     (abi::programs::CONNECT6, sys::BPF_CGROUP_INET6_CONNECT),
     (abi::programs::SENDMSG4, sys::BPF_CGROUP_UDP4_SENDMSG),
@@ -94,6 +99,7 @@ const CGROUP_HOOKS: [(&str, u32); 8] = [
     (abi::programs::RECVMSG6, sys::BPF_CGROUP_UDP6_RECVMSG),
     (abi::programs::GETPEERNAME4, sys::BPF_CGROUP_INET4_GETPEERNAME),
     (abi::programs::GETPEERNAME6, sys::BPF_CGROUP_INET6_GETPEERNAME),
+    (abi::programs::SOCK_OPS, sys::BPF_CGROUP_SOCK_OPS),
 ];
 
 impl Programs {
@@ -105,11 +111,14 @@ impl Programs {
     /// it are attached then, and calling again goes on.
     pub fn open_or_load(options: &LoadOptions) -> Result<Self, LoadError> {
         let pins = Pins::create(&options.bpf_dir)?;
-        let (programs, instructions) = load::load(&pins, options)?;
-        let this = Self::with_maps(pins, programs, instructions)?;
+        let loaded = load::load(&pins, options)?;
+        let this = Self::with_maps(pins, loaded)?;
         let cgroup = File::open(&options.cgroup_dir)
             .map_err(|source| LoadError::Cgroup { path: options.cgroup_dir.clone(), source })?;
         for (name, attach_type) in CGROUP_HOOKS {
+            if !this.programs.contains_key(name) {
+                continue;
+            }
             let spec = LinkSpec::cgroup(&cgroup, attach_type)
                 .map_err(|source| LoadError::Cgroup { path: options.cgroup_dir.clone(), source })?;
             this.attach(&format!("cgroup-{name}"), name, &spec)
@@ -120,11 +129,7 @@ impl Programs {
         Ok(this)
     }
 
-    fn with_maps(
-        pins: Pins,
-        programs: BTreeMap<&'static str, OwnedFd>,
-        instructions: BTreeMap<&'static str, u32>,
-    ) -> Result<Self, LoadError> {
+    fn with_maps(pins: Pins, loaded: Loaded) -> Result<Self, LoadError> {
         use abi::maps;
         let services = BpfServiceTable::new(
             Map::open(&pins, maps::SERVICES)?,
@@ -138,9 +143,13 @@ impl Programs {
             remote_blocks: Map::open(&pins, maps::REMOTE_BLOCKS)?,
             node: Map::open(&pins, maps::NODE)?,
             counters: Map::open(&pins, maps::COUNTERS)?,
+            namespaces: Map::open(&pins, maps::NAMESPACES)?,
+            flow_config: Map::open(&pins, maps::FLOW_CONFIG)?,
+            flow_counters: Map::open(&pins, maps::FLOW_COUNTERS)?,
             pins,
-            programs,
-            instructions,
+            programs: loaded.programs,
+            instructions: loaded.instructions,
+            lacking: loaded.lacking,
         })
     }
 
@@ -169,6 +178,20 @@ impl Programs {
     /// Instructions that the verifier looked at, by program. Empty on kernels before 5.16.
     pub fn verified_instructions(&self) -> &BTreeMap<&'static str, u32> {
         &self.instructions
+    }
+
+    /// Programs that only tell, and that this kernel refused, with the verifier's log. Empty on any recent kernel.
+    pub fn lacking(&self) -> &[String] {
+        &self.lacking
+    }
+
+    pub(crate) fn map_path(&self, name: &str) -> PathBuf {
+        self.pins.map(name)
+    }
+
+    /// Lets the program see what the kernel drops, for as long as the descriptor is open.
+    pub(crate) fn attach_kernel_drop(&self) -> io::Result<OwnedFd> {
+        sys::raw_tracepoint(c"kfree_skb", self.program(abi::programs::KERNEL_DROP)?.as_fd())
     }
 
     /// Number of entries and capacity by map, for the maps that user space fills.

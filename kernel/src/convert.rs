@@ -23,6 +23,13 @@ pub(crate) fn ip(address: abi::Address) -> IpAddr {
     Ipv6Addr::from(address.to_bytes()).to_canonical()
 }
 
+/// Reads a value of the maps; nothing when there are too few bytes.
+pub(crate) fn plain<T: abi::Plain>(bytes: &[u8]) -> Option<T> {
+    let bytes = bytes.get(..size_of::<T>())?;
+    // SAFETY: there are enough bytes, any bit pattern is a value, and the read asks for no alignment.
+    Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}
+
 pub(crate) fn service_key(key: &FrontendKey) -> abi::ServiceKey {
     abi::ServiceKey {
         address: address(key.vip),

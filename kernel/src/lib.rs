@@ -9,6 +9,7 @@
 //! - [`node`]: the node's own addresses, routes to other nodes, sysctls, masquerading ([`NodeNetwork`]);
 //! - [`wireguard`]: the kernel's WireGuard device ([`WireGuardDevice`]);
 //! - [`netns`]: doing things inside a network namespace;
+//! - [`flows`]: events of connections and drops ([`FlowReader`]);
 //! - [`capture`]: what passes on the node's links ([`Capture`]).
 //!
 //! Never does: decide. What should exist comes from the model; nothing here reads the API, the clock or a journal.
@@ -21,6 +22,7 @@
 pub mod bpf;
 pub mod capture;
 mod convert;
+pub mod flows;
 pub mod ifname;
 pub mod netlink;
 pub mod netns;
@@ -32,6 +34,7 @@ pub mod wireguard;
 
 pub use bpf::{LoadOptions, Programs};
 pub use capture::Capture;
+pub use flows::FlowReader;
 pub use ifname::IfName;
 pub use netns::NetNs;
 pub use node::NodeNetwork;

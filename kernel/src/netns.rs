@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::net::{Ipv4Addr, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,6 +12,9 @@ use nix::ifaddrs::getifaddrs;
 use nix::sched::{CloneFlags, setns};
 
 use crate::ifname::MacAddress;
+
+/// linux/asm-generic/socket.h; the libc crate does not have it.
+const SO_NETNS_COOKIE: libc::c_int = 71;
 
 /// A network namespace: that of this process, or one that is named by a path such as `/run/netns/x` or `/proc/N/ns/net`.
 ///
@@ -60,6 +64,27 @@ impl NetNs {
             }
         }
         Ok(None)
+    }
+
+    /// The kernel's number for the namespace: never used again, also not after its end.
+    ///
+    /// # Errors
+    /// When it cannot be entered, or the kernel is older than 5.14.
+    pub fn cookie(&self) -> io::Result<u64> {
+        let socket = self.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
+        let mut cookie = 0_u64;
+        let mut length = libc::socklen_t::try_from(size_of::<u64>()).expect("a small size");
+        // SAFETY: the value is as long as said and outlives the call.
+        let result = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                SO_NETNS_COOKIE,
+                (&raw mut cookie).cast(),
+                &raw mut length,
+            )
+        };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
     }
 
     /// Where it was opened; nothing for the current one.

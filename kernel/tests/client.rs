@@ -80,6 +80,7 @@ fn role() {
             "tcp" => tcp(address),
             "udp" => datagram(if address.is_ipv4() { &v4 } else { &v6 }, address),
             "udp-connected" => connected(address),
+            "serve" => serve(address),
             other => panic!("what is {other}?"),
         };
         let text = answer.unwrap_or_else(|error| format!("error {}", code(&error)));
@@ -100,6 +101,18 @@ fn tcp(address: SocketAddr) -> std::io::Result<String> {
     assert!(stream.as_raw_fd() >= 0);
     stream.read_to_string(&mut text)?;
     Ok(format!("{text} from {peer}"))
+}
+
+/// Serves from here on; answers with the address.
+fn serve(address: SocketAddr) -> std::io::Result<String> {
+    let listener = std::net::TcpListener::bind(address)?;
+    let bound = listener.local_addr()?;
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.write_all(b"served");
+        }
+    });
+    Ok(bound.to_string())
 }
 
 fn datagram(socket: &UdpSocket, address: SocketAddr) -> std::io::Result<String> {

@@ -4,6 +4,7 @@
 
 mod capture;
 mod client;
+mod flows;
 mod lab;
 mod loading;
 mod node_network;

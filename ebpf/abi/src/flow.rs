@@ -175,16 +175,22 @@ pub struct FlowConfig {
     pub skb_head: u32,
     /// Offset of `network_header` in `struct sk_buff`.
     pub skb_network_header: u32,
-    /// Offset of `protocol` in `struct sk_buff`.
-    pub skb_protocol: u32,
     /// Offset of the namespace's address in `struct net_device`.
     pub device_net: u32,
     /// Offset of `ifindex` in `struct net_device`.
     pub device_ifindex: u32,
     /// Offset of `net_cookie` in `struct net`.
     pub net_cookie: u32,
+    /// Offset of `sk_err` in `struct sock`; 0 when not known.
+    pub sock_err: u32,
+    /// Offset of the namespace's address in `struct sock`.
+    pub sock_net: u32,
+    /// Offset of `sk` in `struct sk_buff`.
+    pub skb_sk: u32,
+    /// Offset of the flags in `struct sock`; 0 when not known.
+    pub sock_flags: u32,
 }
-plain!(FlowConfig, 48);
+plain!(FlowConfig, 60);
 
 impl FlowConfig {
     /// Connections and datagrams are told.
@@ -252,8 +258,10 @@ pub struct FlowSocket {
     pub active: u8,
     /// Zero.
     pub pad: [u8; 5],
+    /// TCP, while it ends: where the kernel keeps the socket. The verifier lets nobody calculate with such a pointer elsewhere.
+    pub kernel_address: u64,
 }
-plain!(FlowSocket, 32);
+plain!(FlowSocket, 40);
 
 /// Index into the per-CPU counters of events ([`maps::FLOW_COUNTERS`](crate::maps::FLOW_COUNTERS), one `u64` each).
 #[repr(u32)]

@@ -3,19 +3,20 @@
 //! Packets are told at a limited rate, so that whoever sends what is forbidden buys nothing; counters stay exact. Nothing here
 //! changes a verdict, and a full ring costs events only.
 
+use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns};
+use aya_ebpf::programs::{SockAddrContext, TcContext};
 use mesh_abi::{
-    Address, FlowConfig, FlowCounter, FlowDirection, FlowEvent, FlowKind, FlowLimit, FlowLimitKey,
-    Reason,
+    Address, DatagramKey, FlowConfig, FlowCounter, FlowDirection, FlowEvent, FlowKind, FlowLimit,
+    FlowLimitKey, FlowSocket, Reason,
 };
 
-use crate::maps::{FLOW_CONFIG, FLOW_COUNTERS, FLOW_LIMITS, FLOWS};
-use crate::packet::{IPPROTO_UDP, Ipv4, Ipv6, ifindex};
+use crate::maps::{DATAGRAMS, FLOW_CONFIG, FLOW_COUNTERS, FLOW_LIMITS, FLOW_SOCKETS, FLOWS};
+use crate::packet::{IPPROTO_UDP, Ipv4, Ipv6, has_ports, ifindex};
 
-const IPPROTO_TCP: u8 = 6;
-const IPPROTO_SCTP: u8 = 132;
+/// After so long without a change of destination, the same one is told again when the socket comes back to it.
+const FORGET_NS: u64 = 60 * SECOND_NS;
 const SECOND_NS: u64 = 1_000_000_000;
 
 /// Tells that rule `rule` forbids the packet, whose IP header begins at `network`. `direction` is that of the policy.
@@ -37,6 +38,107 @@ pub fn dropped(ctx: &TcContext, network: usize, reason: Reason) {
     if wanted(FlowConfig::DROPS).is_some() {
         let kind = kind_and_direction(FlowKind::Dropped, FlowDirection::Forward);
         packet(ctx.skb.skb, network as u32, kind, reason as u32);
+    }
+}
+
+/// A service address, with its port in network order.
+pub type Asked = Option<(Address, u16)>;
+
+/// As [`datagram`], when a datagram socket is connected. What becomes of a stream `sock_ops` tells.
+#[inline(always)]
+pub fn connected(
+    ctx: &SockAddrContext,
+    protocol: u8,
+    destination: Address,
+    port_be: u16,
+    asked: Asked,
+) {
+    if protocol == IPPROTO_UDP {
+        datagram(ctx, destination, port_be, asked);
+    }
+}
+
+/// Tells the first datagram of a socket to a destination. One that stays with its destination costs two look-ups.
+#[inline(always)]
+pub fn datagram(ctx: &SockAddrContext, destination: Address, port_be: u16, asked: Asked) {
+    if wanted(FlowConfig::CONNECTIONS).is_none() {
+        return;
+    }
+    let mut first = FlowSocket::default();
+    // SAFETY: the storage belongs to the socket of this call. Threads that send on one socket at the same time may tell twice.
+    let known = unsafe { FLOW_SOCKETS.get_or_insert_ptr_mut(ctx, Some(&mut first)) };
+    if known.is_null() {
+        return;
+    }
+    // SAFETY: not null, and valid while the program runs.
+    let known = unsafe { &mut *known };
+    if known.port_be == port_be && known.address == destination {
+        return;
+    }
+    known.address = destination;
+    known.port_be = port_be;
+    let time_ns = now_ns();
+    // SAFETY: a valid context.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    let key = DatagramKey { cookie, address: destination, port_be, pad: [0; 3] };
+    // SAFETY: the value is copied.
+    let last = unsafe { DATAGRAMS.get(&key) }.copied();
+    if last.is_some_and(|last| time_ns.wrapping_sub(last) < FORGET_NS) {
+        return;
+    }
+    let _ = DATAGRAMS.insert(&key, &time_ns, 0);
+    let mut event = from_socket(ctx, FlowKind::Datagram, IPPROTO_UDP, destination, port_be);
+    if let Some((service, service_port_be)) = asked {
+        event.service = service;
+        event.service_port_be = service_port_be;
+    }
+    tell_within_rate(&mut event, cookie as u32);
+}
+
+/// Tells that a service has no backend.
+#[inline(always)]
+pub fn refused(ctx: &SockAddrContext, protocol: u8, service: Address, port_be: u16) {
+    if wanted(FlowConfig::CONNECTIONS).is_none() {
+        return;
+    }
+    let mut event = from_socket(ctx, FlowKind::Refused, protocol, service, port_be);
+    event.service = service;
+    event.service_port_be = port_be;
+    tell_within_rate(&mut event, 0);
+}
+
+#[inline(always)]
+fn from_socket(
+    ctx: &SockAddrContext,
+    kind: FlowKind,
+    protocol: u8,
+    destination: Address,
+    port_be: u16,
+) -> FlowEvent {
+    // SAFETY: a valid context.
+    let (socket, netns) =
+        unsafe { (bpf_get_socket_cookie(ctx.as_ptr()), bpf_get_netns_cookie(ctx.as_ptr())) };
+    FlowEvent {
+        time_ns: now_ns(),
+        netns,
+        socket,
+        destination,
+        destination_port_be: port_be,
+        protocol,
+        kind: kind as u8,
+        direction: FlowDirection::Egress as u8,
+        ..FlowEvent::default()
+    }
+}
+
+#[inline(always)]
+fn tell_within_rate(event: &mut FlowEvent, of: u32) {
+    let Some(config) = FLOW_CONFIG.get(0) else { return };
+    let (kind, netns) = (u32::from(event.kind), event.netns);
+    let key = FlowLimitKey { kind, reason: 0, netns, ifindex: of, pad: 0 };
+    if let Some(unreported) = within_rate(&key, event.time_ns, config.rate_per_sec) {
+        event.unreported = unreported;
+        tell(event);
     }
 }
 
@@ -148,7 +250,7 @@ fn read_headers(ctx: &TcContext, network: usize, event: &mut FlowEvent) {
         }
         _ => return,
     };
-    if matches!(event.protocol, IPPROTO_TCP | IPPROTO_UDP | IPPROTO_SCTP)
+    if has_ports(event.protocol)
         && let Ok([source, destination]) = ctx.load::<[u16; 2]>(transport)
     {
         event.source_port_be = source;

@@ -20,7 +20,7 @@
 //! - A map miss falls through to the node's stack, which has routes for everything; only the anti-spoofing verdict fails
 //!   closed. So the death of the agent changes no verdict.
 //! - Addresses are 16 bytes, IPv4 as mapped: one code path.
-//! - No loops over packets, no indexing that could panic, no tracing: small enough for any verifier since Linux 5.10.
+//! - No loops over packets, no indexing that could panic: small enough for any verifier since Linux 5.10.
 #![no_std]
 #![no_main]
 
@@ -28,13 +28,17 @@ mod deliver;
 mod flow;
 mod from_overlay;
 mod from_pod;
+mod kernel_drop;
 mod maps;
 mod packet;
 mod service;
 mod sock_addr;
+mod sock_ops;
 
-use aya_ebpf::macros::{cgroup_sock_addr, classifier};
-use aya_ebpf::programs::{SockAddrContext, TcContext};
+use aya_ebpf::macros::{
+    cgroup_sock_addr, classifier, raw_tracepoint, sock_ops as sock_ops_program,
+};
+use aya_ebpf::programs::{RawTracePointContext, SockAddrContext, SockOpsContext, TcContext};
 use sock_addr::{V4, V6};
 
 #[cgroup_sock_addr(connect4)]
@@ -85,6 +89,18 @@ pub fn from_pod(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn from_overlay(ctx: TcContext) -> i32 {
     from_overlay::run(&ctx)
+}
+
+#[sock_ops_program]
+pub fn sock_ops(ctx: SockOpsContext) -> u32 {
+    sock_ops::run(&ctx);
+    1
+}
+
+#[raw_tracepoint(tracepoint = "kfree_skb")]
+pub fn kernel_drop(ctx: RawTracePointContext) -> i32 {
+    kernel_drop::run(&ctx);
+    0
 }
 
 #[panic_handler]

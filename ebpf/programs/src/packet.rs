@@ -17,8 +17,10 @@ pub const ETHERTYPE_IPV6: u16 = 0x86dd;
 pub const ETHERTYPE_ARP: u16 = 0x0806;
 
 pub const IPPROTO_HOPOPTS: u8 = 0;
+pub const IPPROTO_TCP: u8 = 6;
 pub const IPPROTO_UDP: u8 = 17;
 pub const IPPROTO_ICMPV6: u8 = 58;
+pub const IPPROTO_SCTP: u8 = 132;
 
 /// An Ethernet header as it lies in the packet.
 #[repr(C)]
@@ -90,6 +92,12 @@ const _: () = assert!(core::mem::size_of::<Ethernet>() == ETH_HLEN);
 const _: () = assert!(core::mem::size_of::<Ipv4>() == 20);
 const _: () = assert!(core::mem::size_of::<Ipv6>() == 40);
 const _: () = assert!(core::mem::size_of::<Arp>() == 28);
+
+/// Whether the transport header begins with a source and a destination port.
+#[inline(always)]
+pub fn has_ports(protocol: u8) -> bool {
+    matches!(protocol, IPPROTO_TCP | IPPROTO_UDP | IPPROTO_SCTP)
+}
 
 /// Counts the packet under `reason`.
 #[inline(always)]

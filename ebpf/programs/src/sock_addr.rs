@@ -6,6 +6,7 @@ use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_set_retval};
 use aya_ebpf::programs::SockAddrContext;
 use mesh_abi::{Address, Peer, Reverse, ReverseKey, Service, ServiceKey, Slot, Sticky, StickyKey};
 
+use crate::flow;
 use crate::maps::{PEERS, REVERSE, SERVICES, STICKY};
 use crate::service::{choose, is_member};
 
@@ -89,7 +90,8 @@ fn redirect<F: Family>(ctx: &SockAddrContext, address: Address, port_be: u16) {
 }
 
 #[inline(always)]
-fn refuse() -> i32 {
+fn refuse(ctx: &SockAddrContext, vip: Address, vip_port_be: u16) -> i32 {
+    flow::refused(ctx, protocol(ctx), vip, vip_port_be);
     // SAFETY: takes an integer.
     unsafe { bpf_set_retval(-ECONNREFUSED) };
     FAIL
@@ -114,9 +116,10 @@ pub fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
     let (vip, vip_port_be) = (F::address(ctx.sock_addr), port_be(ctx));
     let Some(service) = frontend(ctx, vip, vip_port_be) else {
         forget_peer(ctx);
+        flow::connected(ctx, protocol(ctx), vip, vip_port_be, None);
         return PROCEED;
     };
-    let Some(backend) = choose(ctx, &service) else { return refuse() };
+    let Some(backend) = choose(ctx, &service) else { return refuse(ctx, vip, vip_port_be) };
     let mut peer =
         Peer { vip, backend: backend.address, vip_port_be, backend_port_be: backend.port_be };
     // SAFETY: the storage belongs to the socket of this call, which is locked or not yet shared.
@@ -127,6 +130,8 @@ pub fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
         }
     }
     redirect::<F>(ctx, backend.address, backend.port_be);
+    let asked = Some((vip, vip_port_be));
+    flow::connected(ctx, protocol(ctx), backend.address, backend.port_be, asked);
     PROCEED
 }
 
@@ -146,15 +151,19 @@ fn forget_peer(ctx: &SockAddrContext) {
 #[inline(always)]
 pub fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
     let (vip, vip_port_be) = (F::address(ctx.sock_addr), port_be(ctx));
-    let Some(service) = frontend(ctx, vip, vip_port_be) else { return PROCEED };
+    let Some(service) = frontend(ctx, vip, vip_port_be) else {
+        flow::datagram(ctx, vip, vip_port_be, None);
+        return PROCEED;
+    };
     let cookie = cookie(ctx);
     let key = StickyKey { cookie, address: vip, port_be: vip_port_be, pad: [0; 3] };
     let Some(backend) = stuck(&key, &service).or_else(|| choose_and_stick(ctx, &key, &service))
     else {
-        return refuse();
+        return refuse(ctx, vip, vip_port_be);
     };
     remember_reverse(cookie, backend, vip, vip_port_be);
     redirect::<F>(ctx, backend.address, backend.port_be);
+    flow::datagram(ctx, backend.address, backend.port_be, Some((vip, vip_port_be)));
     PROCEED
 }
 

@@ -97,9 +97,20 @@ const PROGRAMS: [&str; 10] = [
     abi::programs::FROM_OVERLAY,
 ];
 
-type Loaded = (BTreeMap<&'static str, OwnedFd>, BTreeMap<&'static str, u32>);
+/// Programs that only tell: a kernel that refuses them still gets all the others.
+const OPTIONAL: [&str; 2] = [abi::programs::SOCK_OPS, abi::programs::KERNEL_DROP];
 
-/// Loads every program on the pinned maps. Returns descriptors and numbers of verified instructions.
+/// What was loaded.
+#[derive(Debug, Default)]
+pub(super) struct Loaded {
+    pub(super) programs: BTreeMap<&'static str, OwnedFd>,
+    /// Numbers of verified instructions.
+    pub(super) instructions: BTreeMap<&'static str, u32>,
+    /// Optional programs that were refused, and why.
+    pub(super) lacking: Vec<String>,
+}
+
+/// Loads every program on the pinned maps.
 pub(super) fn load(pins: &Pins, options: &LoadOptions) -> Result<Loaded, LoadError> {
     let object = options.object.as_deref().unwrap_or(OBJECT);
     if object.is_empty() {
@@ -113,13 +124,30 @@ pub(super) fn load(pins: &Pins, options: &LoadOptions) -> Result<Loaded, LoadErr
         loader.map_max_entries(name, *entries);
     }
     let mut ebpf = loader.load(object).map_err(|error| LoadError::Object(Box::new(error)))?;
-    let (mut programs, mut instructions) = (BTreeMap::new(), BTreeMap::new());
-    for name in PROGRAMS {
-        let (fd, count) = load_one(&mut ebpf, name)?;
-        programs.insert(name, fd);
-        instructions.extend(count.map(|count| (name, count)));
+    let mut loaded = Loaded::default();
+    for name in PROGRAMS.into_iter().chain(OPTIONAL) {
+        match load_one(&mut ebpf, name) {
+            Ok((fd, count)) => {
+                loaded.programs.insert(name, fd);
+                loaded.instructions.extend(count.map(|count| (name, count)));
+            }
+            Err(error) if OPTIONAL.contains(&name) => loaded.lacking.push(in_full(&error)),
+            Err(error) => return Err(error),
+        }
     }
-    Ok((programs, instructions))
+    Ok(loaded)
+}
+
+/// An error with its causes, of which the verifier's log is one.
+fn in_full(error: &LoadError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
 }
 
 fn load_one(ebpf: &mut Ebpf, name: &'static str) -> Result<(OwnedFd, Option<u32>), LoadError> {
@@ -128,6 +156,8 @@ fn load_one(ebpf: &mut Ebpf, name: &'static str) -> Result<(OwnedFd, Option<u32>
     match program {
         Program::CgroupSockAddr(program) => program.load().map_err(failed)?,
         Program::SchedClassifier(program) => program.load().map_err(failed)?,
+        Program::SockOps(program) => program.load().map_err(failed)?,
+        Program::RawTracePoint(program) => program.load().map_err(failed)?,
         _ => return Err(LoadError::MissingProgram(name)),
     }
     let fd = program.fd().map_err(failed)?.as_fd().try_clone_to_owned();

@@ -104,7 +104,7 @@ impl<K: Plain, V: Plain> Map<K, V> {
     }
 
     /// Values of a key on all CPUs, for per-CPU maps.
-    pub(super) fn per_cpu(&self, key: &K) -> io::Result<Vec<V>> {
+    pub(crate) fn per_cpu(&self, key: &K) -> io::Result<Vec<V>> {
         let cpus = possible_cpus()?;
         // The kernel rounds each CPU's value up to 8 bytes.
         if !size_of::<V>().is_multiple_of(8) {

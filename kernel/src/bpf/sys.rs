@@ -1,6 +1,6 @@
 //! bpf(2): the commands that aya 0.14 does not offer, or not for pinned objects.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -13,6 +13,7 @@ pub(super) const BPF_MAP_GET_NEXT_KEY: libc::c_int = 4;
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 pub(super) const BPF_PROG_TEST_RUN: libc::c_int = 10;
+const BPF_RAW_TRACEPOINT_OPEN: libc::c_int = 17;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 pub(super) const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 const BPF_LINK_CREATE: libc::c_int = 28;
@@ -20,6 +21,7 @@ const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_LINK_DETACH: libc::c_int = 34;
 
 // enum bpf_attach_type
+pub(super) const BPF_CGROUP_SOCK_OPS: u32 = 3;
 pub(super) const BPF_CGROUP_INET4_CONNECT: u32 = 10;
 pub(super) const BPF_CGROUP_INET6_CONNECT: u32 = 11;
 pub(super) const BPF_CGROUP_UDP4_SENDMSG: u32 = 14;
@@ -182,6 +184,20 @@ pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
         LinkUpdateAttr { link: raw(link), program: raw(program), flags: 0, old_program: 0 };
     // SAFETY: integers only.
     unsafe { bpf(BPF_LINK_UPDATE, &mut attr) }.map(drop)
+}
+
+#[repr(C)]
+struct RawTracepointAttr {
+    name: u64,
+    program: u32,
+    pad: u32,
+}
+
+/// Attaches a program to a tracepoint, for as long as the descriptor is open.
+pub(super) fn raw_tracepoint(name: &CStr, program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut attr = RawTracepointAttr { name: name.as_ptr() as u64, program: raw(program), pad: 0 };
+    // SAFETY: the name is a NUL-terminated string that outlives the call.
+    unsafe { bpf(BPF_RAW_TRACEPOINT_OPEN, &mut attr) }.map(owned)
 }
 
 /// Detaches a link, whoever else holds it.

@@ -168,6 +168,10 @@ impl PodNetwork for LinuxPodNetwork {
         let pod = NetNs::open(&port.netns).map_err(namespace)?;
         let mut socket = self.socket().map_err(AttachError::NodeNamespace)?;
         let (host, created) = self.create(&mut socket, port, &pod)?;
+        // By it the pod is known where only its sockets are seen. Without it the pod works all the same.
+        if let Ok(cookie) = pod.cookie() {
+            let _ = self.programs.namespaces.put(&cookie, &host.ifindex);
+        }
         if let Err(error) = self.configure(&mut socket, port, &host, &pod) {
             if created {
                 self.undo(&mut socket, port, host.ifindex);
@@ -238,6 +242,11 @@ impl PodNetwork for LinuxPodNetwork {
             if !live.contains(&ifindex) {
                 programs.pod_ports.delete(&ifindex).map_err(failed(maps::POD_PORTS))?;
                 removed += 1;
+            }
+        }
+        for (cookie, ifindex) in programs.namespaces.entries().map_err(failed(maps::NAMESPACES))? {
+            if ifindex != 0 && !live.contains(&ifindex) {
+                programs.namespaces.delete(&cookie).map_err(failed(maps::NAMESPACES))?;
             }
         }
         Ok(removed)

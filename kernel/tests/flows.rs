@@ -1,0 +1,266 @@
+//! Events of connections and drops, from real sockets and packets.
+//!
+//! ```text
+//!   client (in the cgroup, namespace of its own) -> VIP --hook--> 127.0.0.1:x, server in or outside the cgroup
+//!   node --veth-- pod
+//! ```
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mesh_kernel::flows::{Direction, End, Event, FlowReader, Kind, Reason, Settings};
+use mesh_kernel::pods::{LinuxPodNetwork, PodNetwork, PodPort};
+use mesh_kernel::services::ServiceReconciler;
+use mesh_kernel::{IfName, NetNs, Programs};
+use mesh_model::ObjectKey;
+use mesh_model::snapshot::{Backend, Frontend, FrontendKind, Protocol};
+
+use crate::client::Client;
+use crate::lab::{Lab, Net, PATIENCE, privileged};
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+
+fn frontend(protocol: Protocol, port: u16, backends: &[SocketAddr]) -> Frontend {
+    let backend = |b: &SocketAddr| Backend { address: b.ip(), port: b.port(), node: None };
+    Frontend {
+        vip: "10.96.0.1".parse().unwrap(),
+        protocol,
+        port,
+        kind: FrontendKind::ClusterIp,
+        service: ObjectKey::new("default", "web"),
+        port_name: String::new(),
+        affinity_secs: None,
+        backends: backends.iter().map(backend).collect(),
+    }
+}
+
+fn open(programs: &Programs, node: &NetNs) -> FlowReader {
+    let reader = FlowReader::open(programs, node, Settings::default()).unwrap();
+    assert_eq!(reader.lacking(), [] as [&str; 0]);
+    reader
+}
+
+/// Events until one is as wanted; fails with all that came when none is.
+#[track_caller]
+fn expect(reader: &mut FlowReader, wanted: impl Fn(&Event) -> bool) -> Event {
+    let (start, mut seen) = (Instant::now(), Vec::new());
+    while start.elapsed() < PATIENCE {
+        let Some(event) = reader.next_event() else {
+            std::thread::sleep(Duration::from_millis(5));
+            continue;
+        };
+        if wanted(&event) {
+            return event;
+        }
+        seen.push(event);
+    }
+    panic!("not among {seen:#?}");
+}
+
+#[test]
+fn a_connection_through_a_service_is_told_from_opening_to_end() {
+    if !privileged() {
+        return;
+    }
+    let (lab, net) = (Lab::new(), Net::new());
+    let programs = lab.load();
+    let mut reader = open(&programs, &net.handle());
+    let mut server = Client::start(&lab.cgroup, &net);
+    let backend: SocketAddr = server.ask("serve 127.0.0.1:0").parse().unwrap();
+    let mut table = ServiceReconciler::new(programs.services());
+    table.reconcile(&[frontend(Protocol::Tcp, 80, &[backend])]).unwrap();
+    let mut client = Client::start(&lab.cgroup, &net);
+    assert_eq!(client.ask("tcp 10.96.0.1:80"), "served from 10.96.0.1:80");
+
+    let vip = Some("10.96.0.1:80".parse().unwrap());
+    let opened = expect(&mut reader, |e| e.kind == Kind::Opened && e.service == vip);
+    assert_eq!((opened.direction, opened.protocol), (Direction::Egress, TCP));
+    assert_eq!(opened.destination, backend);
+    assert_eq!(opened.netns, net.handle().cookie().unwrap());
+    let accepted = expect(&mut reader, |e| e.kind == Kind::Opened);
+    assert_eq!((accepted.direction, accepted.service), (Direction::Ingress, None));
+    assert_eq!((accepted.source, accepted.destination), (opened.source, backend));
+
+    let mut ends =
+        [(); 2].map(|()| expect(&mut reader, |e| e.kind == Kind::Closed && e.protocol == TCP));
+    ends.sort_by_key(|event| event.direction);
+    let [closed, served] = ends;
+    assert_eq!((closed.socket, closed.service), (opened.socket, vip));
+    assert_eq!((closed.end, served.end), (End::Finished, End::Finished));
+    let text = u64::try_from("served".len()).unwrap();
+    assert_eq!((closed.sent_bytes, closed.received_bytes), (0, text));
+    assert_eq!((served.sent_bytes, served.received_bytes), (text, 0));
+    assert!(closed.duration > Duration::ZERO && closed.duration < PATIENCE, "{closed:?}");
+    assert!(closed.rtt > Duration::ZERO, "{closed:?}");
+    assert_eq!(reader.tally().unwrap().lost, 0);
+}
+
+#[test]
+fn what_was_never_established_says_why() {
+    if !privileged() {
+        return;
+    }
+    let (lab, net) = (Lab::new(), Net::new());
+    let programs = lab.load();
+    let mut reader = open(&programs, &net.handle());
+    let mut table = ServiceReconciler::new(programs.services());
+    table.reconcile(&[frontend(Protocol::Tcp, 81, &[])]).unwrap();
+    let mut client = Client::start(&lab.cgroup, &net);
+    // Nobody listens there.
+    assert_eq!(client.ask("tcp [::1]:1"), "error ECONNREFUSED");
+    let failed = expect(&mut reader, |e| e.kind == Kind::Failed);
+    assert_eq!((failed.end, failed.destination), (End::Refused, "[::1]:1".parse().unwrap()));
+    // A service without a backend.
+    assert_eq!(client.ask("tcp 10.96.0.1:81"), "error ECONNREFUSED");
+    let refused = expect(&mut reader, |e| e.kind == Kind::Refused);
+    assert_eq!(refused.service, Some("10.96.0.1:81".parse().unwrap()));
+    assert_eq!((refused.protocol, refused.netns), (TCP, net.handle().cookie().unwrap()));
+}
+
+#[test]
+fn datagrams_are_told_once_for_each_destination() {
+    if !privileged() {
+        return;
+    }
+    let (lab, net) = (Lab::new(), Net::new());
+    let programs = lab.load();
+    let mut reader = open(&programs, &net.handle());
+    let (one, other) = (net.answerer("127.0.0.1:0", "one"), net.answerer("127.0.0.1:0", "other"));
+    let mut table = ServiceReconciler::new(programs.services());
+    table.reconcile(&[frontend(Protocol::Udp, 53, &[one])]).unwrap();
+    let mut client = Client::start(&lab.cgroup, &net);
+    for _ in 0..3 {
+        client.ask("udp 10.96.0.1:53");
+        client.ask(&format!("udp {other}"));
+    }
+    client.ask(&format!("udp-connected {other}"));
+    let mut told = Vec::new();
+    while let Some(event) = reader.next_event() {
+        assert_eq!((event.kind, event.protocol), (Kind::Datagram, UDP));
+        told.push((event.destination, event.service));
+    }
+    let vip = Some("10.96.0.1:53".parse().unwrap());
+    assert_eq!(told, [(one, vip), (other, None), (other, None)], "the last one is another socket");
+}
+
+#[test]
+fn nothing_is_told_to_nobody() {
+    if !privileged() {
+        return;
+    }
+    let (lab, net) = (Lab::new(), Net::new());
+    let programs = lab.load();
+    drop(open(&programs, &net.handle()));
+    let server = net.greeter("127.0.0.1:0", "hello");
+    let mut client = Client::start(&lab.cgroup, &net);
+    client.ask(&format!("tcp {server}"));
+    let mut reader = open(&programs, &net.handle());
+    assert_eq!(reader.next_event(), None);
+    assert_eq!(reader.tally().unwrap().told, 0);
+}
+
+#[test]
+fn a_full_ring_costs_events_that_are_counted_and_nothing_else() {
+    if !privileged() {
+        return;
+    }
+    let (lab, net) = (Lab::new(), Net::new());
+    let mut options = lab.options();
+    options.capacities.insert("FLOWS", 4096);
+    let programs = Programs::open_or_load(&options).unwrap();
+    let mut reader = open(&programs, &net.handle());
+    let server = net.greeter("127.0.0.1:0", "hello");
+    let mut client = Client::start(&lab.cgroup, &net);
+    for _ in 0..40 {
+        assert_eq!(client.ask(&format!("tcp {server}")), format!("hello from {server}"));
+    }
+    let mut read = 0;
+    while reader.next_event().is_some() {
+        read += 1;
+    }
+    let tally = reader.tally().unwrap();
+    assert_eq!(tally.told, read);
+    assert!(tally.lost > 0 && tally.told + tally.lost >= 79, "{tally:?}");
+}
+
+/// A node with one pod.
+struct Node {
+    programs: Arc<Programs>,
+    node: Net,
+    pod: Net,
+    port: PodPort,
+    ifindex: u32,
+    _lab: Lab,
+}
+
+impl Node {
+    fn new() -> Self {
+        let (lab, node, pod) = (Lab::new(), Net::new(), Net::new());
+        let programs = Arc::new(lab.load());
+        let port = PodPort {
+            netns: pod.path(),
+            interface: "eth0".parse().unwrap(),
+            host_interface: IfName::for_pod("one", "eth0"),
+            owner: "default/one".to_owned(),
+            v4: Some([10, 244, 1, 5].into()),
+            v6: None,
+            mtu: 1420,
+        };
+        let network = LinuxPodNetwork::new(node.handle(), programs.clone());
+        let ifindex = network.attach(&port).unwrap().host_ifindex;
+        Self { programs, node, pod, port, ifindex, _lab: lab }
+    }
+}
+
+#[test]
+fn what_the_kernel_drops_in_a_pod_is_told_with_its_reason() {
+    if !privileged() {
+        return;
+    }
+    let lab = Node::new();
+    let mut reader = open(&lab.programs, &lab.node.handle());
+    lab.node.ip("addr add 10.244.1.1/32 dev lo");
+    // The same in a namespace that is not of this node: nobody's business.
+    let stranger = Net::new();
+    let to = |net: &Net, address: &str| net.udp("0.0.0.0:0").send_to(b"?", address).unwrap();
+    to(&stranger, "127.0.0.1:9");
+    to(&lab.node, "10.244.1.5:9");
+    let event = expect(&mut reader, |e| e.kind == Kind::KernelDropped);
+    assert_eq!(reader.kernel_reason(event.reason), Some("no_socket"));
+    assert_eq!(event.destination, "10.244.1.5:9".parse().unwrap());
+    assert_eq!((event.source.ip(), event.protocol), ("10.244.1.1".parse().unwrap(), UDP));
+    assert_eq!(event.netns, lab.pod.handle().cookie().unwrap());
+}
+
+#[test]
+fn what_the_guard_drops_is_told_at_a_limited_rate() {
+    if !privileged() {
+        return;
+    }
+    let lab = Node::new();
+    let settings = Settings { rate_per_sec: 5, ..Settings::default() };
+    let mut reader = FlowReader::open(&lab.programs, &lab.node.handle(), settings).unwrap();
+    let mut packet = lab.port.host_mac().0.to_vec();
+    packet.extend(lab.port.pod_mac().0);
+    packet.extend([8, 0, 0x45, 0, 0, 32, 0, 0, 0, 0, 64, UDP, 0, 0]);
+    packet.extend([10, 244, 1, 99, 10, 244, 2, 7]);
+    packet.extend([0x10, 0, 0, 53, 0, 12, 0, 0, 1, 2, 3, 4]);
+    let input =
+        mesh_kernel::bpf::test_run::Input { packet: &packet, ifindex: lab.ifindex, repeat: 100 };
+    lab.node.run(|| lab.programs.test_run("from_pod", &input)).unwrap();
+    let mut events = Vec::new();
+    while let Some(event) = reader.next_event() {
+        events.extend((event.reason == Reason::SpoofedAddress as u32).then_some(event));
+    }
+    // More than five when a second ends in between.
+    assert!((5..=10).contains(&events.len()), "{events:#?}");
+    let first = events[0];
+    assert_eq!((first.kind, first.ifindex), (Kind::Dropped, lab.ifindex));
+    assert_eq!(first.source, "10.244.1.99:4096".parse().unwrap());
+    assert_eq!(first.destination, "10.244.2.7:53".parse().unwrap());
+    let counted = lab.programs.counters().unwrap()[&Reason::SpoofedAddress].packets;
+    assert_eq!(counted, 100, "counters are exact");
+    assert!(reader.tally().unwrap().limited >= 90);
+}
