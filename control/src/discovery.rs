@@ -134,6 +134,10 @@ fn subresources(kind: &Kind) -> Vec<Subresource> {
         "Pod" => {
             all.push(own("log", "Pod", &["get"]));
             all.push(own("binding", "Binding", &["create"]));
+            all.push(Subresource {
+                group_version: Some(("policy", "v1")),
+                ..own("eviction", "Eviction", &["create"])
+            });
             all.push(own("exec", "PodExecOptions", &["create", "get"]));
             all.push(own("attach", "PodAttachOptions", &["create", "get"]));
             all.push(own("portforward", "PodPortForwardOptions", &["create", "get"]));

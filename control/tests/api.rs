@@ -12,6 +12,8 @@ mod clients;
 mod crash;
 #[path = "api/objects.rs"]
 mod objects;
+#[path = "api/pods.rs"]
+mod pods;
 #[path = "api/preshared.rs"]
 mod preshared;
 #[path = "api/refusals.rs"]

@@ -55,7 +55,9 @@ fn checked(target: Target) -> Result<Target, ApiError> {
         Some("status") => kind.status,
         Some("scale") => kind.scale,
         Some("finalize") => kind.kind == "Namespace",
-        Some("log" | "binding" | "exec" | "attach" | "portforward") => kind.kind == "Pod",
+        Some("log" | "binding" | "eviction" | "exec" | "attach" | "portforward") => {
+            kind.kind == "Pod"
+        }
         Some("proxy") => kind.kind == "Node",
         Some(_) => false,
     };

@@ -17,6 +17,7 @@ use crate::registry::{Deleted, Object, Part, Registry, WriteOptions, decode};
 use crate::store::Range;
 use crate::strategy::with_kind;
 
+mod eviction;
 pub(super) mod scale;
 
 /// What a write answers with.
@@ -46,6 +47,7 @@ impl Writing<'_> {
         let written = match (&self.target.name, self.target.sub.as_deref()) {
             (None, None) => with_kind!(self.target.kind, K => self.create_object::<K>().await)?,
             (Some(name), Some("binding")) => self.bind(name).await?,
+            (Some(name), Some("eviction")) => eviction::create(self, name).await?,
             _ => return Err(ApiError::MethodNotAllowed),
         };
         Ok(self.respond(written))
