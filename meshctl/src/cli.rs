@@ -185,6 +185,49 @@ pub(crate) enum NodeCommand {
         after_help = "Both keys serve until every other node has proved to know the new one. A node that is off is waited for: for as\nlong as it takes, unless its Node object is deleted. `meshctl peers -o wide` shows who knows it.\n\nExit status: 0 when it is replaced, 3 when nodes are still waited for.\n\nExamples:\n  meshctl node rotate-key node-2\n  meshctl node rotate-key node-2 --wait 0"
     )]
     RotateKey(RotateKeyArgs),
+    /// New pods go elsewhere; those that are there stay
+    #[command(after_help = "Examples:\n  meshctl node cordon node-2")]
+    Cordon(CordonArgs),
+    /// New pods may come again
+    #[command(after_help = "Examples:\n  meshctl node uncordon node-2")]
+    Uncordon(CordonArgs),
+    /// Cordon the node and let its pods leave, each in its own time
+    #[command(
+        after_help = "Pods of a DaemonSet and static pods stay. A pod that nobody makes anew elsewhere has to be deleted with --force.\nWhat a pod keeps in an emptyDir is lost.\n\nExamples:\n  meshctl node drain node-2\n  meshctl node drain node-2 --timeout 120 --force"
+    )]
+    Drain(DrainArgs),
+    /// Drain the node and take it out of the cluster
+    #[command(
+        after_help = "Afterwards, on the node, `mesh-agent reset` removes everything that the agent made; the node's key and its\ncertificate stay, so that it may come back.\n\nExamples:\n  meshctl node reset node-2"
+    )]
+    Reset(ResetArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CordonArgs {
+    /// The node
+    pub(crate) node: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DrainArgs {
+    /// The node
+    pub(crate) node: String,
+    /// Give up after this time; 0 waits for ever
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    pub(crate) timeout: u64,
+    /// How long each pod may take to end; by default as long as it says itself
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) grace_period: Option<u64>,
+    /// Also delete pods that nobody makes anew
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ResetArgs {
+    #[command(flatten)]
+    pub(crate) drain: DrainArgs,
 }
 
 #[derive(Debug, Args)]

@@ -11,6 +11,8 @@ use crate::cli::{Global, NodeArgs, NodeCommand, Output, RotateKeyArgs};
 use crate::output;
 use crate::source::{NodeState, Source};
 
+mod drain;
+
 const PAUSE: Duration = Duration::from_millis(250);
 /// Exit status while nodes are waited for.
 const WAITING: u8 = 3;
@@ -18,8 +20,13 @@ const WAITING: u8 = 3;
 /// `meshctl node`.
 pub(crate) async fn node(global: &Global, args: NodeArgs) -> anyhow::Result<ExitCode> {
     match args.what {
-        NodeCommand::RotateKey(args) => rotate_key(global, &args).await,
+        NodeCommand::RotateKey(args) => return rotate_key(global, &args).await,
+        NodeCommand::Cordon(args) => drain::cordon(global, &args, true).await?,
+        NodeCommand::Uncordon(args) => drain::cordon(global, &args, false).await?,
+        NodeCommand::Drain(args) => drain::drain(global, &args).await?,
+        NodeCommand::Reset(args) => drain::reset(global, &args).await?,
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn rotate_key(global: &Global, args: &RotateKeyArgs) -> anyhow::Result<ExitCode> {
