@@ -40,6 +40,7 @@ mod plan;
 mod probes;
 mod quantity;
 mod registry;
+mod removal;
 mod report;
 mod resolv;
 mod resources;
@@ -53,6 +54,7 @@ mod volumes;
 mod worker;
 
 pub use observed::PodRef;
+pub use removal::Removal;
 pub use report::{KubeReporter, PodEvent, ReportError, StatusReporter};
 
 use layout::Layout;

@@ -1,6 +1,7 @@
 //! `mesh-agent reset`: the node as it was before the agent came.
 //!
-//! Key and certificate stay in the state directory, so that the node can come back; delete it to forget them.
+//! No agent may run: it would make everything anew. Pods are ended with ten seconds of grace; `meshctl node drain`
+//! before lets them take their time. Key and certificate stay in the state directory, so that the node can come back; delete it to forget them.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,15 +14,24 @@ use mesh_kernel::{IfName, LoadOptions, NetNs, Programs, WireGuardDevice as _};
 use mesh_model::wellknown::OVERLAY_DEVICE;
 use mesh_worker::supervise;
 
-use crate::cli::Options;
+use crate::cli::{Options, PodsChoice};
 use crate::errors::chain;
+use crate::pods::Removal;
 use crate::reconcile::conflist;
 use crate::workers::{self, Paths};
 
 /// Stops the workers and removes what the agent made. Goes on after a failure and names all of them at the end.
 pub(crate) async fn reset(options: &Options) -> anyhow::Result<()> {
     let paths = Paths::new(options);
+    let lock = paths.state().join("agent.lock");
+    let _alone = if paths.state().exists() { Some(crate::run::lock(&lock)?) } else { None };
     let mut failures = vec![];
+    if options.pods == PodsChoice::Cri {
+        // First, while the runtime can still ask the plugin to take their interfaces away.
+        let (count, left) = removal(options).run().await;
+        tracing::info!(count, "pods ended");
+        failures.extend(left.into_iter().map(|failure| format!("pods: {failure}")));
+    }
     let mut note = |what: &str, result: Result<(), &dyn std::error::Error>| match result {
         Ok(()) => tracing::info!(what, "removed"),
         Err(error) => failures.push(format!("{what}: {}", chain(error))),
@@ -43,6 +53,16 @@ pub(crate) async fn reset(options: &Options) -> anyhow::Result<()> {
         return Ok(());
     }
     bail!("not everything could be removed: {}", failures.join("; "))
+}
+
+fn removal(options: &Options) -> Removal {
+    Removal {
+        containerd_socket: options.containerd.clone(),
+        cgroup_parent: options.cgroup_parent.clone(),
+        log_dir: options.pod_logs_dir.clone(),
+        state_dir: options.state_dir.clone(),
+        run_dir: options.run_dir.clone(),
+    }
 }
 
 type Note<'a> = dyn FnMut(&str, Result<(), &dyn std::error::Error>) + 'a;
@@ -84,6 +104,11 @@ fn kernel(options: &Options, note: &mut Note<'_>) {
 fn remove_derived(paths: &Paths) -> std::io::Result<()> {
     let derived = [paths.snapshot(), paths.journal(), paths.paths()];
     let workers = workers::ALL.map(|name| paths.worker_state(name));
+    // Releases that the plugin noted meanwhile: their interfaces are gone.
+    match std::fs::remove_dir_all(mesh_cni::queue::directory(paths.state())) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     for path in derived.into_iter().chain(workers) {
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),

@@ -142,7 +142,7 @@ fn make_directories(paths: &Paths, cgroup: &Path) -> anyhow::Result<()> {
 }
 
 /// Two agents with one state would give out addresses twice.
-fn lock(path: &Path) -> anyhow::Result<File> {
+pub(crate) fn lock(path: &Path) -> anyhow::Result<File> {
     let file = File::options().write(true).create(true).truncate(false).mode(0o600).open(path);
     let file = file.with_context(|| format!("open {}", path.display()))?;
     match file.try_lock() {

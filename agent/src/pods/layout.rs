@@ -16,11 +16,12 @@ pub(crate) struct Layout {
 
 impl Layout {
     pub(crate) fn new(options: &RunnerOptions) -> Self {
-        Self {
-            state: options.state_dir.join("pods"),
-            secrets: options.run_dir.join("pods"),
-            logs: options.log_dir.clone(),
-        }
+        Self::at(&options.state_dir, &options.run_dir, &options.log_dir)
+    }
+
+    /// Below these directories.
+    pub(crate) fn at(state: &Path, run: &Path, logs: &Path) -> Self {
+        Self { state: state.join("pods"), secrets: run.join("pods"), logs: logs.to_owned() }
     }
 
     /// The directories that hold one directory per pod.

@@ -125,3 +125,28 @@ fn many_pods_leave_nothing() {
         }
     });
 }
+
+#[test]
+fn a_node_that_leaves_keeps_nothing_of_its_pods() {
+    machine::run("restarts::a_node_that_leaves_keeps_nothing_of_its_pods", async |rig| {
+        let names = names(3);
+        for name in &names {
+            let mut pod = server();
+            pod["volumes"] = serde_json::json!([{"name": "m", "emptyDir": {"medium": "Memory"}}]);
+            pod["containers"][0]["volumeMounts"] =
+                serde_json::json!([{"name": "m", "mountPath": "/m"}]);
+            rig.api.apply(name, pod);
+        }
+        let runner = rig.runner();
+        all_run(&rig, &runner, &names).await;
+        drop(runner);
+        assert_eq!(rig.removal().run().await, (names.len(), vec![]));
+        assert_eq!((rig.everything().await, rig.addresses()), (vec![], 0));
+        assert!(!rig.path("agent/pods").exists() && !rig.path("run/pods").exists());
+        assert_eq!(std::fs::read_dir(rig.path("log")).unwrap().count(), 0);
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        let ours = |line: &&str| line.contains("/run/rig/agent") || line.contains("/run/rig/run");
+        assert_eq!(mounts.lines().filter(ours).count(), 0, "{mounts}");
+        assert_eq!(rig.removal().run().await, (0, vec![]), "once more");
+    });
+}

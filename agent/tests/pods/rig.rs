@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use mesh_agent::pods::{Runner, RunnerOptions};
+use mesh_agent::pods::{Removal, Runner, RunnerOptions};
 use mesh_cri::Client;
 
 use crate::api::Api;
@@ -192,6 +192,17 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.
         let runner = Runner::start(options, self.api.clone());
         runner.set_desired(self.api.work());
         runner
+    }
+
+    /// What takes all pods down without an agent.
+    pub(crate) fn removal(&self) -> Removal {
+        Removal {
+            containerd_socket: self.path("containerd.sock"),
+            cgroup_parent: format!("/{}", self.cgroup),
+            log_dir: self.path("log"),
+            state_dir: self.path("agent"),
+            run_dir: self.path("run"),
+        }
     }
 
     /// Waits until it holds, passing each change of the API on to the runner, as a watch does.
