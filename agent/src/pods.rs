@@ -50,6 +50,7 @@ mod security;
 mod status;
 mod streams;
 mod supervise;
+mod usage;
 mod volumes;
 mod worker;
 
@@ -147,11 +148,12 @@ impl Runner {
     }
 
     /// `GET /containerLogs/{namespace}/{pod}/{container}?follow&tailLines&sinceSeconds&sinceTime&timestamps&previous&limitBytes`,
-    /// and the streams of [`streams`].
+    /// the streams of [`streams`], and `GET /mesh/v1/usage`.
     pub fn router(&self) -> Router {
         let (registry, layout) = (Arc::clone(&self.context.registry), self.context.layout.clone());
         let streams = streams::router(Arc::clone(&registry), self.context.client.clone());
-        logs::router(Logs { registry, layout }).merge(streams)
+        let usage = usage::router(usage::Meter::new(self.context.client.clone()));
+        logs::router(Logs { registry, layout }).merge(streams).merge(usage)
     }
 
     /// Asks the runtime how it is: for the conditions of the Node object.

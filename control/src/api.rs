@@ -20,6 +20,7 @@ use crate::registry::Registry;
 pub mod body;
 pub mod caller;
 mod join;
+pub(crate) mod metrics;
 mod patch;
 mod paths;
 mod preshared;
@@ -113,6 +114,14 @@ impl Api {
             return Ok(response);
         }
         let (group, version, rest) = paths::resource(&path)?;
+        if (group, version) == (metrics::GROUP, metrics::VERSION) {
+            if !caller.is_admin() {
+                let text = format!("User \"{}\" cannot get path {path:?}", caller.user);
+                return Err(ApiError::ForbiddenPath(text));
+            }
+            let query = Query::parse(request.uri().query())?;
+            return self.metrics(&path, request.method(), &query).await;
+        }
         let target = target::parse(group, version, rest)?;
         let query = Query::parse(request.uri().query())?;
         let (mut parts, body) = request.into_parts();

@@ -3,8 +3,15 @@
 use mesh_model::kinds::{KINDS, Kind};
 use serde_json::{Value, json};
 
+use crate::api::metrics;
+
 const VERBS: &[&str] =
     &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+
+/// What is measured and not stored: resource, kind, whether it is in a namespace.
+const MEASURED: &[(&str, &str, bool)] =
+    &[("nodes", "NodeMetrics", false), ("pods", "PodMetrics", true)];
+const READ: &[&str] = &["get", "list"];
 
 /// `/version`.
 pub fn version() -> Value {
@@ -58,11 +65,22 @@ fn named_groups() -> Vec<(&'static str, &'static str)> {
             groups.push((kind.group, kind.version));
         }
     }
+    groups.push((metrics::GROUP, metrics::VERSION));
     groups
 }
 
 /// `/api/v1` and `/apis/GROUP/VERSION`: the resources of a group; none when it is not served.
 pub fn resources(group: &str, version: &str) -> Option<Value> {
+    if (group, version) == (metrics::GROUP, metrics::VERSION) {
+        let entry = |(name, kind, namespaced): &(&str, &str, bool)| json!({"name": name, "singularName": "", "namespaced": namespaced, "kind": kind, "verbs": READ});
+        let resources: Vec<Value> = MEASURED.iter().map(entry).collect();
+        return Some(json!({
+            "kind": "APIResourceList",
+            "apiVersion": "v1",
+            "groupVersion": format!("{group}/{version}"),
+            "resources": resources,
+        }));
+    }
     let kinds: Vec<&Kind> = of(group, version).collect();
     let first = kinds.first()?;
     let resources: Vec<Value> = kinds.iter().flat_map(|kind| legacy_resources(kind)).collect();
@@ -157,7 +175,11 @@ pub fn aggregated(core: bool) -> Value {
     let items: Vec<Value> = groups
         .into_iter()
         .map(|(group, version)| {
-            let resources: Vec<Value> = of(group, version).map(aggregated_resource).collect();
+            let resources: Vec<Value> = if group == metrics::GROUP {
+                MEASURED.iter().map(measured_resource).collect()
+            } else {
+                of(group, version).map(aggregated_resource).collect()
+            };
             json!({
                 "metadata": {"name": group, "creationTimestamp": null},
                 "versions": [{"version": version, "resources": resources, "freshness": "Current"}],
@@ -169,6 +191,16 @@ pub fn aggregated(core: bool) -> Value {
         "apiVersion": "apidiscovery.k8s.io/v2",
         "metadata": {},
         "items": items,
+    })
+}
+
+fn measured_resource((name, kind, namespaced): &(&str, &str, bool)) -> Value {
+    json!({
+        "resource": name,
+        "responseKind": {"group": metrics::GROUP, "version": metrics::VERSION, "kind": kind},
+        "scope": if *namespaced { "Namespaced" } else { "Cluster" },
+        "singularResource": "",
+        "verbs": READ,
     })
 }
 

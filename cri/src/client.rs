@@ -174,6 +174,18 @@ impl Client {
         answer.status.ok_or(CallError::incomplete("ContainerStatus"))
     }
 
+    /// What the containers use that carry all of these labels.
+    pub async fn container_stats(
+        &self,
+        labels: HashMap<String, String>,
+    ) -> Result<Vec<v1::ContainerStats>, CallError> {
+        let mut runtime = self.runtime.clone();
+        let filter = v1::ContainerStatsFilter { label_selector: labels, ..Default::default() };
+        let request = v1::ListContainerStatsRequest { filter: Some(filter) };
+        let call = runtime.list_container_stats(request);
+        Ok(limited("ListContainerStats", READ_LIMIT, call).await?.stats)
+    }
+
     /// Makes the runtime open a container's log file again.
     pub async fn reopen_log(&self, id: &str) -> Result<(), CallError> {
         let mut runtime = self.runtime.clone();
@@ -242,6 +254,15 @@ impl Client {
             v1::PullImageRequest { image: Some(spec(reference)), auth, sandbox_config: None };
         let call = images.pull_image(request);
         Ok(limited("PullImage", PULL_LIMIT, call).await?.image_ref)
+    }
+
+    /// Mount points of the file systems that hold images.
+    pub async fn image_file_systems(&self) -> Result<Vec<PathBuf>, CallError> {
+        let mut images = self.images.clone();
+        let call = images.image_fs_info(v1::ImageFsInfoRequest::default());
+        let answer = limited("ImageFsInfo", READ_LIMIT, call).await?;
+        let points = answer.image_filesystems.into_iter().filter_map(|usage| usage.fs_id);
+        Ok(points.map(|id| id.mountpoint.into()).collect())
     }
 
     /// Deletes an image. An image that does not exist is success.

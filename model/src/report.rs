@@ -29,6 +29,42 @@ pub struct NodeReport {
     pub keys: KeysReport,
 }
 
+/// `GET /mesh/v1/usage`: what the node and its pods use.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UsageReport {
+    /// When it was measured, RFC 3339.
+    pub timestamp: String,
+    /// The time that CPU use is the mean of.
+    pub window_ms: u64,
+    /// The whole node.
+    pub node: Usage,
+    /// Its pods.
+    pub pods: Vec<PodUsage>,
+}
+
+/// CPU and memory in use.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Usage {
+    /// Billionths of a core.
+    pub cpu_nano_cores: u64,
+    /// Memory that cannot be taken back without harm.
+    pub memory_bytes: u64,
+}
+
+/// What a pod's containers use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodUsage {
+    /// The pod's namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its running containers by name.
+    pub containers: std::collections::BTreeMap<String, Usage>,
+}
+
 /// The WireGuard keys of a node; the answer to `POST /mesh/v1/rotate-key`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

@@ -12,3 +12,4 @@ mod machine;
 mod memory;
 mod restarts;
 mod rig;
+mod usage;

@@ -48,6 +48,17 @@ async fn pretend(control: &Control, member: &Member, address: IpAddr) {
             "/containerLogs/default/gone/main",
             get(async || (StatusCode::NOT_FOUND, "no such container")),
         )
+        .route(
+            "/mesh/v1/usage",
+            get(async || {
+                axum::Json(json!({"timestamp": "2027-01-15T08:00:00Z", "windowMs": 1500,
+                    "node": {"cpuNanoCores": 1_500_000_000, "memoryBytes": 4096},
+                    "pods": [
+                        {"namespace": "default", "name": "p", "containers":
+                            {"main": {"cpuNanoCores": 5, "memoryBytes": 2048}}},
+                        {"namespace": "default", "name": "unknown", "containers": {}}]}))
+            }),
+        )
         .route("/exec/default/p/main", any(parrot))
         .route("/portForward/default/p", any(parrot))
         .fallback(echo);
@@ -195,4 +206,42 @@ async fn an_agent_that_is_not_there_or_not_itself_is_a_bad_gateway() {
     pretend(&control, &other, address).await;
     let answer = control.get(&path).await;
     assert_eq!(answer.code, 502, "another node's certificate: {}", answer.body);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_nodes_and_pods_use_comes_from_the_agents() {
+    let control = Control::start().await;
+    let address = own_address(5);
+    let member = join(&control, "n1", &[address]).await;
+    pretend(&control, &member, address).await;
+    register(&control, "n1", address).await;
+    // Nobody answers there: its node is left out.
+    register(&control, "n2", own_address(6)).await;
+    for (name, node) in [("p", "n1"), ("q", "n2")] {
+        control.create(PODS, pod(name, Some(node))).await;
+    }
+    let at = |rest: &str| format!("/apis/metrics.k8s.io/v1beta1/{rest}");
+    let nodes = control.get(&at("nodes")).await.body;
+    assert_eq!(nodes["kind"], "NodeMetricsList");
+    assert_eq!(nodes["items"].as_array().unwrap().len(), 1);
+    let node = &nodes["items"][0];
+    assert_eq!((&node["metadata"]["name"], &node["window"]), (&json!("n1"), &json!("1500ms")));
+    assert_eq!(node["usage"], json!({"cpu": "1500000000n", "memory": "4Ki"}));
+    assert_eq!(control.get(&at("nodes/n2")).await.code, 404);
+    for path in ["pods", "namespaces/default/pods", "pods?labelSelector=app%3Dp"] {
+        let pods = control.get(&at(path)).await.body;
+        assert_eq!(pods["items"].as_array().unwrap().len(), 1, "{path}: {pods}");
+        let used = json!([{"name": "main", "usage": {"cpu": "5n", "memory": "2Ki"}}]);
+        assert_eq!(pods["items"][0]["containers"], used);
+    }
+    let none = control.get(&at("pods?labelSelector=app%3Dq")).await.body;
+    assert_eq!(none["items"], json!([]));
+    let one = control.get(&at("namespaces/default/pods/p")).await;
+    assert_eq!((one.code, &one.body["kind"]), (200, &json!("PodMetrics")));
+    assert_eq!(control.get(&at("namespaces/other/pods/p")).await.code, 404);
+    assert_eq!(control.get(&at("gadgets")).await.code, 404);
+    let groups = control.get("/apis").await.body.to_string();
+    assert!(groups.contains("metrics.k8s.io/v1beta1"), "{groups}");
+    let asked = send(&member.client, Method::GET, &at("nodes"), JSON, Vec::new()).await;
+    assert_eq!(asked.code, 403);
 }
