@@ -18,7 +18,7 @@ use mesh_model::snapshot::WgKey;
 
 use crate::netlink::NetlinkError;
 
-pub use fake::FakeWireGuard;
+pub use fake::{FakeMessage, FakePacket, FakeWireGuard};
 pub use linux::{KernelWireGuard, supported};
 pub use plan::plan;
 
@@ -129,15 +129,24 @@ pub struct PeerChange {
     pub add: bool,
     /// New endpoint.
     pub endpoint: Option<SocketAddr>,
-    /// The complete new set of addresses, replaced in one step.
-    pub allowed_ips: Option<BTreeSet<IpNet>>,
+    /// What becomes of its addresses.
+    pub allowed_ips: Option<AllowedIpsChange>,
     /// New keepalive interval; zero turns it off.
     pub keepalive: Option<Duration>,
     /// New pre-shared key; all zeroes removes it.
     pub preshared_key: Option<SecretKey>,
 }
 
-/// What has to be done, in order: device, new and changed peers, removals.
+/// What becomes of a peer's addresses. An address belongs to one peer: the one that it had before loses it in the same moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AllowedIpsChange {
+    /// These come to those that it has.
+    Add(BTreeSet<IpNet>),
+    /// It has these and no others. For a moment it has none.
+    Replace(BTreeSet<IpNet>),
+}
+
+/// What has to be done, in order: device, new and changed peers, addresses that nobody is to have any more, removals.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
     /// The steps.

@@ -111,6 +111,7 @@ fn down() -> Result<()> {
         Machines::down()?;
     }
     libvirt::stop()?;
+    libvirt::restore_forwarding()?;
     say::step("nothing of the machines is left");
     Ok(())
 }

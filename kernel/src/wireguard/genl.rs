@@ -11,7 +11,7 @@ use netlink_packet_wireguard::{
     WireguardCmd, WireguardMessage, WireguardPeer, WireguardPeerAttribute, WireguardPeerFlags,
 };
 
-use super::{Observed, ObservedPeer, PeerChange, SecretKey, Step};
+use super::{AllowedIpsChange, Observed, ObservedPeer, PeerChange, SecretKey, Step};
 
 /// Asks for a device and all its peers.
 pub(super) fn query(device: &str) -> WireguardMessage {
@@ -50,7 +50,7 @@ fn peer(key: &WgKey, change: &PeerChange) -> WireguardPeer {
     if !change.add {
         flags |= WireguardPeerFlags::UpdateOnly;
     }
-    if change.allowed_ips.is_some() {
+    if matches!(change.allowed_ips, Some(AllowedIpsChange::Replace(_))) {
         flags |= WireguardPeerFlags::ReplaceAllowedIps;
     }
     let mut attributes =
@@ -61,7 +61,8 @@ fn peer(key: &WgKey, change: &PeerChange) -> WireguardPeer {
         let seconds = u16::try_from(interval.as_secs()).unwrap_or(u16::MAX);
         WireguardPeerAttribute::PersistentKeepalive(seconds)
     }));
-    if let Some(nets) = &change.allowed_ips {
+    if let Some(AllowedIpsChange::Add(nets) | AllowedIpsChange::Replace(nets)) = &change.allowed_ips
+    {
         let nets = nets.iter().map(allowed_ip).collect();
         attributes.push(WireguardPeerAttribute::AllowedIps(nets));
     }
@@ -125,9 +126,11 @@ fn read_statistics(peer: &mut ObservedPeer, attribute: &WireguardPeerAttribute) 
         WireguardPeerAttribute::RxBytes(bytes) => peer.statistics.received_bytes = *bytes,
         WireguardPeerAttribute::TxBytes(bytes) => peer.statistics.sent_bytes = *bytes,
         WireguardPeerAttribute::LastHandshake(time) => {
+            // To the nanosecond: two keys of one node may shake hands within a second, and the later one counts.
             let seconds = u64::try_from(time.seconds).unwrap_or(0);
-            peer.statistics.last_handshake =
-                (seconds != 0).then(|| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+            let nanoseconds = u32::try_from(time.nano_seconds).unwrap_or(0).min(999_999_999);
+            peer.statistics.last_handshake = (seconds != 0)
+                .then(|| SystemTime::UNIX_EPOCH + Duration::new(seconds, nanoseconds));
         }
         _ => {}
     }
@@ -151,12 +154,12 @@ mod tests {
 
     #[test]
     fn a_new_peer_reads_back_as_it_was_written() {
+        let nets: BTreeSet<IpNet> =
+            ["10.244.1.0/24".parse().unwrap(), "fd10::/64".parse().unwrap()].into();
         let change = PeerChange {
             add: true,
             endpoint: "192.0.2.1:51900".parse().ok(),
-            allowed_ips: Some(
-                ["10.244.1.0/24".parse().unwrap(), "fd10::/64".parse().unwrap()].into(),
-            ),
+            allowed_ips: Some(AllowedIpsChange::Add(nets.clone())),
             keepalive: Some(Duration::from_secs(25)),
             preshared_key: Some(SecretKey([3; 32])),
         };
@@ -165,7 +168,7 @@ mod tests {
         read(&mut observed, &request("mesh-wg", &step));
         let peer = &observed.peers[&WgKey([9; 32])];
         assert_eq!(peer.endpoint, change.endpoint);
-        assert_eq!(Some(&peer.allowed_ips), change.allowed_ips.as_ref());
+        assert_eq!(peer.allowed_ips, nets);
         assert_eq!(peer.keepalive, change.keepalive);
         assert_eq!(peer.preshared_key, change.preshared_key);
     }

@@ -1,10 +1,18 @@
 //! From what a device has to what it should have.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::{Config, Observed, ObservedPeer, PeerChange, PeerConfig, Plan, SecretKey, Step};
+use ipnet::IpNet;
+
+use super::{
+    AllowedIpsChange, Config, Observed, ObservedPeer, PeerChange, PeerConfig, Plan, SecretKey, Step,
+};
 
 /// What has to be done: device, new and changed peers, removals. Total over the union of peers.
+///
+/// An address that moves from one peer to another belongs to either at any time, because the kernel moves it when it is
+/// added to the other.
 ///
 /// The endpoint of a peer is set when it is new or has none; once it has shaken hands, the device knows better.
 /// A peer that is known but never answered gets a changed endpoint.
@@ -18,6 +26,7 @@ pub fn plan(config: &Config, observed: &Observed) -> Plan {
         };
         steps.extend(change.map(|change| Step::PutPeer { key: *key, change }));
     }
+    steps.extend(surplus(config, observed));
     // An address moves from one peer to another with the steps above; nothing is removed before.
     let gone = observed.peers.keys().filter(|key| !config.peers.contains_key(key));
     steps.extend(gone.copied().map(Step::RemovePeer));
@@ -33,11 +42,31 @@ fn device_step(config: &Config, observed: &Observed) -> Option<Step> {
     changes.then_some(Step::SetDevice { private_key, listen_port, fwmark })
 }
 
+fn added(wanted: &BTreeSet<IpNet>, now: &BTreeSet<IpNet>) -> Option<AllowedIpsChange> {
+    let missing: BTreeSet<IpNet> = wanted.difference(now).copied().collect();
+    (!missing.is_empty()).then_some(AllowedIpsChange::Add(missing))
+}
+
+/// Takes from peers that stay what they are not to have any more, and no other peer has got.
+fn surplus(config: &Config, observed: &Observed) -> impl Iterator<Item = Step> {
+    let taken: BTreeSet<IpNet> =
+        config.peers.values().flat_map(|peer| &peer.allowed_ips).copied().collect();
+    config.peers.iter().filter_map(move |(key, wanted)| {
+        let now = &observed.peers.get(key)?.allowed_ips;
+        let mut left = now.difference(&wanted.allowed_ips);
+        let change = PeerChange {
+            allowed_ips: Some(AllowedIpsChange::Replace(wanted.allowed_ips.clone())),
+            ..PeerChange::default()
+        };
+        left.any(|net| !taken.contains(net)).then_some(Step::PutPeer { key: *key, change })
+    })
+}
+
 fn new_peer(wanted: &PeerConfig) -> PeerChange {
     PeerChange {
         add: true,
         endpoint: wanted.endpoint,
-        allowed_ips: Some(wanted.allowed_ips.clone()),
+        allowed_ips: added(&wanted.allowed_ips, &BTreeSet::new()),
         keepalive: wanted.keepalive,
         preshared_key: wanted.preshared_key,
     }
@@ -50,7 +79,7 @@ fn changed_peer(wanted: &PeerConfig, now: &ObservedPeer) -> Option<PeerChange> {
         endpoint: wanted
             .endpoint
             .filter(|_| (wanted.pinned || !learned) && now.endpoint != wanted.endpoint),
-        allowed_ips: (now.allowed_ips != wanted.allowed_ips).then(|| wanted.allowed_ips.clone()),
+        allowed_ips: added(&wanted.allowed_ips, &now.allowed_ips),
         keepalive: (now.keepalive != wanted.keepalive)
             .then(|| wanted.keepalive.unwrap_or(Duration::ZERO)),
         preshared_key: (now.preshared_key != wanted.preshared_key)

@@ -37,6 +37,11 @@ security_driver = \"none\"
 cgroup_controllers = []
 namespaces = []
 ";
+/// libvirt turns forwarding on for its networks, and never off again. What it was before is kept there.
+const FORWARDING: [(&str, &str); 2] = [
+    ("/proc/sys/net/ipv4/ip_forward", "/run/mesh-vm-ip-forward"),
+    ("/proc/sys/net/ipv6/conf/all/forwarding", "/run/mesh-vm-ipv6-forwarding"),
+];
 /// The daemons that we start, and the files with their process numbers.
 const DAEMONS: [(&str, &str); 2] =
     [("virtlogd", "/run/mesh-vm-virtlogd.pid"), ("libvirtd", "/run/mesh-vm-libvirtd.pid")];
@@ -66,6 +71,7 @@ pub(super) fn answers() -> bool {
 
 /// Starts libvirt, unless it runs.
 pub(super) fn start() -> Result<()> {
+    note_forwarding()?;
     if answers() {
         return Ok(());
     }
@@ -85,6 +91,32 @@ pub(super) fn start() -> Result<()> {
     wait_until("libvirt answers", Duration::from_secs(30), || {
         if answers() { Ok(()) } else { bail!("`virsh list` fails") }
     })
+}
+
+/// Notes whether this host forwards, unless that was noted before the present machines.
+fn note_forwarding() -> Result<()> {
+    for (setting, note) in FORWARDING {
+        if Path::new(note).exists() {
+            continue;
+        }
+        // A kernel without IPv6 has no such setting.
+        let Ok(value) = fs::read_to_string(setting) else { continue };
+        fs::write(note, value).with_context(|| format!("write {note}"))?;
+    }
+    Ok(())
+}
+
+/// Forwarding is as it was before the machines.
+pub(super) fn restore_forwarding() -> Result<()> {
+    for (setting, note) in FORWARDING {
+        let Ok(before) = fs::read_to_string(note) else { continue };
+        // Writing the value that there is would reset settings of single links.
+        if fs::read_to_string(setting).is_ok_and(|now| now != before) {
+            fs::write(setting, &before).with_context(|| format!("write {setting}"))?;
+        }
+        fs::remove_file(note).with_context(|| format!("remove {note}"))?;
+    }
+    Ok(())
 }
 
 /// Ends the daemons that we started, with the configuration that they needed.

@@ -22,12 +22,23 @@ fn any_peer() -> impl Strategy<Value = PeerConfig> {
 fn any_config() -> impl Strategy<Value = Config> {
     let peers =
         prop::collection::btree_map((0..5_u8).prop_map(|b| WgKey([b; 32])), any_peer(), 0..4);
-    (1..3_u8, 1..3_u16, peers).prop_map(|(key, listen_port, peers)| Config {
-        private_key: SecretKey([0x40 | key << 3 & 0x38; 32]),
-        listen_port,
-        fwmark: 0,
-        peers,
+    (1..3_u8, 1..3_u16, peers).prop_map(|(key, listen_port, mut peers)| {
+        // An address is one peer's.
+        let mut taken = BTreeSet::new();
+        for peer in peers.values_mut() {
+            peer.allowed_ips.retain(|net| taken.insert(*net));
+        }
+        Config {
+            private_key: SecretKey([0x40 | key << 3 & 0x38; 32]),
+            listen_port,
+            fwmark: 0,
+            peers,
+        }
     })
+}
+
+fn owned(observed: &Observed) -> BTreeSet<IpNet> {
+    observed.peers.values().flat_map(|peer| &peer.allowed_ips).copied().collect()
 }
 
 proptest! {
@@ -45,6 +56,23 @@ proptest! {
             prop_assert_eq!(&peer.allowed_ips, &wanted.allowed_ips);
             prop_assert_eq!(peer.keepalive, wanted.keepalive);
             prop_assert_eq!(peer.preshared_key, wanted.preshared_key);
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn an_address_that_moves_is_always_somebodys(old in any_config(), new in any_config()) {
+        let device = FakeWireGuard::new();
+        device.apply(&plan(&old, &device.observe().unwrap())).unwrap();
+        let before = owned(&device.observe().unwrap());
+        let plan = plan(&new, &device.observe().unwrap());
+        let after: BTreeSet<IpNet> =
+            new.peers.values().flat_map(|peer| &peer.allowed_ips).copied().collect();
+        for step in plan.steps {
+            device.apply(&Plan { steps: vec![step] }).unwrap();
+            let now = owned(&device.observe().unwrap());
+            prop_assert!(before.intersection(&after).all(|net| now.contains(net)));
         }
     }
 }
