@@ -24,6 +24,7 @@ use crate::board::Board;
 use crate::errors::chain;
 use crate::link;
 use crate::observe::Desired;
+use crate::rotation::Proofs;
 
 mod echo;
 pub(crate) mod forward;
@@ -77,6 +78,8 @@ pub(crate) struct Settings {
     pub(crate) seen: watch::Sender<Seen>,
     pub(crate) board: Board,
     pub(crate) forwarder: Forwarder,
+    /// Who knows this node's next key, and whose keys this node knows.
+    pub(crate) proofs: Proofs,
     /// Where the next agent finds what this one knew.
     pub(crate) file: PathBuf,
 }
@@ -216,6 +219,9 @@ impl Watcher {
                     let now = Instant::now();
                     self.core.tick(now, &mut self.out);
                     self.ask_overlay(now);
+                    let names = self.directory.addresses.keys().copied();
+                    let questions = self.settings.proofs.questions(now, names).into_iter();
+                    self.out.extend(questions.map(|(to, message)| Action::Send { to, message }));
                     alone_since = self.core.isolated().then(|| alone_since.unwrap_or(now));
                     if alone_since.is_some_and(|since| now - since > REOPEN_ISOLATED) {
                         return Ok(());
@@ -277,6 +283,8 @@ impl Watcher {
                         // The other side uses a relay: see whether the overlay has followed.
                         self.next_status = self.next_status.min(now + FOLLOWS);
                     }
+                    let answer = self.settings.proofs.heard(key, &message);
+                    self.out.extend(answer.map(|message| Action::Send { to: *key, message }));
                     self.core.received(now, *key, message, &mut self.out);
                 }
                 _ => self.refused += 1,

@@ -15,8 +15,8 @@ use mesh_kernel::wireguard::KernelWireGuard;
 use mesh_kernel::{NetNs, Programs};
 use mesh_model::snapshot::WgKey;
 use mesh_model::wellknown::OVERLAY_DEVICE;
+use mesh_overlay::Overlay;
 use mesh_overlay::keys::NodeKeys;
-use mesh_overlay::{NodeKey, Overlay};
 use mesh_worker::{Client, supervise};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -104,7 +104,10 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         file: agent.paths.node_key(),
         every: agent.options.rotate_key_every,
         board: agent.board.clone(),
+        exchanged: None,
     }));
+    let overlay = Arc::clone(&agent.overlay);
+    tokio::spawn(async move { overlay.follow().await });
     tokio::spawn(Arc::clone(&agent).kernel());
     tokio::spawn(readiness::judge(
         agent.desired.subscribe(),
@@ -163,8 +166,8 @@ fn choose_overlay(options: &Options, paths: &Paths) -> anyhow::Result<Overlay> {
     match kind {
         mesh_overlay::Kind::User => Ok(Overlay::user(paths.worker_socket(workers::OVERLAY))),
         mesh_overlay::Kind::Kernel => {
-            let key = NodeKey::load_or_create(&paths.node_key()).context("the overlay's key")?;
-            Ok(Overlay::kernel(OVERLAY_DEVICE.parse().context("the overlay's device")?, key))
+            let device = OVERLAY_DEVICE.parse().context("the overlay's device")?;
+            Overlay::kernel(device, paths.node_key()).context("the overlay's key")
         }
     }
 }
@@ -226,7 +229,8 @@ impl Agent {
         let worker = workers::overlay(&self.paths, &program);
         let (overlay, restarted) = (Arc::clone(&self.overlay), Arc::clone(&worker.started));
         let (mtu, own_keys) = (self.mtu, self.rotation.wanted());
-        self.drive(Peers { overlay, mtu, restarted, whereabouts, own_keys });
+        let proofs = self.rotation.proofs();
+        self.drive(Peers { overlay, mtu, restarted, whereabouts, own_keys, proofs });
         if self.overlay.kind() == mesh_overlay::Kind::User {
             tokio::spawn(supervise::keep(worker));
         }
@@ -244,6 +248,7 @@ impl Agent {
             board: self.board.clone(),
             forwarder: Forwarder::start(relay, self.worker(workers::RELAY)),
             file: self.paths.paths(),
+            proofs: self.rotation.proofs(),
         }));
         Ok(())
     }

@@ -113,7 +113,12 @@ impl Reports {
 
     async fn peers(&self, snapshot: &Snapshot) -> Vec<PeerReport> {
         let seen = self.0.seen.borrow().clone();
-        peers::report(&self.0.overlay, snapshot, &seen).await
+        let mut peers = peers::report(&self.0.overlay, snapshot, &seen).await;
+        for peer in &mut peers {
+            // With the kernel's device, the agents know.
+            peer.knows_next_key |= self.0.rotation.proofs().knows(&peer.public_key);
+        }
+        peers
     }
 
     fn snapshot(&self) -> Result<Arc<Snapshot>, NothingKnown> {
@@ -178,11 +183,9 @@ impl IntoResponse for CheckError {
     }
 }
 
-async fn rotate_key(State(reports): State<Reports>) -> Result<Json<KeysReport>, Response> {
-    match reports.0.rotation.ask() {
-        Ok(()) => Ok(Json(reports.0.rotation.report())),
-        Err(refused) => Err((StatusCode::CONFLICT, format!("{refused}\n")).into_response()),
-    }
+async fn rotate_key(State(reports): State<Reports>) -> Json<KeysReport> {
+    reports.0.rotation.ask();
+    Json(reports.0.rotation.report())
 }
 
 async fn watch_encryption(

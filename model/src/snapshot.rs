@@ -100,7 +100,8 @@ pub struct Peer {
     pub node: NodeName,
     /// The public key that it had first: its name on the overlay.
     pub public_key: WgKey,
-    /// The keys that it may call by, if not that one: the one in use, and the one that takes over.
+    /// The keys that it may call by, if not that one: the one in use, and the one that takes over. It is
+    /// called by the last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keys: Vec<WgKey>,
     /// Where it may be reached, the preferred endpoint first. Only the start: the peer may roam.

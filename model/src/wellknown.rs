@@ -4,8 +4,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// Node annotation: the WireGuard public key that the node had first, base64. It names the node on the overlay for good.
 pub const ANNOTATION_WIREGUARD_KEY: &str = "mesh.dev/wireguard-public-key";
-/// Node annotation: the WireGuard public keys in use, where they are others: the present one and, joined by a comma, the one
-/// that takes over once all peers know it.
+/// Node annotation: the WireGuard public keys in use, where they are others: joined by a comma, the present one and the one
+/// that takes over once all peers know it. The one to call the node by is the last.
 pub const ANNOTATION_WIREGUARD_KEYS: &str = "mesh.dev/wireguard-public-keys";
 /// Node annotation: candidate overlay endpoints, `address:port` joined by commas, the preferred one first.
 pub const ANNOTATION_ENDPOINTS: &str = "mesh.dev/wireguard-endpoints";

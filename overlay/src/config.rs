@@ -33,7 +33,7 @@ pub struct OverlayConfig {
 pub struct PeerConfig {
     /// The public key that it had first. It names the peer for good, whichever key is in use.
     pub public_key: WgKey,
-    /// The keys that it may call by, if not that one: the one in use, and the one that takes over. It is called by the last.
+    /// The keys that it may call by, if not that one: the one in use, and the one that takes over; the last is the one to call it by.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keys: Vec<WgKey>,
     /// Where it may be reached, the preferred endpoint first. May be empty: then it has to call first.

@@ -10,8 +10,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::OverlayConfig;
 use crate::kernel_device::{KernelDevice, KernelDeviceError};
-use crate::keys::NodeKey;
+use crate::keys::KeyError;
 use crate::status::Status;
+
+/// The pause after the kernel's device could not be read.
+const FOLLOW_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Which engine carries the packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,9 +81,9 @@ impl Overlay {
         Self::User(Client::new(socket))
     }
 
-    /// The kernel's device `name`, with the node's key. Does nothing yet.
-    pub fn kernel(name: IfName, key: NodeKey) -> Self {
-        Self::Kernel(Arc::new(KernelDevice::new(name, key)))
+    /// The kernel's device `name`, with the node's key, which is made when the file does not exist. Does nothing else yet.
+    pub fn kernel(name: IfName, key_file: PathBuf) -> Result<Self, KeyError> {
+        Ok(Self::Kernel(Arc::new(KernelDevice::new(name, key_file)?)))
     }
 
     /// Which engine it is.
@@ -109,6 +112,24 @@ impl Overlay {
         match self {
             Self::User(_) => Ok(()),
             Self::Kernel(device) => blocking(device, KernelDevice::tend).await,
+        }
+    }
+
+    /// Follows peers that take over to another key; never returns. Our engine does that by itself.
+    pub async fn follow(&self) {
+        let Self::Kernel(device) = self else { return std::future::pending().await };
+        let mut needed = device.following();
+        loop {
+            // The sender is part of the device.
+            let _ = needed.wait_for(|needed| *needed).await;
+            let pause = match blocking(device, KernelDevice::follow).await {
+                Ok(pause) => pause,
+                Err(error) => {
+                    tracing::debug!(%error, "peers with two keys were not looked at");
+                    FOLLOW_AGAIN
+                }
+            };
+            tokio::time::sleep(pause).await;
         }
     }
 

@@ -4,15 +4,20 @@
 //! calls a peer when there is something to send and not before; so that a new peer is called at once, there is: its
 //! keepalive is turned on, which makes the kernel send one, and off again. What the device cannot do is missing: it tries no
 //! endpoint beside a relay, and counts no drops by reason.
+//!
+//! A device has one private key. The node's own is exchanged in one step, once all peers know the next ([`KernelDevice::configure`]);
+//! a peer that exchanges its own is known under both meanwhile ([`carriers`]).
 
+mod carriers;
 mod rotation;
 mod secrets;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use mesh_kernel::wireguard::{
     self, Config, DeviceError, KernelWireGuard, Observed, PeerChange, Plan, SecretKey, Step,
@@ -20,12 +25,14 @@ use mesh_kernel::wireguard::{
 };
 use mesh_kernel::{IfName, NetNs};
 use mesh_model::snapshot::WgKey;
+use tokio::sync::watch;
 
+use self::carriers::{Carriers, merged};
 use self::rotation::Rotation;
 use self::secrets::Secrets;
 use crate::config::{InvalidConfig, OverlayConfig, PeerConfig};
 use crate::facade::Kind;
-use crate::keys::NodeKey;
+use crate::keys::{KeyError, NodeKey, NodeKeys};
 use crate::mtu::tunnel_mtu;
 use crate::os::tun::{self, TunError};
 use crate::os::udp;
@@ -35,14 +42,22 @@ use crate::status::{PeerStatus, Status, Traffic};
 /// A session is not used any longer after this (WG section 6.1, Reject-After-Time).
 const REJECT_AFTER: Duration = Duration::from_secs(180);
 
-/// Any number of seconds does.
-const CALL_KEEPALIVE_SECS: u64 = 25;
+/// Any time does.
+const CALL_KEEPALIVE: Duration = Duration::from_secs(25);
+
+/// How often the device is looked at while a peer may change its key: until the addresses have followed, its packets are
+/// dropped.
+const FOLLOW: Duration = Duration::from_millis(10);
+/// How often at most: a device with many peers takes longer to read.
+const FOLLOW_SHARE: u32 = 10;
 
 /// The node's device in the kernel. Blocks for some milliseconds per call.
 pub struct KernelDevice {
     device: Arc<dyn WireGuardDevice>,
     name: String,
-    key: NodeKey,
+    key_file: PathBuf,
+    /// Whether a peer has two keys.
+    following: watch::Sender<bool>,
     /// Sets the MTU and brings the device up.
     bring_up: fn(&str, u16) -> Result<(), TunError>,
     mtu: AtomicU16,
@@ -50,11 +65,20 @@ pub struct KernelDevice {
 }
 
 /// What the device is to have.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
+    key: NodeKey,
     config: Option<OverlayConfig>,
+    carriers: Carriers,
     secrets: Secrets,
     rotation: Rotation,
+}
+
+impl State {
+    fn new(key: NodeKey) -> Self {
+        let (carriers, secrets, rotation) = Default::default();
+        Self { key, config: None, carriers, secrets, rotation }
+    }
 }
 
 /// The kernel's device could not be configured or read.
@@ -63,6 +87,17 @@ pub enum KernelDeviceError {
     /// The configuration contradicts itself; nothing has changed.
     #[error(transparent)]
     Invalid(#[from] InvalidConfig),
+    /// The node's key file cannot be read.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The node's key file holds another key than the configuration asks for; nothing has changed.
+    #[error("the node's present key is {present}, not {wanted}")]
+    OtherKey {
+        /// What the configuration says.
+        wanted: WgKey,
+        /// What the file says.
+        present: WgKey,
+    },
     /// The kernel refused.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -72,30 +107,96 @@ pub enum KernelDeviceError {
 }
 
 impl KernelDevice {
-    /// The device `name` in the network namespace of the caller; made at the first configuration.
-    pub fn new(name: IfName, key: NodeKey) -> Self {
+    /// The device `name` in the network namespace of the caller, with the key in the file; made at the first configuration.
+    pub fn new(name: IfName, key_file: PathBuf) -> Result<Self, KeyError> {
+        let key = NodeKeys::load_or_create(&key_file)?.present;
         let device = Arc::new(KernelWireGuard::new(NetNs::current(), name.clone()));
-        let (name, mtu) = (name.to_string(), AtomicU16::new(0));
-        Self { device, name, key, bring_up: tun::bring_up, mtu, state: Mutex::default() }
+        Ok(Self {
+            device,
+            name: name.to_string(),
+            key_file,
+            following: watch::Sender::new(false),
+            bring_up: tun::bring_up,
+            mtu: AtomicU16::new(0),
+            state: Mutex::new(State::new(key)),
+        })
     }
 
     /// Puts a whole configuration in force, by difference.
+    ///
+    /// When the node's own key is another one than before, sessions go on receiving, what is to be sent waits in the kernel,
+    /// and all peers are called at once.
     pub fn configure(&self, config: &OverlayConfig) -> Result<(), KernelDeviceError> {
-        config.validate(&[self.key.public()])?;
+        let mut state = self.lock();
+        let key = self.key_for(config, &state.key)?;
+        config.validate(&[key.public()])?;
+        state.key = key;
         self.device.ensure()?;
         let observed = self.device.observe()?;
-        let mut state = self.lock();
-        state.secrets.configure(SystemTime::now(), config);
+        let now = SystemTime::now();
+        state.secrets.configure(now, config);
+        state.carriers.tend(now, &config.peers, &observed);
         let wanted = self.wanted(config, &observed, &state, &BTreeMap::new());
         self.device.apply(&wireguard::plan(&wanted, &observed))?;
+        self.device.apply(&calls(&wanted, &observed))?;
         if self.mtu.load(Relaxed) != config.mtu {
             (self.bring_up)(&self.name, config.mtu)?;
             self.mtu.store(config.mtu, Relaxed);
         }
         state.config = Some(config.clone());
-        drop(state);
-        self.device.apply(&calls(&wanted, &observed))?;
+        self.following.send_replace(state.carriers.is_needed());
         Ok(())
+    }
+
+    /// The node's present key, read anew when the configuration asks for another one than there was.
+    fn key_for(
+        &self,
+        config: &OverlayConfig,
+        present: &NodeKey,
+    ) -> Result<NodeKey, KernelDeviceError> {
+        let Some(&wanted) = config.own_keys.first().filter(|key| **key != present.public()) else {
+            return Ok(present.clone());
+        };
+        let key = NodeKeys::load_or_create(&self.key_file)?.present;
+        if key.public() == wanted {
+            return Ok(key);
+        }
+        Err(KernelDeviceError::OtherKey { wanted, present: key.public() })
+    }
+
+    /// Follows peers to the keys that they take over to, as long as there is one with two keys; returns the pause until the
+    /// next look.
+    pub fn follow(&self) -> Result<Duration, KernelDeviceError> {
+        let start = Instant::now();
+        self.follow_at(SystemTime::now())?;
+        Ok(FOLLOW.max(start.elapsed() * FOLLOW_SHARE))
+    }
+
+    fn follow_at(&self, now: SystemTime) -> Result<(), KernelDeviceError> {
+        let mut state = self.lock();
+        let Some(config) = state.config.take() else { return Ok(()) };
+        let result = self.follow_peers(&mut state, &config, now);
+        state.config = Some(config);
+        result
+    }
+
+    fn follow_peers(
+        &self,
+        state: &mut State,
+        config: &OverlayConfig,
+        now: SystemTime,
+    ) -> Result<(), KernelDeviceError> {
+        let observed = self.device.observe()?;
+        if state.carriers.tend(now, &config.peers, &observed) {
+            let wanted = self.wanted(config, &observed, state, &BTreeMap::new());
+            self.device.apply(&wireguard::plan(&wanted, &observed))?;
+        }
+        Ok(())
+    }
+
+    /// Whether [`Self::follow`] is to be called.
+    pub fn following(&self) -> watch::Receiver<bool> {
+        self.following.subscribe()
     }
 
     /// Looks after what the kernel does not do by itself; to be called every few seconds.
@@ -111,7 +212,10 @@ impl KernelDevice {
         let observed = self.device.observe()?;
         let now = SystemTime::now();
         let rekeyed = state.secrets.tend(now, &observed);
-        let moves = state.rotation.tend(now, &config.peers, &observed);
+        let moves = {
+            let State { carriers, rotation, .. } = &mut *state;
+            rotation.tend(now, &config.peers, carriers, &observed)
+        };
         if rekeyed || !moves.is_empty() {
             let wanted = self.wanted(config, &observed, state, &moves);
             self.device.apply(&wireguard::plan(&wanted, &observed))?;
@@ -121,18 +225,18 @@ impl KernelDevice {
 
     /// The device as it is now.
     pub fn status(&self) -> Result<Status, KernelDeviceError> {
+        let state = self.lock();
         let observed = self.device.observe()?;
+        // What the device really has counts: whoever asks wants to know whether the key is in force.
+        let in_force = observed.private_key == Some(clamped(state.key.private_bytes()));
         Ok(Status {
             kind: Kind::Kernel,
             device: self.name.clone(),
-            public_key: self.key.public(),
-            own_keys: vec![self.key.public()],
+            public_key: state.key.public(),
+            own_keys: if in_force { vec![state.key.public()] } else { vec![] },
             listen_port: observed.listen_port,
             mtu: self.mtu.load(Relaxed),
-            peers: {
-                let state = self.lock();
-                peers(&observed, state.config.as_ref(), &state.secrets, self.mtu.load(Relaxed))
-            },
+            peers: peers(&observed, &state, self.mtu.load(Relaxed)),
             traffic: Traffic::default(),
             drops: [].into(),
         })
@@ -149,7 +253,7 @@ impl KernelDevice {
         // What the device learned is left alone, but for a relay's port that is not to be used any more.
         let relay_ports = config.listen_port..=config.listen_port.saturating_add(SLOTS.into());
         let at_relay = |peer: &PeerConfig| {
-            let present = observed.peers.get(&called_by(peer)).and_then(|peer| peer.endpoint);
+            let present = observed.peers.get(&state.carriers.of(peer)).and_then(|p| p.endpoint);
             present.is_some_and(|e| !peer.endpoints.contains(&e) && relay_ports.contains(&e.port()))
         };
         let peer = |peer: &PeerConfig| wireguard::PeerConfig {
@@ -163,11 +267,28 @@ impl KernelDevice {
             keepalive: peer.persistent_keepalive_secs.map(|s| Duration::from_secs(s.into())),
             preshared_key: state.secrets.key(&peer.public_key).map(|key| SecretKey(key.0.0)),
         };
+        // Its other key waits to be called by: it has no addresses, and is where the peer is.
+        let waiting = |peer: &PeerConfig, carrier: wireguard::PeerConfig| {
+            let seen = observed.peers.get(&state.carriers.of(peer)).and_then(|p| p.endpoint);
+            wireguard::PeerConfig {
+                endpoint: seen.filter(|_| !carrier.pinned).or(carrier.endpoint),
+                pinned: true,
+                allowed_ips: [].into(),
+                keepalive: None,
+                ..carrier
+            }
+        };
+        let peers = config.peers.iter().flat_map(|config| {
+            let carrier = state.carriers.of(config);
+            let others = config.keys().iter().copied().filter(move |key| *key != carrier);
+            let waiting = others.map(move |key| (key, waiting(config, peer(config))));
+            [(carrier, peer(config))].into_iter().chain(waiting)
+        });
         Config {
-            private_key: clamped(self.key.private_bytes()),
+            private_key: clamped(state.key.private_bytes()),
             listen_port: config.listen_port,
             fwmark: 0,
-            peers: config.peers.iter().map(|p| (called_by(p), peer(p))).collect(),
+            peers: peers.collect(),
         }
     }
 
@@ -189,40 +310,50 @@ fn clamped(mut key: [u8; 32]) -> SecretKey {
     SecretKey(key)
 }
 
-/// What makes the kernel call peers that it has not known. One that has a keepalive is called anyway.
+/// What makes the kernel call peers: those that it has not known, and all when the node's own key has changed. It calls a peer
+/// whose keepalive is turned on.
 fn calls(wanted: &Config, observed: &Observed) -> Plan {
-    let keepalive = |key: WgKey, seconds| {
-        let keepalive = Some(Duration::from_secs(seconds));
-        Step::PutPeer { key, change: PeerChange { keepalive, ..PeerChange::default() } }
+    let rekeyed = observed.private_key.is_some_and(|key| key != wanted.private_key);
+    let step = |key: WgKey, keepalive: Duration| {
+        let change = PeerChange { keepalive: Some(keepalive), ..PeerChange::default() };
+        Step::PutPeer { key, change }
     };
-    let unknown = wanted.peers.iter().filter(|(key, peer)| {
-        !observed.peers.contains_key(key) && peer.keepalive.is_none() && peer.endpoint.is_some()
+    let called = wanted.peers.iter().filter(|(key, peer)| {
+        // A key that waits is not called: the peer may not have it yet.
+        let reason = rekeyed || peer.keepalive.is_none() && !observed.peers.contains_key(key);
+        reason && peer.endpoint.is_some() && !peer.allowed_ips.is_empty()
     });
-    let steps =
-        unknown.flat_map(|(key, _)| [keepalive(*key, CALL_KEEPALIVE_SECS), keepalive(*key, 0)]);
+    let off = Duration::ZERO;
+    let steps = called.flat_map(|(key, peer)| match peer.keepalive {
+        None => [step(*key, CALL_KEEPALIVE), step(*key, off)],
+        Some(keepalive) => [step(*key, off), step(*key, keepalive)],
+    });
     Plan { steps: steps.collect() }
 }
 
-/// The device knows a peer by one key: the one that takes over, as soon as it is heard of. The peer has it by then, and
-/// learns by the handshake that we have heard of it.
-fn called_by(peer: &PeerConfig) -> WgKey {
-    peer.keys().last().copied().unwrap_or(peer.public_key)
+fn peers(observed: &Observed, state: &State, mtu: u16) -> Vec<PeerStatus> {
+    let configured: &[PeerConfig] = state.config.as_ref().map_or(&[], |config| &config.peers);
+    let ours: BTreeSet<&WgKey> = configured.iter().flat_map(PeerConfig::keys).collect();
+    let known = configured.iter().filter_map(|peer| {
+        let carrier = state.carriers.of(peer);
+        observed.peers.contains_key(&carrier).then(|| {
+            let seen = merged(peer, &carrier, observed);
+            status(&peer.public_key, &seen, &state.secrets, mtu)
+        })
+    });
+    // Somebody else's, or of a configuration before.
+    let strangers = observed.peers.iter().filter(|(key, _)| !ours.contains(key));
+    let strangers = strangers.map(|(key, peer)| status(key, peer, &state.secrets, mtu));
+    let mut all: Vec<PeerStatus> = known.chain(strangers).collect();
+    all.sort_by_key(|peer| peer.public_key);
+    all
 }
 
-fn peers(
-    observed: &Observed,
-    config: Option<&OverlayConfig>,
-    secrets: &Secrets,
-    mtu: u16,
-) -> Vec<PeerStatus> {
+fn status(name: &WgKey, peer: &wireguard::ObservedPeer, secrets: &Secrets, mtu: u16) -> PeerStatus {
     let now = SystemTime::now();
     let age = |since: SystemTime| now.duration_since(since).unwrap_or_default();
-    let name = |key: &WgKey| {
-        let mut known = config.into_iter().flat_map(|config| &config.peers);
-        known.find(|peer| called_by(peer) == *key).map_or(*key, |peer| peer.public_key)
-    };
-    let status = |(key, peer): (&WgKey, &wireguard::ObservedPeer)| PeerStatus {
-        public_key: name(key),
+    PeerStatus {
+        public_key: *name,
         endpoint: peer.endpoint,
         allowed_ips: peer.allowed_ips.iter().copied().collect(),
         handshake_age_ms: peer
@@ -235,15 +366,15 @@ fn peers(
         sent_bytes: peer.statistics.sent_bytes,
         unanswered: 0,
         preshared: peer.preshared_key.is_some_and(|key| key.0 != [0; 32]),
-        preshared_agreed: secrets.agreed(&name(key)),
+        preshared_agreed: secrets.agreed(name),
         relay: None,
         direct_answers: 0,
         keepalive_secs: peer.keepalive.map(|every| every.as_secs() as u16).filter(|&s| s > 0),
         // What its first link carries, and what the system has heard about the rest.
         mtu: peer.endpoint.and_then(|to| Some(tunnel_mtu(udp::path_mtu(to)?, to.ip()).min(mtu))),
+        // The device cannot tell; the agents ask each other.
         knows_next_key: false,
-    };
-    observed.peers.iter().map(status).collect()
+    }
 }
 
 #[cfg(test)]
@@ -272,10 +403,11 @@ mod tests {
         let device = KernelDevice {
             device: fake.clone(),
             name: "mesh-wg".into(),
-            key: key.clone(),
+            key_file: "/nonexistent".into(),
+            following: watch::Sender::new(false),
             bring_up: |_, _| Ok(()),
             mtu: AtomicU16::new(0),
-            state: Mutex::default(),
+            state: Mutex::new(State::new(key.clone())),
         };
         (fake, device, key)
     }
@@ -302,7 +434,8 @@ mod tests {
             let mut state = device.lock();
             let observed = device.device.observe().unwrap();
             let at = now + Duration::from_secs(secs);
-            let moves = state.rotation.tend(at, &config.peers, &observed);
+            let State { carriers, rotation, .. } = &mut *state;
+            let moves = rotation.tend(at, &config.peers, carriers, &observed);
             let wanted = device.wanted(&config, &observed, &state, &moves);
             device.device.apply(&wireguard::plan(&wanted, &observed)).unwrap();
             let present = device.device.observe().unwrap().peers[&key].endpoint.unwrap();
@@ -377,10 +510,19 @@ mod tests {
         }
 
         let taking_over = WgKey([77; 32]);
-        fewer.peers[0].keys = vec![fewer.peers[0].public_key, taking_over];
-        device.configure(&fewer).unwrap();
-        let observed = fake.observe().unwrap();
-        assert_eq!(observed.peers.keys().collect::<Vec<_>>(), [&taking_over]);
+        for (keys, carrier) in [
+            (vec![fewer.peers[0].public_key, taking_over], fewer.peers[0].public_key),
+            (vec![taking_over], taking_over),
+        ] {
+            fewer.peers[0].keys = keys;
+            device.configure(&fewer).unwrap();
+            let observed = fake.observe().unwrap();
+            let all: BTreeSet<WgKey> = observed.peers.keys().copied().collect();
+            assert_eq!(all, fewer.peers[0].keys().iter().copied().collect());
+            let holds = observed.peers.iter().filter(|(_, peer)| !peer.allowed_ips.is_empty());
+            assert_eq!(holds.map(|(key, _)| *key).collect::<Vec<_>>(), [carrier]);
+            assert_eq!(device.status().unwrap().peers.len(), 1, "one peer, whatever its keys");
+        }
         let status = device.status().unwrap();
         assert_eq!(status.peers[0].public_key, WgKey([1; 32]), "it keeps its name");
         fewer.peers[0].keys.clear();

@@ -12,6 +12,7 @@ use tokio::sync::{Notify, watch};
 use super::{Concern, Failures};
 use crate::errors::chain;
 use crate::observe::Desired;
+use crate::rotation::Proofs;
 use crate::switch::Whereabouts;
 
 /// Keeps the overlay device's peers as the snapshot says.
@@ -24,6 +25,8 @@ pub(crate) struct Peers {
     pub(crate) whereabouts: Whereabouts,
     /// The node's own public keys, where they are being replaced.
     pub(crate) own_keys: watch::Receiver<Vec<WgKey>>,
+    /// Told which keys of others are in force.
+    pub(crate) proofs: Proofs,
 }
 
 impl Concern for Peers {
@@ -57,6 +60,8 @@ impl Concern for Peers {
         }
         let config = found_again(slice, &self.whereabouts);
         self.overlay.configure(&config).await.map_err(|error| vec![chain(&error)])?;
+        let keys = slice.peers.iter().map(|peer| (peer.public_key, peer.keys().to_vec()));
+        self.proofs.in_force(keys);
         self.whereabouts.clear();
         Ok(())
     }
@@ -129,6 +134,7 @@ mod tests {
             overlay,
             mtu: 1420,
             own_keys: watch::channel(vec![]).1,
+            proofs: Proofs::default(),
             restarted: Arc::default(),
             whereabouts: Whereabouts::default(),
         }

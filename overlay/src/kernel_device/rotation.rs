@@ -8,6 +8,7 @@ use mesh_kernel::wireguard::{Observed, ObservedPeer};
 use mesh_model::snapshot::WgKey;
 
 use super::REJECT_AFTER;
+use super::carriers::{Carriers, merged};
 use crate::config::PeerConfig;
 
 /// Silence under traffic after which another endpoint is tried. The kernel calls every 5 s.
@@ -36,14 +37,19 @@ impl Rotation {
         &mut self,
         now: SystemTime,
         peers: &[PeerConfig],
+        carriers: &Carriers,
         observed: &Observed,
     ) -> BTreeMap<WgKey, SocketAddr> {
         self.0.retain(|key, _| peers.iter().any(|peer| peer.public_key == *key));
         let mut moves = BTreeMap::new();
         for peer in peers.iter().filter(|peer| peer.relay.is_none()) {
-            let Some(seen) = observed.peers.get(&super::called_by(peer)) else { continue };
+            let carrier = carriers.of(peer);
+            if !observed.peers.contains_key(&carrier) {
+                continue;
+            }
+            let seen = merged(peer, &carrier, observed);
             let turn = self.0.entry(peer.public_key).or_default();
-            if let Some(next) = turn.look(now, peer, seen) {
+            if let Some(next) = turn.look(now, peer, &seen) {
                 moves.insert(peer.public_key, next);
             }
         }

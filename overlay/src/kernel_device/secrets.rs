@@ -20,8 +20,8 @@ pub(super) struct Secrets(BTreeMap<WgKey, Choice>);
 
 #[derive(Debug)]
 struct Choice {
-    /// The key by which the device knows the peer.
-    called_by: Option<WgKey>,
+    /// The keys by which the device knows the peer.
+    keys: Vec<WgKey>,
     present: Option<PresharedKey>,
     former: Option<PresharedKey>,
     /// When the present key was set last.
@@ -37,7 +37,7 @@ impl Secrets {
         self.0.retain(|key, _| config.peers.iter().any(|peer| peer.public_key == *key));
         for peer in &config.peers {
             let choice = self.0.entry(peer.public_key).or_insert_with(|| Choice::new(now, peer));
-            choice.called_by = peer.keys().last().copied();
+            peer.keys().clone_into(&mut choice.keys);
             if choice.present == peer.preshared_key {
                 choice.former = peer.former_preshared_key;
             } else {
@@ -60,9 +60,9 @@ impl Secrets {
     /// Learns from the device, and lets keys take turns; returns whether one has to be changed.
     pub(super) fn tend(&mut self, now: SystemTime, observed: &Observed) -> bool {
         let mut changed = false;
-        for (name, choice) in &mut self.0 {
-            let key = choice.called_by.unwrap_or(*name);
-            let handshake = observed.peers.get(&key).and_then(|p| p.statistics.last_handshake);
+        for choice in self.0.values_mut() {
+            let known = choice.keys.iter().filter_map(|key| observed.peers.get(key));
+            let handshake = known.filter_map(|peer| peer.statistics.last_handshake).max();
             changed |= choice.tend(now, handshake);
         }
         changed
@@ -72,7 +72,7 @@ impl Secrets {
 impl Choice {
     fn new(now: SystemTime, peer: &PeerConfig) -> Self {
         Self {
-            called_by: peer.keys().last().copied(),
+            keys: peer.keys().to_vec(),
             present: peer.preshared_key,
             former: peer.former_preshared_key,
             since: now,

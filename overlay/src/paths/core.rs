@@ -255,6 +255,8 @@ impl Core {
             Message::WhereAmI => {
                 out.extend(self.nat.answer(&from).map(|message| send(from, message)));
             }
+            // Not about paths: whoever serves the port knows.
+            Message::KeyAsk { .. } | Message::KeyKnown { .. } => {}
         }
     }
 

@@ -77,6 +77,16 @@ pub enum Message {
     },
     /// At which endpoint do I appear to you?
     WhereAmI,
+    /// Does your overlay take calls by this key of mine, which takes over from the present one?
+    KeyAsk {
+        /// The public key.
+        key: WgKey,
+    },
+    /// It does.
+    KeyKnown {
+        /// The public key in question.
+        key: WgKey,
+    },
 }
 
 /// The datagram is not a message of this version.
@@ -110,6 +120,7 @@ impl Message {
                 out.extend(endpoint.port().to_be_bytes());
             }
             Self::RelayRequest { peer } | Self::RelayRefusal { peer } => out.extend(peer.0),
+            Self::KeyAsk { key } | Self::KeyKnown { key } => out.extend(key.0),
             Self::RelayGrant { peer, slot } => {
                 out.extend(peer.0);
                 out.push(*slot);
@@ -142,6 +153,8 @@ impl Message {
             10 => Self::RelayOver,
             11 => Self::SeenAt { endpoint: rest.endpoint()? },
             12 => Self::WhereAmI,
+            13 => Self::KeyAsk { key: rest.key()? },
+            14 => Self::KeyKnown { key: rest.key()? },
             _ => return Err(Malformed),
         };
         if rest.0.is_empty() { Ok(message) } else { Err(Malformed) }
@@ -161,6 +174,8 @@ impl Message {
             Self::RelayOver => 10,
             Self::SeenAt { .. } => 11,
             Self::WhereAmI => 12,
+            Self::KeyAsk { .. } => 13,
+            Self::KeyKnown { .. } => 14,
         }
     }
 }
@@ -248,6 +263,8 @@ mod tests {
             Just(Message::Sync),
             Just(Message::RelayOver),
             Just(Message::WhereAmI),
+            key().prop_map(|key| Message::KeyAsk { key }),
+            key().prop_map(|key| Message::KeyKnown { key }),
             (any::<IpAddr>(), any::<u16>())
                 .prop_map(|(ip, port)| Message::SeenAt { endpoint: SocketAddr::new(ip, port) }),
             key().prop_map(|peer| Message::RelayRequest { peer }),
