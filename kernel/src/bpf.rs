@@ -135,6 +135,7 @@ impl Programs {
             Map::open(&pins, maps::SERVICES)?,
             Map::open(&pins, maps::SLOTS)?,
             Map::open(&pins, maps::MEMBERS)?,
+            Map::open(&pins, maps::NODE_ADDRESSES)?,
         );
         Ok(Self {
             services,

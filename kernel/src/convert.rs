@@ -1,13 +1,13 @@
 //! Between the model's types and those of the eBPF maps. The only file that knows both.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 use mesh_abi as abi;
 use mesh_model::snapshot::Protocol;
 
 use crate::pods::PodPort;
-use crate::services::{Entry, FrontendKey};
+use crate::services::{Entry, FrontendKey, Member};
 
 /// To the 16-byte form.
 pub(crate) fn address(address: IpAddr) -> abi::Address {
@@ -32,7 +32,11 @@ pub(crate) fn plain<T: abi::Plain>(bytes: &[u8]) -> Option<T> {
 
 pub(crate) fn service_key(key: &FrontendKey) -> abi::ServiceKey {
     abi::ServiceKey {
-        address: address(key.vip),
+        address: match key.vip {
+            IpAddr::V4(vip) if vip.is_unspecified() => abi::ServiceKey::ANY_NODE_V4,
+            IpAddr::V6(vip) if vip.is_unspecified() => abi::ServiceKey::ANY_NODE_V6,
+            vip => address(vip),
+        },
         port_be: key.port.to_be(),
         protocol: key.protocol.number(),
         pad: 0,
@@ -43,7 +47,12 @@ pub(crate) fn service_key(key: &FrontendKey) -> abi::ServiceKey {
 pub(crate) fn frontend_key(key: &abi::ServiceKey) -> Option<FrontendKey> {
     let all = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
     let protocol = all.into_iter().find(|p| p.number() == key.protocol)?;
-    Some(FrontendKey { vip: ip(key.address), protocol, port: u16::from_be(key.port_be) })
+    let vip = match key.address {
+        abi::ServiceKey::ANY_NODE_V4 => Ipv4Addr::UNSPECIFIED.into(),
+        abi::ServiceKey::ANY_NODE_V6 => Ipv6Addr::UNSPECIFIED.into(),
+        address => ip(address),
+    };
+    Some(FrontendKey { vip, protocol, port: u16::from_be(key.port_be) })
 }
 
 pub(crate) fn service(entry: &Entry) -> abi::Service {
@@ -60,6 +69,19 @@ pub(crate) fn slot(backend: SocketAddr) -> abi::Slot {
 
 pub(crate) fn backend(slot: &abi::Slot) -> SocketAddr {
     SocketAddr::new(ip(slot.address), u16::from_be(slot.port_be))
+}
+
+pub(crate) fn member_value(member: Member) -> abi::Member {
+    let leaving = if member.leaving { abi::Member::LEAVING } else { 0 };
+    let terminating = if member.terminating { abi::Member::TERMINATING } else { 0 };
+    abi::Member { flags: leaving | terminating }
+}
+
+pub(crate) fn member(value: abi::Member) -> Member {
+    Member {
+        leaving: value.flags & abi::Member::LEAVING != 0,
+        terminating: value.flags & abi::Member::TERMINATING != 0,
+    }
 }
 
 pub(crate) fn remote_block(block: &IpNet) -> abi::RemoteBlockKey {
@@ -106,6 +128,16 @@ mod tests {
         }
         let v4 = remote_block(&"10.244.1.0/24".parse().unwrap());
         assert_eq!(v4.prefix_len, 120);
+    }
+
+    #[test]
+    fn every_frontend_comes_back_from_the_map() {
+        for vip in ["10.96.0.1", "0.0.0.0", "fd10:96::1", "::"] {
+            let key = FrontendKey { vip: vip.parse().unwrap(), protocol: Protocol::Udp, port: 53 };
+            assert_eq!(frontend_key(&service_key(&key)), Some(key));
+        }
+        let any = FrontendKey { vip: "::".parse().unwrap(), protocol: Protocol::Tcp, port: 1 };
+        assert_ne!(service_key(&any).address, abi::Address::UNSPECIFIED, "a client may mean that");
     }
 
     #[test]

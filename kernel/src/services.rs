@@ -8,6 +8,7 @@ mod fake;
 mod plan;
 mod reconcile;
 mod table;
+mod weights;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -41,15 +42,24 @@ pub struct Entry {
     pub affinity_secs: u32,
 }
 
+/// What a service knows of a backend, apart from its places.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Member {
+    /// It has no places: it finishes what it has.
+    pub leaving: bool,
+    /// Its pod is being deleted.
+    pub terminating: bool,
+}
+
 /// What the maps hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Observed {
     /// Frontends.
     pub entries: BTreeMap<FrontendKey, Entry>,
-    /// Backends by service number and place.
+    /// Backends by service number and place; one with a weight has several.
     pub slots: BTreeMap<(u32, u32), SocketAddr>,
     /// Backends by service number.
-    pub members: BTreeSet<(u32, SocketAddr)>,
+    pub members: BTreeMap<(u32, SocketAddr), Member>,
 }
 
 impl Observed {
@@ -62,8 +72,8 @@ impl Observed {
     /// Carries out one step.
     pub fn apply(&mut self, step: &Step) {
         match *step {
-            Step::PutMember { service, backend } => {
-                self.members.insert((service, backend));
+            Step::PutMember { service, backend, member } => {
+                self.members.insert((service, backend), member);
             }
             Step::PutSlot { service, slot, backend } => {
                 self.slots.insert((service, slot), backend);
@@ -87,12 +97,14 @@ impl Observed {
 /// One map operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// Make a backend known.
+    /// Make a backend known, or known to be leaving: sockets that stick to it choose again.
     PutMember {
         /// Service number.
         service: u32,
         /// The backend.
         backend: SocketAddr,
+        /// What is known of it.
+        member: Member,
     },
     /// Put a backend in a place, over another one or at the end.
     PutSlot {
@@ -124,7 +136,7 @@ pub enum Step {
         /// The place.
         slot: u32,
     },
-    /// Forget a backend: sockets that stick to it choose again.
+    /// Forget a backend that is gone.
     DeleteMember {
         /// Service number.
         service: u32,
@@ -152,6 +164,19 @@ impl Step {
 pub struct Plan {
     /// The steps.
     pub steps: Vec<Step>,
+    /// Backends that are gone by it.
+    pub gone: Vec<Gone>,
+}
+
+/// A backend that a frontend had and has no more, not even as one that is leaving.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Gone {
+    /// What it stood for.
+    pub frontend: FrontendKey,
+    /// Where it was.
+    pub backend: SocketAddr,
+    /// Whether its pod was being deleted: then nobody answers there any more.
+    pub terminating: bool,
 }
 
 /// What came of a plan.
@@ -204,6 +229,12 @@ pub trait ServiceTable: Send + Sync {
     /// # Errors
     /// When a map cannot be read.
     fn observe(&self) -> Result<Observed, ObserveError>;
+
+    /// Makes these the addresses by which a node port of any node is meant. Returns the number of operations.
+    ///
+    /// # Errors
+    /// When the map cannot be read or written.
+    fn set_node_addresses(&self, addresses: &BTreeSet<IpAddr>) -> Result<usize, StepError>;
 
     /// Carries out the steps in order. A failed step holds back the later ones of the same service only, so that
     /// a reader never sees a list with a hole.

@@ -6,7 +6,7 @@ use mesh_kernel::bpf::{LoadError, detach_all};
 use mesh_kernel::services::ServiceReconciler;
 use mesh_kernel::{LoadOptions, Programs};
 use mesh_model::ObjectKey;
-use mesh_model::snapshot::{Backend, Frontend, FrontendKind, Protocol};
+use mesh_model::snapshot::{Backend, FULL_WEIGHT, Frontend, FrontendKind, Protocol};
 
 use crate::client::Client;
 use crate::lab::{Lab, Net, names, privileged};
@@ -21,7 +21,13 @@ fn publish(programs: &Programs, backend: SocketAddr) {
         service: ObjectKey::new("default", "web"),
         port_name: String::new(),
         affinity_secs: None,
-        backends: vec![Backend { address: backend.ip(), port: backend.port(), node: None }],
+        backends: vec![Backend {
+            address: backend.ip(),
+            port: backend.port(),
+            node: None,
+            weight: FULL_WEIGHT,
+        }],
+        leaving: vec![],
     };
     let outcome = ServiceReconciler::new(programs.services()).reconcile(&[frontend]).unwrap();
     assert!(outcome.failed.is_empty());

@@ -8,9 +8,9 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
-use mesh_kernel::services::ServiceReconciler;
+use mesh_kernel::services::{ServiceReconciler, ServiceTable};
 use mesh_model::ObjectKey;
-use mesh_model::snapshot::{Backend, Frontend, FrontendKind, Protocol};
+use mesh_model::snapshot::{Backend, FULL_WEIGHT, Frontend, FrontendKind, Leaving, Protocol};
 
 use crate::client::Client;
 use crate::lab::{Lab, Net, privileged};
@@ -26,8 +26,9 @@ fn frontend(vip: &str, protocol: Protocol, backends: &[SocketAddr]) -> Frontend 
         affinity_secs: None,
         backends: backends
             .iter()
-            .map(|b| Backend { address: b.ip(), port: b.port(), node: None })
+            .map(|b| Backend { address: b.ip(), port: b.port(), node: None, weight: FULL_WEIGHT })
             .collect(),
+        leaving: vec![],
     }
 }
 
@@ -50,6 +51,60 @@ fn tcp_of_both_families_and_mapped_reaches_a_backend_and_sees_the_vip() {
     assert_eq!(client.ask(&format!("tcp {v4}")), format!("hello4 from {v4}"));
     // Outside the cgroup there is no such address.
     assert!(net.tcp("10.96.0.1:80".parse().unwrap()).is_err());
+}
+
+#[test]
+fn a_node_port_is_reached_by_the_address_of_any_node_and_by_no_other() {
+    if !privileged() {
+        return;
+    }
+    let (lab, net) = (Lab::new(), Net::new());
+    let programs = lab.load();
+    let (v4, v6) = (net.greeter("127.0.0.1:0", "hello4"), net.greeter("[::1]:0", "hello6"));
+    let udp = net.answerer("127.0.0.1:0", "datagram");
+    let mut table = ServiceReconciler::new(programs.services());
+    let wanted = [
+        frontend("0.0.0.0", Protocol::Tcp, &[v4]),
+        frontend("::", Protocol::Tcp, &[v6]),
+        frontend("0.0.0.0", Protocol::Udp, &[udp]),
+    ];
+    assert!(table.reconcile(&wanted).unwrap().failed.is_empty());
+    let nodes = ["192.0.2.7".parse().unwrap(), "2001:db8::7".parse().unwrap()];
+    assert_eq!(table.table().set_node_addresses(&nodes.into()).unwrap(), 2);
+    let mut client = Client::start(&lab.cgroup, &net);
+    assert_eq!(client.ask("tcp 192.0.2.7:80"), "hello4 from 192.0.2.7:80");
+    assert_eq!(client.ask("tcp [2001:db8::7]:80"), "hello6 from [2001:db8::7]:80");
+    assert_eq!(client.ask("tcp [::ffff:192.0.2.7]:80"), "hello4 from [::ffff:192.0.2.7]:80");
+    assert_eq!(client.ask("udp 192.0.2.7:80"), "datagram from 192.0.2.7:80");
+    assert_eq!(client.ask("tcp 192.0.2.8:80"), "error ENETUNREACH");
+    // An application that means its own machine does not get the service.
+    assert_eq!(client.ask("tcp 0.0.0.0:80"), "error ECONNREFUSED");
+    assert_eq!(client.ask("tcp [::]:80"), "error ECONNREFUSED");
+    assert_eq!(table.table().set_node_addresses(&[].into()).unwrap(), 2);
+    assert_eq!(client.ask("tcp 192.0.2.7:80"), "error ENETUNREACH");
+}
+
+#[test]
+fn a_backend_that_leaves_keeps_what_it_has_and_gets_nothing_new() {
+    if !privileged() {
+        return;
+    }
+    let (lab, net) = (Lab::new(), Net::new());
+    let programs = lab.load();
+    let servers = ["a", "b"].map(|name| net.answerer("127.0.0.1:0", name));
+    let mut table = ServiceReconciler::new(programs.services());
+    let mut wanted = frontend("10.96.0.1", Protocol::Udp, &servers);
+    wanted.affinity_secs = Some(3600);
+    table.reconcile(&[&wanted]).unwrap();
+    let mut client = Client::start(&lab.cgroup, &net);
+    let first = client.ask("udp 10.96.0.1:80");
+    let kept = usize::from(first.starts_with('b'));
+    wanted.backends.remove(kept);
+    wanted.leaving = vec![Leaving { address: servers[kept], terminating: true }];
+    assert_eq!(table.reconcile(&[&wanted]).unwrap().gone, []);
+    for _ in 0..20 {
+        assert_ne!(client.ask("udp 10.96.0.1:80"), first, "neither sticks nor has affinity to it");
+    }
 }
 
 #[test]

@@ -159,7 +159,7 @@ impl std::fmt::Display for Protocol {
 pub enum FrontendKind {
     /// A ClusterIP.
     ClusterIp,
-    /// A node port, on an address of this node.
+    /// A node port: on an address of this node, or on those of all nodes where the address is unspecified.
     NodePort,
     /// A load balancer or external address.
     External,
@@ -183,8 +183,21 @@ pub struct Frontend {
     pub port_name: String,
     /// Session affinity by client address, in seconds; none when absent.
     pub affinity_secs: Option<u32>,
-    /// Where connections go, ordered; may be empty, and then connecting is refused.
+    /// Where new connections go, ordered; may be empty, and then connecting is refused.
     pub backends: Vec<Backend>,
+    /// Where only established ones go on, ordered.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub leaving: Vec<Leaving>,
+}
+
+/// A place that serves what it has and gets nothing new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Leaving {
+    /// Where it is.
+    pub address: SocketAddr,
+    /// Whether its pod is being deleted: once it is gone, nobody answers there any more.
+    pub terminating: bool,
 }
 
 /// One place that serves a frontend.
@@ -197,6 +210,21 @@ pub struct Backend {
     pub port: u16,
     /// The node it runs on, where known.
     pub node: Option<NodeName>,
+    /// Its share of new connections, in percent of what one without a weight gets; at least 1.
+    #[serde(default = "full_weight", skip_serializing_if = "is_full_weight")]
+    pub weight: u16,
+}
+
+/// [`Backend::weight`] of one that was given none.
+pub const FULL_WEIGHT: u16 = 100;
+
+fn full_weight() -> u16 {
+    FULL_WEIGHT
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "the form that serde calls")]
+fn is_full_weight(weight: &u16) -> bool {
+    *weight == FULL_WEIGHT
 }
 
 /// The names of the cluster domain.

@@ -112,9 +112,11 @@ pub mod maps {
     pub const SLOTS: &str = "SLOTS";
     /// [`MemberKey`](crate::MemberKey) -> [`Member`](crate::Member); written by user space.
     pub const MEMBERS: &str = "MEMBERS";
+    /// [`Address`](crate::Address) of any node -> 0; written by user space.
+    pub const NODE_ADDRESSES: &str = "NODE_ADDRESSES";
     /// Socket storage: [`Peer`](crate::Peer) of a connected socket; written by the connect hooks.
     pub const PEERS: &str = "PEERS";
-    /// [`ReverseKey`](crate::ReverseKey) -> [`Reverse`](crate::Reverse), LRU; written by the sendmsg hooks.
+    /// [`ReverseKey`](crate::ReverseKey) -> [`Reverse`](crate::Reverse), LRU; written by the sendmsg and connect hooks.
     pub const REVERSE: &str = "REVERSE";
     /// [`StickyKey`](crate::StickyKey) -> [`Sticky`](crate::Sticky), LRU; written by the sendmsg hooks.
     pub const STICKY: &str = "STICKY";
@@ -152,6 +154,7 @@ pub mod maps {
         (SERVICES, size::<crate::ServiceKey>(), size::<crate::Service>()),
         (SLOTS, size::<crate::SlotKey>(), size::<crate::Slot>()),
         (MEMBERS, size::<crate::MemberKey>(), size::<crate::Member>()),
+        (NODE_ADDRESSES, size::<crate::Address>(), 4),
         (PEERS, 4, size::<crate::Peer>()),
         (REVERSE, size::<crate::ReverseKey>(), size::<crate::Reverse>()),
         (STICKY, size::<crate::StickyKey>(), size::<crate::Sticky>()),

@@ -4,6 +4,9 @@
 //! `MEMBERS[(id, backend)]` answers "does this backend still belong to the service" in one lookup. A reader that
 //! races with a writer sees the list before or after a change, never an empty one: slots and members are
 //! added before the count grows and deleted after it shrank.
+//!
+//! A backend with a weight stands in several slots. A node port that any node's address stands for is one entry under
+//! [`ServiceKey::ANY_NODE_V4`] or [`ServiceKey::ANY_NODE_V6`]; `NODE_ADDRESSES` says which addresses those are.
 
 use crate::{Address, plain};
 
@@ -21,6 +24,13 @@ pub struct ServiceKey {
     pub pad: u8,
 }
 plain!(ServiceKey, 20);
+
+impl ServiceKey {
+    /// Stands for every IPv4 address of every node. A multicast address that nobody uses: no client can mean it.
+    pub const ANY_NODE_V4: Address = Address { words: [u32::MAX, u32::MAX, u32::MAX, 4] };
+    /// Stands for every IPv6 address of every node.
+    pub const ANY_NODE_V6: Address = Address { words: [u32::MAX, u32::MAX, u32::MAX, 6] };
+}
 
 /// A frontend.
 #[repr(C)]
@@ -72,14 +82,21 @@ pub struct MemberKey {
 }
 plain!(MemberKey, 24);
 
-/// State of a backend in a service. Room for draining and weights.
+/// State of a backend in a service.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Member {
-    /// Zero.
+    /// [`LEAVING`](Self::LEAVING), [`TERMINATING`](Self::TERMINATING); unknown bits are ignored.
     pub flags: u32,
 }
 plain!(Member, 4);
+
+impl Member {
+    /// In no slot: it finishes what it has, and nothing new sticks to it.
+    pub const LEAVING: u32 = 1;
+    /// Its pod is being deleted: for user space, which ends what is connected to it once it is gone.
+    pub const TERMINATING: u32 = 2;
+}
 
 /// Socket storage of a connected socket that went through a frontend.
 #[repr(C)]
@@ -96,7 +113,7 @@ pub struct Peer {
 }
 plain!(Peer, 36);
 
-/// A socket and one of the backends it sent datagrams to.
+/// A socket and one of the backends that it sent datagrams to, or was connected to as a datagram socket.
 ///
 /// Known gap: of a socket that sends to a frontend and also to that frontend's backend by its own address, all answers of that
 /// backend seem to come from the frontend; of two frontends with the same backend, from the one used last.

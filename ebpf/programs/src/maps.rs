@@ -17,6 +17,9 @@ pub static SLOTS: HashMap<abi::SlotKey, abi::Slot> =
 #[map]
 pub static MEMBERS: HashMap<abi::MemberKey, abi::Member> =
     HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+#[map]
+pub static NODE_ADDRESSES: HashMap<abi::Address, u32> =
+    HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
 #[btf_map]
 pub static PEERS: SkStorage<abi::Peer> = SkStorage::new();
 #[map]

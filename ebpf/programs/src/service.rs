@@ -3,7 +3,7 @@
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_ktime_get_ns};
 use aya_ebpf::programs::SockAddrContext;
-use mesh_abi::{AffinityKey, AffinityValue, MemberKey, Service, Slot, SlotKey};
+use mesh_abi::{AffinityKey, AffinityValue, Member, MemberKey, Service, Slot, SlotKey};
 
 use crate::maps::{AFFINITY, MEMBERS, SLOTS};
 
@@ -13,11 +13,12 @@ pub fn choose(ctx: &SockAddrContext, service: &Service) -> Option<Slot> {
     if service.affinity_secs == 0 { any(service) } else { sticky(ctx, service) }
 }
 
-/// Whether the backend still belongs to the service.
+/// Whether the backend still gets what is new of the service.
 #[inline(always)]
 pub fn is_member(service: u32, backend: Slot) -> bool {
-    // SAFETY: only its presence matters.
-    unsafe { MEMBERS.get(&MemberKey::new(service, backend)) }.is_some()
+    // SAFETY: one word, which user space replaces as a whole.
+    let member = unsafe { MEMBERS.get(&MemberKey::new(service, backend)) };
+    member.is_some_and(|member| member.flags & Member::LEAVING == 0)
 }
 
 #[inline(always)]

@@ -7,7 +7,7 @@ use aya_ebpf::programs::SockAddrContext;
 use mesh_abi::{Address, Peer, Reverse, ReverseKey, Service, ServiceKey, Slot, Sticky, StickyKey};
 
 use crate::flow;
-use crate::maps::{PEERS, REVERSE, SERVICES, STICKY};
+use crate::maps::{NODE_ADDRESSES, PEERS, REVERSE, SERVICES, STICKY};
 use crate::service::{choose, is_member};
 
 /// Let the call go on.
@@ -15,6 +15,7 @@ const PROCEED: i32 = 1;
 /// Let the call fail.
 const FAIL: i32 = 0;
 const ECONNREFUSED: i32 = 111;
+const UDP: u8 = 17;
 
 /// How a family's address lies in the context. Every access is volatile: the verifier takes single words only, and the
 /// compiler would merge them.
@@ -105,8 +106,15 @@ fn cookie(ctx: &SockAddrContext) -> u64 {
 
 #[inline(always)]
 fn frontend(ctx: &SockAddrContext, address: Address, port_be: u16) -> Option<Service> {
-    let key = ServiceKey { address, port_be, protocol: protocol(ctx), pad: 0 };
+    let mut key = ServiceKey { address, port_be, protocol: protocol(ctx), pad: 0 };
     // SAFETY: the value is copied; user space replaces it as a whole.
+    if let Some(service) = unsafe { SERVICES.get(&key) } {
+        return Some(*service);
+    }
+    // SAFETY: only its presence matters.
+    unsafe { NODE_ADDRESSES.get(&address) }?;
+    key.address = if address.is_v4() { ServiceKey::ANY_NODE_V4 } else { ServiceKey::ANY_NODE_V6 };
+    // SAFETY: as above.
     unsafe { SERVICES.get(&key) }.copied()
 }
 
@@ -128,6 +136,10 @@ pub fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
         if !stored.is_null() {
             *stored = peer;
         }
+    }
+    if protocol(ctx) == UDP {
+        // So that user space knows which sockets have to choose again when this backend is gone.
+        remember_reverse(cookie(ctx), backend, vip, vip_port_be);
     }
     redirect::<F>(ctx, backend.address, backend.port_be);
     let asked = Some((vip, vip_port_be));

@@ -1,5 +1,7 @@
 //! A service table in memory, for tests of those who use it.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 
 use super::{Applied, ObserveError, Observed, Plan, ServiceTable, Step, StepError};
@@ -13,6 +15,7 @@ pub struct FakeServiceTable {
 #[derive(Debug, Default)]
 struct State {
     observed: Observed,
+    nodes: BTreeSet<IpAddr>,
     capacity: Option<usize>,
     steps: usize,
 }
@@ -33,6 +36,11 @@ impl FakeServiceTable {
         change(&mut self.lock().observed);
     }
 
+    /// Addresses by which a node port of any node is meant.
+    pub fn node_addresses(&self) -> BTreeSet<IpAddr> {
+        self.lock().nodes.clone()
+    }
+
     /// Number of steps carried out so far.
     pub fn steps(&self) -> usize {
         self.lock().steps
@@ -46,6 +54,13 @@ impl FakeServiceTable {
 impl ServiceTable for FakeServiceTable {
     fn observe(&self) -> Result<Observed, ObserveError> {
         Ok(self.lock().observed.clone())
+    }
+
+    fn set_node_addresses(&self, addresses: &BTreeSet<IpAddr>) -> Result<usize, StepError> {
+        let mut state = self.lock();
+        let operations = state.nodes.symmetric_difference(addresses).count();
+        state.nodes.clone_from(addresses);
+        Ok(operations)
     }
 
     fn apply(&self, plan: &Plan) -> Applied {

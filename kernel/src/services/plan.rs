@@ -1,12 +1,13 @@
 //! From what is to what should be, one map operation per change.
 
 use std::borrow::Borrow;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use mesh_model::snapshot::Frontend;
 
-use super::{Entry, FrontendKey, Observed, Plan, Step};
+use super::weights::places;
+use super::{Entry, FrontendKey, Gone, Member, Observed, Plan, Step};
 
 /// What the maps need to become `frontends`.
 ///
@@ -15,7 +16,7 @@ use super::{Entry, FrontendKey, Observed, Plan, Step};
 /// cannot reach them. At every point of the plan each list is without holes and holds only old or new backends.
 pub fn plan<F: Borrow<Frontend>>(frontends: &[F], observed: &Observed) -> Plan {
     let desired = desired(frontends);
-    let mut planner = Planner::new(observed);
+    let mut planner = Planner::new(observed, next_id(observed));
     for (key, wanted) in &desired {
         planner.frontend(*key, wanted);
     }
@@ -23,10 +24,58 @@ pub fn plan<F: Borrow<Frontend>>(frontends: &[F], observed: &Observed) -> Plan {
     planner.finish()
 }
 
+/// The same where only some frontends have changed since `observed` was as desired: costs what changed, not what is there.
+/// `next_id` is a service number that nothing in the maps carries, nor any above it.
+pub(super) fn plan_changes<F: Borrow<Frontend>>(
+    changed: &[F],
+    removed: &[FrontendKey],
+    observed: &Observed,
+    next_id: u32,
+) -> Plan {
+    let desired = desired(changed);
+    let mut planner = Planner::new(observed, next_id);
+    for (key, wanted) in &desired {
+        planner.frontend(*key, wanted);
+    }
+    for key in removed {
+        if let Some(entry) = observed.entries.get(key).filter(|_| !desired.contains_key(key)) {
+            planner.remove(*key, entry.id);
+        }
+    }
+    planner.finish()
+}
+
 /// A frontend as it should be.
 struct Wanted {
     affinity_secs: u32,
-    backends: BTreeSet<SocketAddr>,
+    /// How many places each backend has.
+    places: BTreeMap<SocketAddr, u32>,
+    members: BTreeMap<SocketAddr, Member>,
+}
+
+impl Wanted {
+    fn new(frontend: &Frontend) -> Self {
+        let family = |address: IpAddr| address.is_ipv4() == frontend.vip.is_ipv4();
+        let mut backends: Vec<_> = frontend.backends.iter().filter(|b| family(b.address)).collect();
+        backends.sort_by_key(|b| (b.address, b.port));
+        backends.dedup_by_key(|b| (b.address, b.port));
+        let weights: Vec<u16> = backends.iter().map(|b| b.weight).collect();
+        let addresses = backends.iter().map(|b| SocketAddr::new(b.address, b.port));
+        let leaving = frontend.leaving.iter().filter(|l| family(l.address.ip()));
+        let leaving =
+            leaving.map(|l| (l.address, Member { leaving: true, terminating: l.terminating }));
+        let mut members: BTreeMap<SocketAddr, Member> = leaving.collect();
+        members.extend(addresses.clone().map(|address| (address, Member::default())));
+        Self {
+            affinity_secs: frontend.affinity_secs.unwrap_or(0),
+            places: addresses.zip(places(&weights)).collect(),
+            members,
+        }
+    }
+}
+
+fn key(frontend: &Frontend) -> FrontendKey {
+    FrontendKey { vip: frontend.vip, protocol: frontend.protocol, port: frontend.port }
 }
 
 fn desired<F: Borrow<Frontend>>(frontends: &[F]) -> BTreeMap<FrontendKey, Wanted> {
@@ -34,14 +83,7 @@ fn desired<F: Borrow<Frontend>>(frontends: &[F]) -> BTreeMap<FrontendKey, Wanted
     sorted.sort_by(|a, b| (&a.service, &a.port_name).cmp(&(&b.service, &b.port_name)));
     let mut desired = BTreeMap::new();
     for frontend in sorted {
-        let key =
-            FrontendKey { vip: frontend.vip, protocol: frontend.protocol, port: frontend.port };
-        let same_family =
-            frontend.backends.iter().filter(|b| b.address.is_ipv4() == key.vip.is_ipv4());
-        desired.entry(key).or_insert_with(|| Wanted {
-            affinity_secs: frontend.affinity_secs.unwrap_or(0),
-            backends: same_family.map(|b| SocketAddr::new(b.address, b.port)).collect(),
-        });
+        desired.entry(key(frontend)).or_insert_with(|| Wanted::new(frontend));
     }
     desired
 }
@@ -51,28 +93,35 @@ struct Planner<'a> {
     /// Service numbers that a desired frontend has taken.
     taken: HashSet<u32>,
     next_id: u32,
-    add: Vec<Step>,
+    members: Vec<Step>,
+    slots: Vec<Step>,
     switch: Vec<Step>,
     delete: Vec<Step>,
+    gone: Vec<Gone>,
 }
 
 impl<'a> Planner<'a> {
-    fn new(observed: &'a Observed) -> Self {
+    fn new(observed: &'a Observed, next_id: u32) -> Self {
         Self {
             observed,
             taken: HashSet::new(),
-            next_id: 1,
-            add: Vec::new(),
+            next_id,
+            members: Vec::new(),
+            slots: Vec::new(),
             switch: Vec::new(),
             delete: Vec::new(),
+            gone: Vec::new(),
         }
     }
 
+    /// Steps of one kind lie together, so that many can be written at once.
     fn finish(self) -> Plan {
-        let Self { mut add, switch, delete, .. } = self;
-        add.extend(switch);
-        add.extend(delete);
-        Plan { steps: add }
+        let Self { members: mut steps, slots, switch, delete, mut gone, .. } = self;
+        steps.extend(slots);
+        steps.extend(switch);
+        steps.extend(delete);
+        gone.sort();
+        Plan { steps, gone }
     }
 
     fn frontend(&mut self, key: FrontendKey, wanted: &Wanted) {
@@ -80,87 +129,118 @@ impl<'a> Planner<'a> {
         let current = current.filter(|entry| self.taken.insert(entry.id));
         let entry =
             current.unwrap_or_else(|| Entry { id: self.fresh_id(), count: 0, affinity_secs: 0 });
-        let count = u32::try_from(wanted.backends.len()).expect("a list in memory is shorter");
-        self.members(entry.id, &wanted.backends);
-        self.slots(entry, count, &wanted.backends);
+        let count = wanted.places.values().sum();
+        self.member_list(key, entry.id, &wanted.members);
+        self.slot_list(entry, count, &wanted.places);
         let new = Entry { id: entry.id, count, affinity_secs: wanted.affinity_secs };
         if current != Some(new) {
             self.switch.push(Step::PutEntry { key, entry: new });
         }
     }
 
-    fn members(&mut self, id: u32, wanted: &BTreeSet<SocketAddr>) {
-        let known: BTreeSet<SocketAddr> = members_of(self.observed, id).collect();
-        for &backend in wanted.difference(&known) {
-            self.add.push(Step::PutMember { service: id, backend });
+    fn member_list(
+        &mut self,
+        frontend: FrontendKey,
+        service: u32,
+        wanted: &BTreeMap<SocketAddr, Member>,
+    ) {
+        let known: BTreeMap<SocketAddr, Member> = members_of(self.observed, service).collect();
+        for (&backend, &member) in wanted {
+            let step = Step::PutMember { service, backend, member };
+            match known.get(&backend) {
+                Some(now) if *now == member => {}
+                // First it loses its places: what chooses meanwhile would stick to it in vain.
+                Some(now) if member.leaving && !now.leaving => self.delete.push(step),
+                _ => self.members.push(step),
+            }
         }
-        for &backend in known.difference(wanted) {
-            self.delete.push(Step::DeleteMember { service: id, backend });
+        for (&backend, member) in known.iter().filter(|(backend, _)| !wanted.contains_key(backend))
+        {
+            self.delete.push(Step::DeleteMember { service, backend });
+            self.gone.push(Gone { frontend, backend, terminating: member.terminating });
         }
     }
 
     /// Keeps each wanted backend where it is if that place remains, puts the others into the free places, then
     /// behind the end.
-    fn slots(&mut self, entry: Entry, count: u32, wanted: &BTreeSet<SocketAddr>) {
+    fn slot_list(&mut self, entry: Entry, count: u32, wanted: &BTreeMap<SocketAddr, u32>) {
         let service = entry.id;
-        let mut open: BTreeSet<SocketAddr> = wanted.clone();
+        let mut open = wanted.clone();
         let mut free = Vec::new();
         for slot in 0..count {
             let backend = self.observed.slots.get(&(service, slot));
-            if !backend.is_some_and(|backend| open.remove(backend)) {
-                free.push(slot);
+            match backend.and_then(|backend| open.get_mut(backend)) {
+                Some(left) if *left > 0 => *left -= 1,
+                _ => free.push(slot),
             }
         }
+        let open = open.into_iter().flat_map(|(b, left)| std::iter::repeat_n(b, left as usize));
         for (slot, backend) in free.into_iter().zip(open) {
             let step = Step::PutSlot { service, slot, backend };
-            if slot < entry.count { self.switch.push(step) } else { self.add.push(step) }
+            if slot < entry.count { self.switch.push(step) } else { self.slots.push(step) }
         }
         for (&(_, slot), _) in self.observed.slots.range((service, count)..=(service, u32::MAX)) {
             self.delete.push(Step::DeleteSlot { service, slot });
         }
     }
 
+    /// A frontend that nobody wants any more, with all that is filed under it.
+    fn remove(&mut self, key: FrontendKey, service: u32) {
+        self.delete.push(Step::DeleteEntry { key, service });
+        if service == 0 || self.taken.contains(&service) {
+            return;
+        }
+        self.taken.insert(service);
+        for (&(_, slot), _) in self.observed.slots.range((service, 0)..=(service, u32::MAX)) {
+            self.delete.push(Step::DeleteSlot { service, slot });
+        }
+        for (backend, member) in members_of(self.observed, service) {
+            self.delete.push(Step::DeleteMember { service, backend });
+            self.gone.push(Gone { frontend: key, backend, terminating: member.terminating });
+        }
+    }
+
     /// Frontends that nobody wants any more, then everything that no frontend refers to.
     fn leftovers(&mut self, desired: &BTreeMap<FrontendKey, Wanted>) {
-        let mut entries = Vec::new();
         for (&key, entry) in &self.observed.entries {
             if !desired.contains_key(&key) {
-                entries.push(Step::DeleteEntry { key, service: entry.id });
+                self.remove(key, entry.id);
             }
         }
-        self.delete.splice(0..0, entries);
         for &(service, slot) in self.observed.slots.keys() {
             if !self.taken.contains(&service) {
                 self.delete.push(Step::DeleteSlot { service, slot });
             }
         }
-        for &(service, backend) in &self.observed.members {
+        for &(service, backend) in self.observed.members.keys() {
             if !self.taken.contains(&service) {
                 self.delete.push(Step::DeleteMember { service, backend });
             }
         }
     }
 
-    /// A number that nothing in the maps carries: not even what is deleted later in the same plan.
     fn fresh_id(&mut self) -> u32 {
-        if self.next_id == 1 {
-            let entries = self.observed.entries.values().map(|entry| entry.id);
-            let slots = self.observed.slots.keys().map(|(id, _)| *id);
-            let members = self.observed.members.iter().map(|(id, _)| *id);
-            let highest = entries.chain(slots).chain(members).max().unwrap_or(0);
-            self.next_id = highest.checked_add(1).expect("fewer than 2^32 services were made");
-        }
         let id = self.next_id;
-        self.next_id += 1;
+        self.next_id = id.checked_add(1).expect("fewer than 2^32 services were made");
         self.taken.insert(id);
         id
     }
 }
 
-fn members_of(observed: &Observed, id: u32) -> impl Iterator<Item = SocketAddr> + '_ {
+/// A number that nothing in the maps carries, nor any above it: not even what is deleted in the same plan.
+pub(super) fn next_id(observed: &Observed) -> u32 {
+    let entries = observed.entries.values().map(|entry| entry.id);
+    let slots = observed.slots.keys().next_back().map(|(id, _)| *id);
+    let members = observed.members.keys().next_back().map(|(id, _)| *id);
+    let highest = entries.chain(slots).chain(members).max().unwrap_or(0);
+    highest.checked_add(1).expect("fewer than 2^32 services were made")
+}
+
+fn members_of(observed: &Observed, id: u32) -> impl Iterator<Item = (SocketAddr, Member)> + '_ {
     let from = observed.members.range((id, FIRST)..);
-    from.take_while(move |(service, _)| *service == id).map(|(_, backend)| *backend)
+    from.take_while(move |((service, _), _)| *service == id)
+        .map(|((_, backend), member)| (*backend, *member))
 }
 
 /// The least socket address in the order of the standard library.
-const FIRST: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0);
+const FIRST: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);

@@ -4,12 +4,15 @@ use std::borrow::Borrow;
 
 use mesh_model::snapshot::Frontend;
 
-use super::{ObserveError, Observed, ServiceTable, Step, StepError, plan};
+use super::plan::{next_id, plan_changes};
+use super::{FrontendKey, Gone, ObserveError, Observed, Plan, ServiceTable, Step, StepError, plan};
 
 /// Keeps a [`ServiceTable`] equal to a list of frontends.
 pub struct ServiceReconciler<T> {
     table: T,
     mirror: Option<Observed>,
+    /// A service number that was never used, nor any above it.
+    next_id: u32,
 }
 
 /// What a round did.
@@ -17,14 +20,16 @@ pub struct ServiceReconciler<T> {
 pub struct Outcome {
     /// Map operations carried out.
     pub operations: usize,
-    /// Steps that failed; the next round tries again.
+    /// Steps that failed; the next round has to be a full one.
     pub failed: Vec<(Step, StepError)>,
+    /// Backends that are gone.
+    pub gone: Vec<Gone>,
 }
 
 impl<T: ServiceTable> ServiceReconciler<T> {
     /// Nothing is read yet.
     pub fn new(table: T) -> Self {
-        Self { table, mirror: None }
+        Self { table, mirror: None, next_id: 1 }
     }
 
     /// Makes the table hold `frontends`. The first round reads the table, later ones trust the mirror.
@@ -40,12 +45,30 @@ impl<T: ServiceTable> ServiceReconciler<T> {
             None => self.table.observe()?,
         };
         let plan = plan(frontends, &mirror);
+        self.next_id = self.next_id.max(next_id(&mirror));
+        Ok(self.carry_out(plan, mirror))
+    }
+
+    /// Makes the table follow where only these frontends have changed, and these have gone, since the last round, which was
+    /// complete. Costs what changed. Before the first round nothing is known, and nothing is done.
+    pub fn reconcile_changes<F: Borrow<Frontend>>(
+        &mut self,
+        changed: &[F],
+        removed: &[FrontendKey],
+    ) -> Outcome {
+        let Some(mirror) = self.mirror.take() else { return Outcome::default() };
+        let plan = plan_changes(changed, removed, &mirror, self.next_id);
+        self.carry_out(plan, mirror)
+    }
+
+    fn carry_out(&mut self, plan: Plan, mirror: Observed) -> Outcome {
         let applied = self.table.apply(&plan);
         let mirror = self.mirror.insert(mirror);
         for step in &applied.done {
             mirror.apply(step);
+            self.next_id = self.next_id.max(step.service().saturating_add(1));
         }
-        Ok(Outcome { operations: applied.done.len(), failed: applied.failed })
+        Outcome { operations: applied.done.len(), failed: applied.failed, gone: plan.gone }
     }
 
     /// Reads the table and returns whether it differs from the mirror: somebody else wrote to it. The next round repairs it.

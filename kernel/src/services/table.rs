@@ -1,7 +1,8 @@
 //! The service table in the eBPF maps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::IpAddr;
 
 use mesh_abi as abi;
 
@@ -15,6 +16,7 @@ pub struct BpfServiceTable {
     services: Map<abi::ServiceKey, abi::Service>,
     slots: Map<abi::SlotKey, abi::Slot>,
     members: Map<abi::MemberKey, abi::Member>,
+    nodes: Map<abi::Address, u32>,
 }
 
 impl BpfServiceTable {
@@ -22,8 +24,9 @@ impl BpfServiceTable {
         services: Map<abi::ServiceKey, abi::Service>,
         slots: Map<abi::SlotKey, abi::Slot>,
         members: Map<abi::MemberKey, abi::Member>,
+        nodes: Map<abi::Address, u32>,
     ) -> Self {
-        Self { services, slots, members }
+        Self { services, slots, members, nodes }
     }
 
     /// Number of entries and capacity by map.
@@ -32,14 +35,15 @@ impl BpfServiceTable {
             (self.services.name(), self.services.pressure()?),
             (self.slots.name(), self.slots.pressure()?),
             (self.members.name(), self.members.pressure()?),
+            (self.nodes.name(), self.nodes.pressure()?),
         ]))
     }
 
     fn carry_out(&self, step: &Step) -> Result<(), StepError> {
         let (map, result) = match step {
-            Step::PutMember { service, backend } => {
+            Step::PutMember { service, backend, member } => {
                 let key = abi::MemberKey::new(*service, convert::slot(*backend));
-                (self.members.name(), self.members.put(&key, &abi::Member::default()))
+                (self.members.name(), self.members.put(&key, &convert::member_value(*member)))
             }
             Step::PutSlot { service, slot, backend } => {
                 let key = abi::SlotKey { service: *service, slot: *slot };
@@ -62,10 +66,14 @@ impl BpfServiceTable {
                 (self.members.name(), self.members.delete(&key).map(drop))
             }
         };
-        result.map_err(|source| match source.raw_os_error() {
-            Some(libc::E2BIG | libc::ENOSPC) => StepError::Full { map },
-            _ => StepError::Map { map, source },
-        })
+        result.map_err(|source| failed(map, source))
+    }
+}
+
+fn failed(map: &'static str, source: io::Error) -> StepError {
+    match source.raw_os_error() {
+        Some(libc::E2BIG | libc::ENOSPC) => StepError::Full { map },
+        _ => StepError::Map { map, source },
     }
 }
 
@@ -81,10 +89,29 @@ impl ServiceTable for BpfServiceTable {
         for (key, value) in self.slots.entries().map_err(failed(self.slots.name()))? {
             observed.slots.insert((key.service, key.slot), convert::backend(&value));
         }
-        for (key, _) in self.members.entries().map_err(failed(self.members.name()))? {
-            observed.members.insert((key.service, convert::backend(&key.backend)));
+        for (key, value) in self.members.entries().map_err(failed(self.members.name()))? {
+            let member = convert::member(value);
+            observed.members.insert((key.service, convert::backend(&key.backend)), member);
         }
         Ok(observed)
+    }
+
+    fn set_node_addresses(&self, addresses: &BTreeSet<IpAddr>) -> Result<usize, StepError> {
+        let map = self.nodes.name();
+        let known = self.nodes.entries().map_err(|source| failed(map, source))?;
+        let known: BTreeSet<abi::Address> = known.into_iter().map(|(address, _)| address).collect();
+        let wanted: BTreeSet<abi::Address> =
+            addresses.iter().map(|address| convert::address(*address)).collect();
+        let mut operations = 0;
+        for address in wanted.difference(&known) {
+            self.nodes.put(address, &0).map_err(|source| failed(map, source))?;
+            operations += 1;
+        }
+        for address in known.difference(&wanted) {
+            self.nodes.delete(address).map_err(|source| failed(map, source))?;
+            operations += 1;
+        }
+        Ok(operations)
     }
 
     fn apply(&self, plan: &Plan) -> Applied {

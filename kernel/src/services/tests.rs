@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_model::ObjectKey;
-use mesh_model::snapshot::{Backend, Frontend, FrontendKind};
+use mesh_model::snapshot::{Backend, FULL_WEIGHT, Frontend, FrontendKind, Leaving};
 use proptest::prelude::*;
 
 use super::*;
@@ -17,6 +17,7 @@ fn frontend(vip: &str, port: u16, backends: &[(u8, u16)]) -> Frontend {
         port_name: String::new(),
         affinity_secs: None,
         backends: backends.iter().map(|&(host, port)| backend(vip, host, port)).collect(),
+        leaving: vec![],
     }
 }
 
@@ -25,7 +26,7 @@ fn backend(vip: IpAddr, host: u8, port: u16) -> Backend {
         IpAddr::V4(_) => IpAddr::from([10, 244, 0, host]),
         IpAddr::V6(_) => IpAddr::from([0xfd10, 0, 0, 0, 0, 0, 0, u16::from(host)]),
     };
-    Backend { address, port, node: None }
+    Backend { address, port, node: None, weight: FULL_WEIGHT }
 }
 
 /// What a list of frontends means, without service numbers and places.
@@ -47,16 +48,19 @@ fn observed_meaning(o: &Observed) -> BTreeMap<FrontendKey, (u32, BTreeSet<Socket
 /// Lists are dense, members are exactly the backends, nothing is left over.
 fn assert_tidy(o: &Observed) {
     let mut slots = 0;
-    let mut members = BTreeSet::new();
+    let mut placed = BTreeSet::new();
     let ids: BTreeSet<u32> = o.entries.values().map(|e| e.id).collect();
     assert_eq!(ids.len(), o.entries.len(), "two frontends share a service number");
     for e in o.entries.values() {
         for slot in 0..e.count {
-            members.insert((e.id, *o.slots.get(&(e.id, slot)).expect("a hole")));
+            placed.insert((e.id, *o.slots.get(&(e.id, slot)).expect("a hole")));
             slots += 1;
         }
     }
-    assert_eq!((slots, &members), (o.slots.len(), &o.members));
+    assert_eq!(slots, o.slots.len());
+    let serving = o.members.iter().filter(|(_, member)| !member.leaving);
+    assert_eq!(serving.map(|(key, _)| *key).collect::<BTreeSet<_>>(), placed);
+    assert!(o.members.keys().all(|(id, _)| ids.contains(id)));
 }
 
 fn any_frontends() -> impl Strategy<Value = Vec<Frontend>> {
@@ -66,12 +70,26 @@ fn any_frontends() -> impl Strategy<Value = Vec<Frontend>> {
         1..4_u16,
         prop::collection::vec((0..8_u8, 80..82_u16), 0..7),
         prop::option::of(1..3_u32),
+        prop::collection::vec((0..8_u8, any::<bool>()), 0..3),
+        1..4_u16,
     );
     prop::collection::vec(one, 0..8).prop_map(|all| {
         let mut keys = BTreeSet::new();
-        let made = all.into_iter().map(|(host, v6, port, backends, affinity)| {
+        let made = all.into_iter().map(|(host, v6, port, backends, affinity, leaving, weight)| {
             let vip = if v6 { format!("fd10:96::{host}") } else { format!("10.96.0.{host}") };
-            Frontend { affinity_secs: affinity, ..frontend(&vip, port, &backends) }
+            let mut made = frontend(&vip, port, &backends);
+            made.affinity_secs = affinity;
+            // A backend that is named twice has one weight: what counts may not hang on the order.
+            for backend in &mut made.backends {
+                backend.weight = 1 + (backend.port % 2) * weight;
+            }
+            let leave = |(host, terminating)| {
+                let gone = backend(made.vip, host, 82);
+                Leaving { address: SocketAddr::new(gone.address, gone.port), terminating }
+            };
+            let leaving: BTreeMap<_, _> = leaving.into_iter().collect();
+            made.leaving = leaving.into_iter().map(leave).collect();
+            made
         });
         made.filter(|f| keys.insert((f.vip, f.port))).collect()
     })
@@ -93,7 +111,7 @@ fn any_observed() -> impl Strategy<Value = Observed> {
             })
             .collect(),
         slots: slots.into_iter().map(|(id, slot, b)| ((id, slot), b)).collect(),
-        members: members.into_iter().collect(),
+        members: members.into_iter().map(|key| (key, Member::default())).collect(),
     })
 }
 
@@ -109,6 +127,22 @@ proptest! {
         prop_assert_eq!(observed_meaning(&reached), meaning(&wanted));
         assert_tidy(&reached);
         prop_assert_eq!(plan(&wanted, &reached), Plan::default());
+    }
+
+    #[test]
+    fn following_the_changes_reaches_what_a_full_round_reaches(old in any_frontends(), new in any_frontends()) {
+        let mut follower = ServiceReconciler::new(FakeServiceTable::new());
+        follower.reconcile(&old).unwrap();
+        let key = |f: &Frontend| FrontendKey { vip: f.vip, protocol: f.protocol, port: f.port };
+        let changed: Vec<&Frontend> = new.iter().filter(|f| !old.contains(f)).collect();
+        let removed: Vec<FrontendKey> = old.iter().map(key).filter(|k| !new.iter().any(|f| key(f) == *k)).collect();
+        let outcome = follower.reconcile_changes(&changed, &removed);
+        prop_assert!(outcome.failed.is_empty());
+        let reached = follower.mirror().unwrap();
+        prop_assert_eq!(observed_meaning(reached), meaning(&new));
+        assert_tidy(reached);
+        prop_assert_eq!(plan(&new, reached), Plan::default());
+        prop_assert!(!follower.refresh().unwrap());
     }
 
     #[test]
@@ -180,6 +214,41 @@ fn drift_is_noticed_and_repaired() {
     reconciler.table().tamper(|observed| observed.members.clear());
     assert!(reconciler.refresh().unwrap());
     assert_eq!(reconciler.reconcile(&wanted).unwrap().operations, 1);
+}
+
+#[test]
+fn a_backend_that_leaves_loses_its_place_and_is_gone_only_when_nobody_lists_it() {
+    let mut reconciler = ServiceReconciler::new(FakeServiceTable::new());
+    let mut wanted = frontend("10.96.0.1", 80, &[(1, 80), (2, 80)]);
+    reconciler.reconcile(std::slice::from_ref(&wanted)).unwrap();
+    let left = wanted.backends.remove(0);
+    let address = SocketAddr::new(left.address, left.port);
+    wanted.leaving = vec![Leaving { address, terminating: true }];
+    let outcome = reconciler.reconcile_changes(&[&wanted], &[]);
+    assert_eq!(outcome.gone, []);
+    let mirror = reconciler.mirror().unwrap();
+    assert_eq!(mirror.members[&(1, address)], Member { leaving: true, terminating: true });
+    assert_eq!(mirror.slots.len(), 1);
+    wanted.leaving.clear();
+    let outcome = reconciler.reconcile_changes(&[&wanted], &[]);
+    let key = FrontendKey { vip: wanted.vip, protocol: Protocol::Tcp, port: 80 };
+    assert_eq!(outcome.gone, [Gone { frontend: key, backend: address, terminating: true }]);
+    let outcome = reconciler.reconcile_changes::<Frontend>(&[], &[key]);
+    assert_eq!(outcome.gone.len(), 1, "and with the service all that is left");
+    assert_eq!(reconciler.table().observe().unwrap(), Observed::default());
+}
+
+#[test]
+fn places_follow_weights() {
+    let mut wanted = frontend("10.96.0.1", 80, &[(1, 80), (2, 80)]);
+    wanted.backends[1].weight = 300;
+    let state = after(Observed::default(), &plan(&[&wanted], &Observed::default()));
+    let light = SocketAddr::new(wanted.backends[0].address, 80);
+    let share = state.slots.values().filter(|backend| **backend == light).count();
+    assert_eq!((share, state.slots.len()), (1, 4));
+    wanted.backends[1].weight = 200;
+    let steps = plan(&[&wanted], &state).steps;
+    assert_eq!(steps.len(), 2, "entry and last slot: {steps:?}");
 }
 
 #[test]

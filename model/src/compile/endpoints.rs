@@ -7,7 +7,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::ServicePort;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
 
-use crate::snapshot::{Backend, Protocol};
+use crate::snapshot::{Backend, FULL_WEIGHT, Protocol};
 use crate::wellknown;
 
 /// All endpoint slices by namespace and service name.
@@ -60,6 +60,7 @@ impl<'a> Endpoints<'a> {
                     address,
                     port: number,
                     node: node.clone(),
+                    weight: FULL_WEIGHT,
                 }));
             }
         }

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{Service, ServicePort};
 
 use super::Objects;
 use super::endpoints::{Endpoints, Family, port_number};
-use crate::snapshot::{Backend, Frontend, FrontendKind, LocalNode, Protocol};
+use crate::snapshot::{Backend, FULL_WEIGHT, Frontend, FrontendKind, LocalNode, Protocol};
 use crate::{ObjectKey, wellknown};
 
 /// Kubernetes' default for `sessionAffinityConfig.clientIP.timeoutSeconds`.
@@ -45,7 +45,7 @@ fn node_local_dns(vip: IpAddr, port: u16) -> Backend {
         IpAddr::V4(_) => wellknown::NODE_LOCAL_ADDRESS.into(),
         IpAddr::V6(_) => wellknown::NODE_LOCAL_ADDRESS_V6.into(),
     };
-    Backend { address, port, node: None }
+    Backend { address, port, node: None, weight: FULL_WEIGHT }
 }
 
 /// What one service port turns into.
@@ -109,6 +109,7 @@ impl<'a> PortFrontends<'a> {
             port_name: self.port.name.clone().unwrap_or_default(),
             affinity_secs: affinity_secs(self.service),
             backends,
+            leaving: vec![],
         }
     }
 }
