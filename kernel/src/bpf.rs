@@ -15,6 +15,7 @@
 //! Known gap: on kernels before 6.6 the overlay device's filter is switched only when the device is attached again.
 
 mod bpffs;
+mod edge;
 mod link;
 mod load;
 mod map;
@@ -30,6 +31,7 @@ use std::path::{Path, PathBuf};
 use mesh_abi as abi;
 
 pub use bpffs::{BpffsError, detach_all, ensure_mounted};
+pub(crate) use edge::EdgeMaps;
 pub use link::AttachError;
 pub use load::LoadError;
 pub(crate) use map::Map;
@@ -82,6 +84,7 @@ pub struct Programs {
     pub(crate) pod_ports: Map<u32, abi::PodPort>,
     pub(crate) remote_blocks: Map<abi::RemoteBlockKey, abi::RemoteBlock>,
     pub(crate) node: Map<u32, abi::NodeConfig>,
+    pub(crate) edge: EdgeMaps,
     counters: Map<u32, abi::Counter>,
     pub(crate) namespaces: Map<u64, u32>,
     pub(crate) flow_config: Map<u32, abi::FlowConfig>,
@@ -143,6 +146,7 @@ impl Programs {
             pod_ports: Map::open(&pins, maps::POD_PORTS)?,
             remote_blocks: Map::open(&pins, maps::REMOTE_BLOCKS)?,
             node: Map::open(&pins, maps::NODE)?,
+            edge: EdgeMaps::open(&pins)?,
             counters: Map::open(&pins, maps::COUNTERS)?,
             namespaces: Map::open(&pins, maps::NAMESPACES)?,
             flow_config: Map::open(&pins, maps::FLOW_CONFIG)?,
@@ -201,6 +205,7 @@ impl Programs {
     /// When a map cannot be read. Costs time in proportion to the entries.
     pub fn pressure(&self) -> io::Result<BTreeMap<&'static str, (usize, u32)>> {
         let mut all = self.services.pressure()?;
+        all.extend(self.edge.pressure()?);
         all.insert(abi::maps::LOCAL_PODS, self.local_pods.pressure()?);
         all.insert(abi::maps::POD_PORTS, self.pod_ports.pressure()?);
         all.insert(abi::maps::REMOTE_BLOCKS, self.remote_blocks.pressure()?);
@@ -242,12 +247,22 @@ impl Programs {
         ifindex: u32,
     ) -> Result<(), AttachError> {
         let pin = overlay_pin(name);
-        match self.attach(&pin, abi::programs::FROM_OVERLAY, &LinkSpec::tcx_ingress(ifindex)) {
+        self.attach_ingress(socket, &pin, abi::programs::FROM_OVERLAY, ifindex)
+    }
+
+    /// Attaches a program to what a device of the calling thread's namespace receives.
+    fn attach_ingress(
+        &self,
+        socket: &mut RouteSocket,
+        pin: &str,
+        name: &'static str,
+        ifindex: u32,
+    ) -> Result<(), AttachError> {
+        match self.attach(pin, name, &LinkSpec::tcx_ingress(ifindex)) {
             // A kernel before 6.6 does not know the kind of link.
             Err(AttachError::Create(error)) if error.raw_os_error() == Some(libc::EINVAL) => {
-                let program = self.program(abi::programs::FROM_OVERLAY);
-                let program = program.map_err(AttachError::Create)?.as_fd();
-                let filter = tc::attach(ifindex, program, abi::programs::FROM_OVERLAY);
+                let program = self.program(name).map_err(AttachError::Create)?.as_fd();
+                let filter = tc::attach(ifindex, program, name);
                 attach_filters(socket, ifindex, filter).map_err(AttachError::Filter)
             }
             other => other,
@@ -277,9 +292,14 @@ impl Programs {
     /// Switches pinned TC links of an earlier load. A link whose device is gone loses its pin.
     fn switch_links(&self) -> Result<(), LoadError> {
         let names = self.pins.link_names().map_err(|source| self.pins.links_error(source))?;
-        for name in names.into_iter().filter(|name| name.starts_with(OVERLAY_PIN)) {
+        for name in names {
+            let program = match name.split_once('-') {
+                Some((OVERLAY_PIN, _)) => abi::programs::FROM_OVERLAY,
+                Some((edge::UPLINK_PIN, _)) => abi::programs::FROM_UPLINK,
+                _ => continue,
+            };
             let attach = |source| LoadError::Attach { name: name.clone(), source };
-            let program = self.program(abi::programs::FROM_OVERLAY);
+            let program = self.program(program);
             let program = program.map_err(|error| attach(AttachError::Create(error)))?;
             link::switch(&self.pins.link(&name), program.as_fd()).map_err(attach)?;
         }
@@ -312,11 +332,11 @@ impl Programs {
     }
 }
 
-/// Prefix of the name of the overlay device's pinned link.
-const OVERLAY_PIN: &str = "overlay-";
+/// The name of the overlay device's pinned link is this, and the device's name.
+const OVERLAY_PIN: &str = "overlay";
 
 fn overlay_pin(device: &str) -> String {
-    format!("{OVERLAY_PIN}{device}")
+    format!("{OVERLAY_PIN}-{device}")
 }
 
 /// Prepares the device, if it is not, and attaches.

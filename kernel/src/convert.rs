@@ -113,6 +113,32 @@ pub(crate) fn local_pod(port: &PodPort, ifindex: u32) -> abi::LocalPod {
     abi::LocalPod { ifindex, pod_mac: port.pod_mac().0, host_mac: port.host_mac().0 }
 }
 
+pub(crate) fn edge_backend_value(backend: SocketAddr, via: Option<IpAddr>) -> abi::EdgeBackend {
+    abi::EdgeBackend {
+        address: address(backend.ip()),
+        via: via.map_or(abi::Address::UNSPECIFIED, address),
+        port_be: backend.port().to_be(),
+        pad: 0,
+    }
+}
+
+pub(crate) fn edge_backend(value: &abi::EdgeBackend) -> (SocketAddr, Option<IpAddr>) {
+    let backend = SocketAddr::new(ip(value.address), u16::from_be(value.port_be));
+    (backend, (value.via != abi::Address::UNSPECIFIED).then(|| ip(value.via)))
+}
+
+pub(crate) fn source_key(service: u32, net: &IpNet) -> abi::EdgeSourceKey {
+    let abi::RemoteBlockKey { prefix_len, address } = remote_block(net);
+    abi::EdgeSourceKey { prefix_len: prefix_len + 32, service, address }
+}
+
+/// Nothing for a prefix length that does not fit the family.
+pub(crate) fn source(key: &abi::EdgeSourceKey) -> Option<(u32, IpNet)> {
+    let prefix_len = key.prefix_len.checked_sub(32)?;
+    let net = block(&abi::RemoteBlockKey { prefix_len, address: key.address })?;
+    Some((key.service, net))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,6 +7,7 @@
 //! - [`services`]: frontends and backends in the maps of the socket hooks ([`ServiceTable`]);
 //! - [`pods`]: a pod's veth pair, addresses, routes and TC program ([`PodNetwork`]);
 //! - [`node`]: the node's own addresses, routes to other nodes, sysctls, masquerading ([`NodeNetwork`]);
+//! - [`edge`]: services for clients outside, and the devices by which they come in ([`LinuxEdge`]);
 //! - [`wireguard`]: the kernel's WireGuard device ([`WireGuardDevice`]);
 //! - [`netns`]: doing things inside a network namespace;
 //! - [`flows`]: events of connections and drops ([`FlowReader`]);
@@ -22,6 +23,7 @@
 pub mod bpf;
 pub mod capture;
 mod convert;
+pub mod edge;
 pub mod flows;
 pub mod ifname;
 pub mod netlink;
@@ -34,6 +36,7 @@ pub mod wireguard;
 
 pub use bpf::{LoadOptions, Programs};
 pub use capture::Capture;
+pub use edge::LinuxEdge;
 pub use flows::FlowReader;
 pub use ifname::IfName;
 pub use netns::NetNs;

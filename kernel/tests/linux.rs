@@ -4,6 +4,7 @@
 
 mod capture;
 mod client;
+mod edge;
 mod flows;
 mod lab;
 mod loading;

@@ -64,7 +64,7 @@ fn desired() -> Desired {
 }
 
 /// A TUN device in the namespace; it lives as long as the file.
-fn tun(net: &Net) -> File {
+pub(crate) fn tun(net: &Net) -> File {
     net.run(|| {
         let file = File::options().read(true).write(true).open("/dev/net/tun").unwrap();
         let mut request = [0_u8; 40];
@@ -269,7 +269,7 @@ fn traffic_that_leaves_the_cluster_is_masqueraded_and_the_rest_is_not() {
     assert_eq!(error.raw_os_error(), Some(libc::EHOSTUNREACH), "{error}");
 }
 
-fn move_link(name: &str, to: &Net) {
+pub(crate) fn move_link(name: &str, to: &Net) {
     let arguments = ["link", "set", name, "netns", &to.path().to_string_lossy()].map(str::to_owned);
     assert!(std::process::Command::new("ip").args(arguments).status().unwrap().success());
 }

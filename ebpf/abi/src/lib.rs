@@ -1,7 +1,7 @@
 //! Keys and values of the eBPF maps: the contract between `ebpf/programs` and `kernel`.
 //!
-//! Owns: the layout of every map ([`service`], [`pod`], [`flow`]), their names ([`maps`]), the program names ([`programs`]) and
-//! the [`VERSION`] that is part of the path under which all of it is pinned.
+//! Owns: the layout of every map ([`service`], [`pod`], [`flow`], [`edge`]), their names ([`maps`]), the program names
+//! ([`programs`]) and the [`VERSION`] that is part of the path under which all of it is pinned.
 //!
 //! Never does: anything. These are plain `repr(C)` structs without padding; host code converts them to and from
 //! the model's types in one file (`kernel/src/convert.rs`).
@@ -10,10 +10,15 @@
 #![no_std]
 #![forbid(unsafe_op_in_unsafe_fn)]
 
+pub mod edge;
 pub mod flow;
 pub mod pod;
 pub mod service;
 
+pub use edge::{
+    EdgeBackend, EdgeBackendKey, EdgeConfig, EdgeNode, EdgeReason, EdgeService, EdgeSource,
+    EdgeSourceKey, EdgeTable, EdgeUplink, Flow, FlowKey, Fragment, FragmentKey,
+};
 pub use flow::{
     DatagramKey, FlowConfig, FlowCounter, FlowDirection, FlowEnd, FlowEvent, FlowKind, FlowLimit,
     FlowLimitKey, FlowSocket,
@@ -132,6 +137,28 @@ pub mod maps {
     pub const NODE: &str = "NODE";
     /// Per-CPU [`Counter`](crate::Counter) at each [`Reason`](crate::Reason); written by the TC programs.
     pub const COUNTERS: &str = "COUNTERS";
+    /// [`ServiceKey`](crate::ServiceKey) -> [`EdgeService`](crate::EdgeService); written by user space.
+    pub const EDGE_SERVICES: &str = "EDGE_SERVICES";
+    /// Service number -> [`EdgeTable`](crate::EdgeTable); written by user space.
+    pub const EDGE_TABLES: &str = "EDGE_TABLES";
+    /// [`EdgeBackendKey`](crate::EdgeBackendKey) -> [`EdgeBackend`](crate::EdgeBackend); written by user space.
+    pub const EDGE_BACKENDS: &str = "EDGE_BACKENDS";
+    /// [`EdgeSourceKey`](crate::EdgeSourceKey) -> 0; written by user space.
+    pub const EDGE_SOURCES: &str = "EDGE_SOURCES";
+    /// [`FlowKey`](crate::FlowKey) -> [`Flow`](crate::Flow), LRU; written by the TC programs.
+    pub const EDGE_FLOWS: &str = "EDGE_FLOWS";
+    /// [`FragmentKey`](crate::FragmentKey) -> [`Fragment`](crate::Fragment), LRU; written by the TC programs.
+    pub const EDGE_FRAGMENTS: &str = "EDGE_FRAGMENTS";
+    /// Overlay [`Address`](crate::Address) of a node -> [`EdgeNode`](crate::EdgeNode); written by user space.
+    pub const EDGE_NODES: &str = "EDGE_NODES";
+    /// One [`EdgeConfig`](crate::EdgeConfig) at index 0; written by user space.
+    pub const EDGE_CONFIG: &str = "EDGE_CONFIG";
+    /// Interface index -> [`EdgeUplink`](crate::EdgeUplink); written by user space.
+    pub const EDGE_UPLINKS: &str = "EDGE_UPLINKS";
+    /// [`Address`](crate::Address) that this node answers for on the local network -> 0; written by user space.
+    pub const EDGE_OWNED: &str = "EDGE_OWNED";
+    /// Per-CPU [`Counter`](crate::Counter) at each [`EdgeReason`](crate::EdgeReason); written by the TC programs.
+    pub const EDGE_COUNTERS: &str = "EDGE_COUNTERS";
 
     /// Ring buffer of [`FlowEvent`](crate::FlowEvent); written by all programs.
     pub const FLOWS: &str = "FLOWS";
@@ -171,6 +198,17 @@ pub mod maps {
         (FLOW_SOCKETS, 4, size::<crate::FlowSocket>()),
         (DATAGRAMS, size::<crate::DatagramKey>(), 8),
         (NAMESPACES, 8, 4),
+        (EDGE_SERVICES, size::<crate::ServiceKey>(), size::<crate::EdgeService>()),
+        (EDGE_TABLES, 4, size::<crate::EdgeTable>()),
+        (EDGE_BACKENDS, size::<crate::EdgeBackendKey>(), size::<crate::EdgeBackend>()),
+        (EDGE_SOURCES, size::<crate::EdgeSourceKey>(), 4),
+        (EDGE_FLOWS, size::<crate::FlowKey>(), size::<crate::Flow>()),
+        (EDGE_FRAGMENTS, size::<crate::FragmentKey>(), size::<crate::Fragment>()),
+        (EDGE_NODES, size::<crate::Address>(), size::<crate::EdgeNode>()),
+        (EDGE_CONFIG, 4, size::<crate::EdgeConfig>()),
+        (EDGE_UPLINKS, 4, size::<crate::EdgeUplink>()),
+        (EDGE_OWNED, size::<crate::Address>(), 4),
+        (EDGE_COUNTERS, 4, size::<crate::Counter>()),
     ];
 
     const fn size<T>() -> usize {
@@ -204,6 +242,8 @@ pub mod programs {
     pub const SOCK_OPS: &str = "sock_ops";
     /// Raw tracepoint `kfree_skb`: packets that the kernel drops.
     pub const KERNEL_DROP: &str = "kernel_drop";
+    /// TC ingress of a device by which clients come in.
+    pub const FROM_UPLINK: &str = "from_uplink";
 }
 
 #[cfg(test)]

@@ -5,9 +5,13 @@ use aya_ebpf::programs::TcContext;
 use mesh_abi::{Address, Reason};
 
 use crate::deliver::{local_pod, to_pod};
+use crate::edge;
 use crate::packet::{ETH_HLEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ipv4, Ipv6, drop, drop_at, pass};
 
 pub fn run(ctx: &TcContext) -> i32 {
+    if let Some(verdict) = edge::tunnel::receive(ctx) {
+        return verdict;
+    }
     let Some((destination, ethertype)) = destination(ctx) else {
         return pass(ctx, Reason::OverlayToStack);
     };

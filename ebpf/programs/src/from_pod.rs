@@ -4,6 +4,7 @@ use aya_ebpf::programs::TcContext;
 use mesh_abi::{Address, PodPort, Reason};
 
 use crate::deliver::{local_pod, to_overlay, to_pod};
+use crate::edge;
 use crate::maps::POD_PORTS;
 use crate::packet::{
     Arp, ETH_HLEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPPROTO_HOPOPTS,
@@ -47,7 +48,9 @@ fn forward(ctx: &TcContext, destination: Address, ethertype_be: u16) -> i32 {
         return to_pod(ctx, &pod, ethertype_be, Reason::PodToPod)
             .unwrap_or_else(|| drop(ctx, Reason::NoRoom));
     }
-    to_overlay(ctx, destination).unwrap_or_else(|| pass(ctx, Reason::PodToStack))
+    to_overlay(ctx, destination)
+        .or_else(|| edge::outbound::from_pod(ctx, u16::from_be(ethertype_be)))
+        .unwrap_or_else(|| pass(ctx, Reason::PodToStack))
 }
 
 /// The address that the packet may go to; nothing for what is the stack's business alone.

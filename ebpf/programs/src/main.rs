@@ -25,9 +25,11 @@
 #![no_main]
 
 mod deliver;
+mod edge;
 mod flow;
 mod from_overlay;
 mod from_pod;
+mod from_uplink;
 mod kernel_drop;
 mod maps;
 mod packet;
@@ -101,6 +103,11 @@ pub fn sock_ops(ctx: SockOpsContext) -> u32 {
 pub fn kernel_drop(ctx: RawTracePointContext) -> i32 {
     kernel_drop::run(&ctx);
     0
+}
+
+#[classifier]
+pub fn from_uplink(ctx: TcContext) -> i32 {
+    from_uplink::run(&ctx)
 }
 
 #[panic_handler]

@@ -64,3 +64,38 @@ pub static FLOW_SOCKETS: SkStorage<abi::FlowSocket> = SkStorage::new();
 pub static DATAGRAMS: LruHashMap<abi::DatagramKey, u64> = LruHashMap::with_max_entries(16_384, 0);
 #[map]
 pub static NAMESPACES: HashMap<u64, u32> = HashMap::with_max_entries(4_096, BPF_F_NO_PREALLOC);
+#[map]
+pub static EDGE_SERVICES: HashMap<abi::ServiceKey, abi::EdgeService> =
+    HashMap::with_max_entries(32_768, BPF_F_NO_PREALLOC);
+#[map]
+pub static EDGE_TABLES: HashMap<u32, abi::EdgeTable> =
+    HashMap::with_max_entries(32_768, BPF_F_NO_PREALLOC);
+#[map]
+pub static EDGE_BACKENDS: HashMap<abi::EdgeBackendKey, abi::EdgeBackend> =
+    HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+#[map]
+pub static EDGE_SOURCES: LpmTrie<abi::EdgeSource, u32> =
+    LpmTrie::with_max_entries(16_384, BPF_F_NO_PREALLOC);
+#[map]
+pub static EDGE_FLOWS: LruHashMap<abi::FlowKey, abi::Flow> =
+    LruHashMap::with_max_entries(131_072, 0);
+#[map]
+pub static EDGE_FRAGMENTS: LruHashMap<abi::FragmentKey, abi::Fragment> =
+    LruHashMap::with_max_entries(8_192, 0);
+#[map]
+pub static EDGE_NODES: HashMap<abi::Address, abi::EdgeNode> =
+    HashMap::with_max_entries(4_096, BPF_F_NO_PREALLOC);
+#[map]
+pub static EDGE_CONFIG: Array<abi::EdgeConfig> = Array::with_max_entries(1, 0);
+#[map]
+pub static EDGE_UPLINKS: HashMap<u32, abi::EdgeUplink> =
+    HashMap::with_max_entries(64, BPF_F_NO_PREALLOC);
+#[map]
+pub static EDGE_OWNED: HashMap<abi::Address, u32> =
+    HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
+/// Not pinned: it holds nothing between two packets.
+#[map]
+pub static EDGE_SCRATCH: PerCpuArray<crate::edge::Scratch> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+pub static EDGE_COUNTERS: PerCpuArray<abi::Counter> =
+    PerCpuArray::with_max_entries(abi::EdgeReason::COUNT, 0);

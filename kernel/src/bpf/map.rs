@@ -130,6 +130,30 @@ impl<K: Plain, V: Plain> Map<K, V> {
         }
     }
 
+    /// All keys, in no order.
+    pub(crate) fn keys(&self) -> io::Result<Vec<K>> {
+        let (mut keys, mut last) = (Vec::new(), None);
+        while let Some(next) = self.next_key(last.as_ref())? {
+            keys.push(next);
+            last = Some(next);
+        }
+        Ok(keys)
+    }
+
+    /// The key behind this one, or the first; nothing at the end.
+    fn next_key(&self, key: Option<&K>) -> io::Result<Option<K>> {
+        let mut next = MaybeUninit::<K>::uninit();
+        let from = key.map_or(std::ptr::null(), std::ptr::from_ref);
+        let mut attr = self.element(from, next.as_mut_ptr() as u64);
+        // SAFETY: the key is plain data of the map's size or null, and there is room for the next one.
+        match unsafe { sys::bpf(sys::BPF_MAP_GET_NEXT_KEY, &mut attr) } {
+            // SAFETY: filled.
+            Ok(_) => Ok(Some(unsafe { next.assume_init() })),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     fn batches(&self) -> io::Result<Vec<(K, V)>> {
         let mut entries = Vec::new();
         let mut keys = Vec::<K>::with_capacity(BATCH);
@@ -170,24 +194,12 @@ impl<K: Plain, V: Plain> Map<K, V> {
 
     fn one_by_one(&self) -> io::Result<Vec<(K, V)>> {
         let mut entries = Vec::new();
-        let mut key: Option<K> = None;
-        loop {
-            let mut next = MaybeUninit::<K>::uninit();
-            let from = key.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-            let mut attr = self.element(from, next.as_mut_ptr() as u64);
-            // SAFETY: the key is plain data of the map's size or null, and there is room for the next one.
-            match unsafe { sys::bpf(sys::BPF_MAP_GET_NEXT_KEY, &mut attr) } {
-                // SAFETY: filled.
-                Ok(_) => key = Some(unsafe { next.assume_init() }),
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(entries),
-                Err(error) => return Err(error),
-            }
-            if let Some(key) = key
-                && let Some(value) = self.lookup(&key)?
-            {
+        for key in self.keys()? {
+            if let Some(value) = self.lookup(&key)? {
                 entries.push((key, value));
             }
         }
+        Ok(entries)
     }
 
     /// Number of entries, and how many fit.

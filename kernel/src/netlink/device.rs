@@ -68,11 +68,21 @@ impl Device {
         }
     }
 
-    /// All host-side interfaces of pods.
-    pub(crate) fn of_pods(socket: &mut RouteSocket) -> Result<Vec<Self>, NetlinkError> {
+    /// All devices.
+    pub(crate) fn all(socket: &mut RouteSocket) -> Result<Vec<Self>, NetlinkError> {
         let links = socket.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
         let devices = links.iter().filter_map(|link| Self::in_answer(std::slice::from_ref(link)));
-        Ok(devices.filter(Self::is_of_pod).collect())
+        Ok(devices.collect())
+    }
+
+    /// All host-side interfaces of pods.
+    pub(crate) fn of_pods(socket: &mut RouteSocket) -> Result<Vec<Self>, NetlinkError> {
+        Ok(Self::all(socket)?.into_iter().filter(Self::is_of_pod).collect())
+    }
+
+    /// Its MAC address; nothing for a device without one.
+    pub(crate) fn mac(&self) -> Option<[u8; 6]> {
+        self.mac.as_slice().try_into().ok()
     }
 
     /// A pod's by its alias, or, when its maker died before it could set that, by the address that only we would give it.

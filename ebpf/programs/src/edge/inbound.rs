@@ -1,0 +1,216 @@
+//! From a client to a backend.
+
+use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::programs::TcContext;
+use mesh_abi::{
+    Address, EdgeBackend, EdgeReason, EdgeService, EdgeSource, Flow, FlowKey, Reason, ServiceKey,
+};
+
+use super::packet::{self, Packet, Part, TCP, has_ports};
+use super::translate::{Side, clamp, rewrite};
+use super::{Scratch, choose, count, drop, flow, icmp, refuse, scratch, tunnel};
+use crate::deliver::{local_pod, to_pod};
+use crate::maps::{EDGE_SERVICES, EDGE_SOURCES, REMOTE_BLOCKS};
+use crate::packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, NEXT, ifindex};
+
+/// A packet that came in by an uplink.
+#[inline(always)]
+pub fn from_client(ctx: &TcContext, v4: bool) -> i32 {
+    let Some(Scratch { packet, flow }) = scratch() else { return NEXT };
+    if !packet::parse(ctx, v4, packet) {
+        return NEXT;
+    }
+    if icmp::is_error(ctx, packet) {
+        return error(ctx, packet, flow);
+    }
+    // A later piece of something that did not go to a service is none of ours.
+    if !has_ports(packet.protocol) || !packet.recall_ports() {
+        return NEXT;
+    }
+    let Some(service) = service(packet) else { return NEXT };
+    packet.remember_ports();
+    if service.flags & EdgeService::RESTRICTED != 0 && !is_allowed(&service, &packet.source) {
+        return drop(ctx, EdgeReason::NotAllowed);
+    }
+    if !backend_of(ctx, &service, packet, flow) {
+        if service.flags & EdgeService::LOCAL_ONLY != 0 {
+            return drop(ctx, EdgeReason::NotHere);
+        }
+        return refuse::unreachable(ctx, packet);
+    }
+    deliver(ctx, packet, flow)
+}
+
+/// An error about what a backend sent, on its way to the backend. Left to the stack when it is about something else.
+#[inline(always)]
+fn error(ctx: &TcContext, packet: &Packet, flow: &mut Flow) -> i32 {
+    if !icmp::find(ctx, packet, FlowKey::INBOUND, flow) {
+        return NEXT;
+    }
+    if !icmp::rewrite(ctx, packet, Side::Destination, flow) {
+        return drop(ctx, EdgeReason::NoRoom);
+    }
+    onward(ctx, packet.v4, &flow.address, &flow.via)
+}
+
+#[inline(always)]
+fn service(packet: &Packet) -> Option<EdgeService> {
+    let key = ServiceKey {
+        address: packet.destination,
+        port_be: packet.destination_port_be,
+        protocol: packet.protocol,
+        pad: 0,
+    };
+    // SAFETY: the value is copied; user space replaces it as a whole.
+    unsafe { EDGE_SERVICES.get(&key) }.copied()
+}
+
+#[inline(never)]
+fn is_allowed(service: &EdgeService, client: &Address) -> bool {
+    let wanted = EdgeSource { service: service.id, address: *client };
+    EDGE_SOURCES.get(Key::new(160, wanted)).is_some()
+}
+
+/// Where the connection goes: where it went, or a choice. Both directions are remembered. False when there is no backend.
+#[inline(never)]
+fn backend_of(ctx: &TcContext, service: &EdgeService, packet: &Packet, found: &mut Flow) -> bool {
+    let (key, now) = (flow::inbound_key(packet), flow::now());
+    if let Some(known) = flow::find(&key, now).filter(|known| holds(service, packet, known)) {
+        let state = flow::next_state(known.state, packet);
+        if !flow::is_due(&known, state, now) {
+            *found = known;
+            return true;
+        }
+        *found = Flow { seen_ns: now, state, ..known };
+    } else {
+        let Some((index, backend)) = choose::choose(service, packet) else { return false };
+        let EdgeBackend { address, via, port_be, .. } = backend;
+        let state = flow::next_state(Flow::NEW, packet);
+        let ifindex = ifindex(ctx);
+        let (service, seen_ns) = (service.id, now);
+        *found = Flow { seen_ns, address, via, port_be, state, pad: 0, ifindex, service, index };
+        count(ctx, EdgeReason::Chosen);
+    }
+    flow::put(&key, found);
+    remember_way_back(packet, found);
+    true
+}
+
+/// Whether a connection stays where it is. TCP does, even to a backend that is about to go; what has no connections goes
+/// to one that is still there.
+#[inline(always)]
+fn holds(service: &EdgeService, packet: &Packet, known: &Flow) -> bool {
+    if known.service != service.id {
+        return false;
+    }
+    if packet.protocol == TCP && !flow::opens(packet) {
+        return true;
+    }
+    if packet.protocol == TCP && known.state == Flow::CLOSING {
+        return false;
+    }
+    let backend = choose::backend(known.service, known.index);
+    backend.is_some_and(|b| b.address == known.address && b.port_be == known.port_be)
+}
+
+/// What the backend answers is found by this entry.
+#[inline(never)]
+fn remember_way_back(packet: &Packet, flow: &Flow) {
+    let key = FlowKey {
+        client: packet.source,
+        other: flow.address,
+        client_port_be: packet.source_port_be,
+        other_port_be: flow.port_be,
+        protocol: packet.protocol,
+        direction: FlowKey::OUTBOUND,
+        pad: 0,
+    };
+    let back = Flow {
+        address: packet.destination,
+        port_be: packet.destination_port_be,
+        via: Address::UNSPECIFIED,
+        ..*flow
+    };
+    flow::put(&key, &back);
+}
+
+#[inline(always)]
+fn deliver(ctx: &TcContext, packet: &Packet, flow: &Flow) -> i32 {
+    let away = flow.via != Address::UNSPECIFIED;
+    if away {
+        let Some(room) = tunnel::room(&flow.via, packet.v4) else {
+            return drop(ctx, EdgeReason::NoRoom);
+        };
+        if refuse::is_too_big(ctx, room) {
+            return refuse::too_big(ctx, packet, room);
+        }
+        clamp(ctx, packet, room);
+    }
+    if !rewrite(ctx, packet, Side::Destination, &flow.address, flow.port_be) {
+        return drop(ctx, EdgeReason::NoRoom);
+    }
+    onward(ctx, packet.v4, &flow.address, &flow.via)
+}
+
+/// Takes a translated packet to its backend.
+#[inline(always)]
+fn onward(ctx: &TcContext, v4: bool, backend: &Address, via: &Address) -> i32 {
+    if *via != Address::UNSPECIFIED {
+        return tunnel::enter(ctx, v4, via, EdgeReason::ClientToNode);
+    }
+    let Some(pod) = local_pod(backend) else {
+        // A pod that is gone: the stack refuses for it.
+        return NEXT;
+    };
+    count(ctx, EdgeReason::ClientToPod);
+    let ethertype = if v4 { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 };
+    to_pod(ctx, &pod, ethertype.to_be(), Reason::OverlayToPod)
+        .unwrap_or_else(|| drop(ctx, EdgeReason::NoRoom))
+}
+
+/// A client's packet that another node has sent here: to a pod of this node, and the way back is remembered.
+#[inline(always)]
+pub fn from_node(ctx: &TcContext, packet: &mut Packet, from: &Address) -> i32 {
+    let Some(pod) = local_pod(&packet.destination) else { return drop(ctx, EdgeReason::Forged) };
+    // No node can lend its clients the address of a pod.
+    if local_pod(&packet.source).is_some()
+        || REMOTE_BLOCKS.get(Key::new(128, packet.source)).is_some()
+    {
+        return drop(ctx, EdgeReason::Forged);
+    }
+    if has_ports(packet.protocol) && packet.recall_ports() {
+        packet.remember_ports();
+        remember_node(packet, from);
+    } else if packet.part == Part::Later {
+        return drop(ctx, EdgeReason::LostFragment);
+    }
+    count(ctx, EdgeReason::NodeToPod);
+    let ethertype = if packet.v4 { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 };
+    to_pod(ctx, &pod, ethertype.to_be(), Reason::OverlayToPod)
+        .unwrap_or_else(|| drop(ctx, EdgeReason::NoRoom))
+}
+
+#[inline(never)]
+fn remember_node(packet: &Packet, from: &Address) {
+    let key = FlowKey {
+        client: packet.source,
+        other: packet.destination,
+        client_port_be: packet.source_port_be,
+        other_port_be: packet.destination_port_be,
+        protocol: packet.protocol,
+        direction: FlowKey::OUTBOUND,
+        pad: 0,
+    };
+    let now = flow::now();
+    let mut state = flow::next_state(Flow::NEW, packet);
+    if let Some(known) = flow::find(&key, now)
+        && known.via == *from
+        && !flow::opens(packet)
+    {
+        state = flow::next_state(known.state, packet);
+        if !flow::is_due(&known, state, now) {
+            return;
+        }
+    }
+    flow::put(&key, &Flow { seen_ns: now, via: *from, state, ..Flow::default() });
+}

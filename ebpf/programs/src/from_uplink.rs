@@ -1,0 +1,19 @@
+//! What comes in from outside: what is for a service goes to a backend, everything else to the stack as before.
+
+use aya_ebpf::programs::TcContext;
+
+use crate::edge::{announce, inbound};
+use crate::packet::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, NEXT};
+
+pub fn run(ctx: &TcContext) -> i32 {
+    let Ok(ethernet) = ctx.load::<Ethernet>(0) else { return NEXT };
+    match u16::from_be(ethernet.ethertype_be) {
+        ETHERTYPE_IPV4 => inbound::from_client(ctx, true),
+        ETHERTYPE_IPV6 => match announce::neighbour(ctx) {
+            NEXT => inbound::from_client(ctx, false),
+            verdict => verdict,
+        },
+        ETHERTYPE_ARP => announce::arp(ctx),
+        _ => NEXT,
+    }
+}

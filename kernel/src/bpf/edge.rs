@@ -1,0 +1,113 @@
+//! Maps of the edge, and the program on the devices by which clients come in.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use mesh_abi::{self as abi, maps};
+
+use super::bpffs::{Pins, remove_file};
+use super::load::LoadError;
+use super::{AttachError, Map, Programs, link};
+use crate::netlink::{NetlinkError, RouteSocket, tc};
+
+/// The name of an uplink's pinned link is this, and the device's name.
+pub(super) const UPLINK_PIN: &str = "uplink";
+
+/// The maps that the edge is made of.
+#[derive(Debug)]
+pub(crate) struct EdgeMaps {
+    pub(crate) services: Map<abi::ServiceKey, abi::EdgeService>,
+    pub(crate) tables: Map<u32, abi::EdgeTable>,
+    pub(crate) backends: Map<abi::EdgeBackendKey, abi::EdgeBackend>,
+    pub(crate) sources: Map<abi::EdgeSourceKey, u32>,
+    pub(crate) nodes: Map<abi::Address, abi::EdgeNode>,
+    pub(crate) config: Map<u32, abi::EdgeConfig>,
+    pub(crate) uplinks: Map<u32, abi::EdgeUplink>,
+    pub(crate) owned: Map<abi::Address, u32>,
+    counters: Map<u32, abi::Counter>,
+}
+
+impl EdgeMaps {
+    pub(super) fn open(pins: &Pins) -> Result<Self, LoadError> {
+        Ok(Self {
+            services: Map::open(pins, maps::EDGE_SERVICES)?,
+            tables: Map::open(pins, maps::EDGE_TABLES)?,
+            backends: Map::open(pins, maps::EDGE_BACKENDS)?,
+            sources: Map::open(pins, maps::EDGE_SOURCES)?,
+            nodes: Map::open(pins, maps::EDGE_NODES)?,
+            config: Map::open(pins, maps::EDGE_CONFIG)?,
+            uplinks: Map::open(pins, maps::EDGE_UPLINKS)?,
+            owned: Map::open(pins, maps::EDGE_OWNED)?,
+            counters: Map::open(pins, maps::EDGE_COUNTERS)?,
+        })
+    }
+
+    /// Number of entries and capacity by map.
+    pub(super) fn pressure(&self) -> io::Result<BTreeMap<&'static str, (usize, u32)>> {
+        Ok(BTreeMap::from([
+            (maps::EDGE_SERVICES, self.services.pressure()?),
+            (maps::EDGE_BACKENDS, self.backends.pressure()?),
+            (maps::EDGE_SOURCES, self.sources.pressure()?),
+        ]))
+    }
+}
+
+impl Programs {
+    /// Packets and bytes at the edge by what became of them, summed over all CPUs.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn edge_counters(&self) -> io::Result<BTreeMap<abi::EdgeReason, abi::Counter>> {
+        let mut sums = BTreeMap::new();
+        for reason in abi::EdgeReason::ALL {
+            let per_cpu = self.edge.counters.per_cpu(&(reason as u32))?;
+            let mut sum = abi::Counter::default();
+            for one in per_cpu {
+                sum.packets = sum.packets.wrapping_add(one.packets);
+                sum.bytes = sum.bytes.wrapping_add(one.bytes);
+            }
+            sums.insert(reason, sum);
+        }
+        Ok(sums)
+    }
+
+    /// Attaches `from_uplink` to a device of the calling thread's namespace.
+    pub(crate) fn attach_uplink(
+        &self,
+        socket: &mut RouteSocket,
+        name: &str,
+        ifindex: u32,
+    ) -> Result<(), AttachError> {
+        self.attach_ingress(socket, &pin(name), abi::programs::FROM_UPLINK, ifindex)
+    }
+
+    /// Whether the device carries our program.
+    pub(crate) fn is_uplink_attached(
+        &self,
+        socket: &mut RouteSocket,
+        name: &str,
+        ifindex: u32,
+    ) -> Result<bool, NetlinkError> {
+        Ok(link::is_attached(&self.pins.link(&pin(name)), ifindex)
+            || tc::is_attached(socket, ifindex, abi::programs::FROM_UPLINK)?)
+    }
+
+    /// Takes the program from a device, by letting go of its link.
+    pub(crate) fn detach_uplink(&self, name: &str) -> io::Result<()> {
+        remove_file(&self.pins.link(&pin(name)))
+    }
+
+    /// Names of the devices whose links are pinned.
+    pub(crate) fn uplinks(&self) -> io::Result<Vec<String>> {
+        let names = self.pins.link_names()?;
+        let device = |name: &String| match name.split_once('-') {
+            Some((UPLINK_PIN, device)) => Some(device.to_owned()),
+            _ => None,
+        };
+        Ok(names.iter().filter_map(device).collect())
+    }
+}
+
+fn pin(device: &str) -> String {
+    format!("{UPLINK_PIN}-{device}")
+}

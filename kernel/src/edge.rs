@@ -1,0 +1,225 @@
+//! The edge: services as clients outside see them, the devices by which these come in, and the addresses that this node
+//! answers for on the local network.
+//!
+//! [`Observed`] is what the kernel has, [`plan`] turns it into what [`Desired`] asks for, [`LinuxEdge`] reads and writes.
+//! Connections themselves are remembered by the programs alone.
+
+mod linux;
+mod maglev;
+mod plan;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+
+use crate::services::FrontendKey;
+
+pub use linux::LinuxEdge;
+pub use maglev::table;
+pub use plan::plan;
+
+/// What the edge should be.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// Services by what clients use.
+    pub services: BTreeMap<FrontendKey, Service>,
+    /// Other nodes by their address on the overlay, and the largest packets on the way there, in bytes.
+    pub nodes: BTreeMap<IpAddr, u32>,
+    /// This node's addresses on the overlay, one of each family at most.
+    pub own: BTreeSet<IpAddr>,
+    /// This node's addresses on the underlay: clients come in by the devices that have them.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Addresses of services that this node answers for on the local network.
+    pub owned: BTreeSet<IpAddr>,
+}
+
+/// A service port as clients outside see it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Service {
+    /// Whether all connections of one client address go to one backend.
+    pub affinity: bool,
+    /// Whether to be silent without a backend: another node may have one.
+    pub local_only: bool,
+    /// Clients that are let in; nothing lets in all.
+    pub sources: Option<BTreeSet<IpNet>>,
+    /// Backends: of this node, or of the node with this address on the overlay.
+    pub backends: BTreeMap<SocketAddr, Option<IpAddr>>,
+}
+
+/// A frontend's entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// Number under which its backends are filed.
+    pub id: u32,
+    /// Number of backends.
+    pub count: u32,
+    /// Bits of [`mesh_abi::EdgeService`].
+    pub flags: u32,
+}
+
+/// A device by which clients come in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Uplink {
+    /// Its index.
+    pub ifindex: u32,
+    /// Its MAC address.
+    pub mac: [u8; 6],
+    /// Whether our TC program is attached.
+    pub program: bool,
+}
+
+/// What the kernel has.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Frontends.
+    pub entries: BTreeMap<FrontendKey, Entry>,
+    /// Numbers of services that have a table.
+    pub tables: BTreeSet<u32>,
+    /// Backends by service number and index.
+    pub backends: BTreeMap<(u32, u32), (SocketAddr, Option<IpAddr>)>,
+    /// Clients let in, by service number.
+    pub sources: BTreeSet<(u32, IpNet)>,
+    /// Other nodes.
+    pub nodes: BTreeMap<IpAddr, u32>,
+    /// This node's addresses on the overlay.
+    pub own: BTreeSet<IpAddr>,
+    /// Devices that have one of the wanted addresses, by name.
+    pub uplinks: BTreeMap<String, Uplink>,
+    /// Devices that the programs know.
+    pub known_uplinks: BTreeMap<u32, [u8; 6]>,
+    /// Names of devices that have our program and should not.
+    pub stray: BTreeSet<String>,
+    /// Addresses that this node answers for.
+    pub owned: BTreeSet<IpAddr>,
+}
+
+/// One change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Tell the programs about another node.
+    PutNode(IpAddr, u32),
+    /// Tell the programs this node's addresses on the overlay.
+    SetOwn(BTreeSet<IpAddr>),
+    /// Put a backend in its place.
+    PutBackend {
+        /// Service number.
+        service: u32,
+        /// Its index.
+        index: u32,
+        /// The backend.
+        backend: SocketAddr,
+        /// The node that has it; nothing for this one.
+        via: Option<IpAddr>,
+    },
+    /// Let clients in.
+    PutSource(u32, IpNet),
+    /// Switch the table of a service.
+    PutTable {
+        /// Service number.
+        service: u32,
+        /// Index of a backend by place.
+        slots: Vec<u16>,
+    },
+    /// Create or switch a frontend.
+    PutEntry(FrontendKey, Entry),
+    /// Tell the programs about a device.
+    PutUplink(u32, [u8; 6]),
+    /// Attach our TC program.
+    AttachUplink {
+        /// Index of the device.
+        ifindex: u32,
+        /// Its name.
+        name: String,
+    },
+    /// Answer for an address.
+    PutOwned(IpAddr),
+    /// Answer for it no more.
+    DeleteOwned(IpAddr),
+    /// Detach our program.
+    DetachUplink(String),
+    /// Forget a device.
+    DeleteUplink(u32),
+    /// Remove a frontend.
+    DeleteEntry(FrontendKey),
+    /// Remove a table.
+    DeleteTable(u32),
+    /// Remove a backend.
+    DeleteBackend(u32, u32),
+    /// Let clients in no more.
+    DeleteSource(u32, IpNet),
+    /// Forget a node.
+    DeleteNode(IpAddr),
+}
+
+impl Observed {
+    /// What is after a step.
+    pub fn apply(&mut self, step: &Step) {
+        match step {
+            Step::PutNode(address, mtu) => drop(self.nodes.insert(*address, *mtu)),
+            Step::SetOwn(own) => self.own.clone_from(own),
+            Step::PutBackend { service, index, backend, via } => {
+                self.backends.insert((*service, *index), (*backend, *via));
+            }
+            Step::PutSource(service, net) => drop(self.sources.insert((*service, *net))),
+            Step::PutTable { service, .. } => drop(self.tables.insert(*service)),
+            Step::PutEntry(key, entry) => drop(self.entries.insert(*key, *entry)),
+            Step::PutUplink(ifindex, mac) => drop(self.known_uplinks.insert(*ifindex, *mac)),
+            Step::AttachUplink { name, .. } => {
+                if let Some(uplink) = self.uplinks.get_mut(name) {
+                    uplink.program = true;
+                }
+            }
+            Step::PutOwned(address) => drop(self.owned.insert(*address)),
+            Step::DeleteOwned(address) => drop(self.owned.remove(address)),
+            Step::DetachUplink(name) => drop(self.stray.remove(name)),
+            Step::DeleteUplink(ifindex) => drop(self.known_uplinks.remove(ifindex)),
+            Step::DeleteEntry(key) => drop(self.entries.remove(key)),
+            Step::DeleteTable(service) => drop(self.tables.remove(service)),
+            Step::DeleteBackend(service, index) => {
+                self.backends.remove(&(*service, *index));
+            }
+            Step::DeleteSource(service, net) => drop(self.sources.remove(&(*service, *net))),
+            Step::DeleteNode(address) => drop(self.nodes.remove(address)),
+        }
+    }
+}
+
+/// What has to be done, in order: additions, then switches, then deletions.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// The steps.
+    pub steps: Vec<Step>,
+}
+
+/// What came of a plan.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// Number of steps that were carried out.
+    pub done: usize,
+    /// Steps that failed.
+    pub failed: Vec<(Step, EdgeError)>,
+}
+
+/// The kernel could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum EdgeError {
+    /// The node's network namespace cannot be entered.
+    #[error("enter the node's network namespace")]
+    Namespace(#[source] std::io::Error),
+    /// A netlink request failed.
+    #[error("netlink request")]
+    Netlink(#[from] crate::netlink::NetlinkError),
+    /// A map could not be read or written.
+    #[error("use map {map}")]
+    Map {
+        /// The map.
+        map: &'static str,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The TC program could not be attached.
+    #[error("attach the TC program")]
+    Program(#[from] crate::bpf::AttachError),
+}

@@ -1,0 +1,194 @@
+//! From what is to what should be.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use mesh_abi::EdgeService;
+
+use super::{Desired, Entry, Observed, Plan, Service, Step, maglev};
+use crate::services::FrontendKey;
+
+/// What has to be done. Total over the union of what is and what should be. A backend keeps its index for as long as it is
+/// there; a table never names an index without a backend.
+pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
+    let mut planner = Planner { observed, taken: BTreeSet::new(), steps: Steps::default() };
+    planner.nodes(desired);
+    for (key, service) in &desired.services {
+        planner.service(*key, service);
+    }
+    planner.leftovers(desired);
+    planner.uplinks();
+    planner.owned(desired);
+    let Steps { mut add, switch, delete } = planner.steps;
+    add.extend(switch);
+    add.extend(delete);
+    Plan { steps: add }
+}
+
+#[derive(Default)]
+struct Steps {
+    add: Vec<Step>,
+    switch: Vec<Step>,
+    delete: Vec<Step>,
+}
+
+struct Planner<'a> {
+    observed: &'a Observed,
+    /// Service numbers in use.
+    taken: BTreeSet<u32>,
+    steps: Steps,
+}
+
+type Backends = BTreeMap<SocketAddr, Option<IpAddr>>;
+
+impl Planner<'_> {
+    fn nodes(&mut self, desired: &Desired) {
+        for (&address, &mtu) in &desired.nodes {
+            if self.observed.nodes.get(&address) != Some(&mtu) {
+                self.steps.add.push(Step::PutNode(address, mtu));
+            }
+        }
+        if desired.own != self.observed.own {
+            self.steps.add.push(Step::SetOwn(desired.own.clone()));
+        }
+        let gone = self.observed.nodes.keys().filter(|a| !desired.nodes.contains_key(a));
+        self.steps.delete.extend(gone.copied().map(Step::DeleteNode));
+    }
+
+    fn service(&mut self, key: FrontendKey, service: &Service) {
+        let current = self.observed.entries.get(&key).filter(|entry| entry.id != 0).copied();
+        let current = current.filter(|entry| self.taken.insert(entry.id));
+        let id = current.map_or_else(|| self.fresh_id(), |entry| entry.id);
+        self.sources(id, service);
+        self.backends(id, &service.backends);
+        let entry = Entry {
+            id,
+            count: u32::try_from(service.backends.len()).unwrap_or(u32::MAX),
+            flags: flags(service),
+        };
+        if current != Some(entry) {
+            self.steps.switch.push(Step::PutEntry(key, entry));
+        }
+    }
+
+    fn fresh_id(&mut self) -> u32 {
+        let known = |id: &u32| self.observed.entries.values().any(|entry| entry.id == *id);
+        let filed = |id: &u32| {
+            self.observed.tables.contains(id)
+                || self.observed.backends.range((*id, 0)..=(*id, u32::MAX)).next().is_some()
+        };
+        let first = self.taken.last().map_or(1, |last| last + 1);
+        let mut free = (first..).chain(1..first).filter(|id| !self.taken.contains(id));
+        let id = free.find(|id| !known(id) && !filed(id)).unwrap_or(u32::MAX);
+        self.taken.insert(id);
+        id
+    }
+
+    fn sources(&mut self, id: u32, service: &Service) {
+        let known: BTreeSet<_> =
+            self.observed.sources.iter().filter(|(of, _)| *of == id).map(|(_, net)| *net).collect();
+        let wanted = service.sources.clone().unwrap_or_default();
+        self.steps.add.extend(wanted.difference(&known).map(|net| Step::PutSource(id, *net)));
+        let gone = known.difference(&wanted).map(|net| Step::DeleteSource(id, *net));
+        self.steps.delete.extend(gone);
+    }
+
+    fn backends(&mut self, id: u32, wanted: &Backends) {
+        let (mut places, mut open) = (BTreeMap::new(), wanted.clone());
+        for (&(_, index), (backend, via)) in self.observed.backends.range((id, 0)..=(id, u32::MAX))
+        {
+            match open.remove(backend) {
+                None => self.steps.delete.push(Step::DeleteBackend(id, index)),
+                Some(wanted_via) => {
+                    places.insert(*backend, index);
+                    if wanted_via != *via {
+                        let (service, backend, via) = (id, *backend, wanted_via);
+                        self.steps.add.push(Step::PutBackend { service, index, backend, via });
+                    }
+                }
+            }
+        }
+        let changed = !open.is_empty() || places.len() != self.count(id);
+        let used: BTreeSet<u32> =
+            self.observed.backends.range((id, 0)..=(id, u32::MAX)).map(|((_, i), _)| *i).collect();
+        let free = (0..=u32::from(u16::MAX)).filter(|index| !used.contains(index));
+        for ((backend, via), index) in open.into_iter().zip(free) {
+            places.insert(backend, index);
+            self.steps.add.push(Step::PutBackend { service: id, index, backend, via });
+        }
+        self.table(id, &places, changed);
+    }
+
+    fn count(&self, id: u32) -> usize {
+        self.observed.backends.range((id, 0)..=(id, u32::MAX)).count()
+    }
+
+    fn table(&mut self, id: u32, places: &BTreeMap<SocketAddr, u32>, changed: bool) {
+        let exists = self.observed.tables.contains(&id);
+        if places.is_empty() {
+            if exists {
+                self.steps.delete.insert(0, Step::DeleteTable(id));
+            }
+        } else if changed || !exists {
+            let sorted: Vec<SocketAddr> = places.keys().copied().collect();
+            let index = |number: usize| places[&sorted[number]] as u16;
+            let slots = maglev::table(&sorted).into_iter().map(index).collect();
+            self.steps.switch.push(Step::PutTable { service: id, slots });
+        }
+    }
+
+    /// Everything that belongs to no service any more.
+    fn leftovers(&mut self, desired: &Desired) {
+        let delete = &mut self.steps.delete;
+        for (key, _) in self.observed.entries.iter() {
+            if !desired.services.contains_key(key) {
+                delete.push(Step::DeleteEntry(*key));
+            }
+        }
+        let orphan = |id: &u32| !self.taken.contains(id);
+        let tables = self.observed.tables.iter().filter(|id| orphan(id));
+        delete.extend(tables.copied().map(Step::DeleteTable));
+        let backends = self.observed.backends.keys().filter(|(id, _)| orphan(id));
+        delete.extend(backends.map(|(id, index)| Step::DeleteBackend(*id, *index)));
+        let sources = self.observed.sources.iter().filter(|(id, _)| orphan(id));
+        delete.extend(sources.map(|(id, net)| Step::DeleteSource(*id, *net)));
+    }
+
+    fn uplinks(&mut self) {
+        let Steps { add, switch, delete } = &mut self.steps;
+        for (name, uplink) in &self.observed.uplinks {
+            let ifindex = uplink.ifindex;
+            if self.observed.known_uplinks.get(&ifindex) != Some(&uplink.mac) {
+                add.push(Step::PutUplink(ifindex, uplink.mac));
+            }
+            if !uplink.program {
+                switch.push(Step::AttachUplink { ifindex, name: name.clone() });
+            }
+        }
+        delete.extend(self.observed.stray.iter().cloned().map(Step::DetachUplink));
+        let live: BTreeSet<u32> = self.observed.uplinks.values().map(|u| u.ifindex).collect();
+        let gone = self.observed.known_uplinks.keys().filter(|ifindex| !live.contains(ifindex));
+        delete.extend(gone.copied().map(Step::DeleteUplink));
+    }
+
+    fn owned(&mut self, desired: &Desired) {
+        let new = desired.owned.difference(&self.observed.owned);
+        self.steps.switch.extend(new.copied().map(Step::PutOwned));
+        let gone = self.observed.owned.difference(&desired.owned);
+        self.steps.delete.extend(gone.copied().map(Step::DeleteOwned));
+    }
+}
+
+fn flags(service: &Service) -> u32 {
+    [
+        (service.affinity, EdgeService::AFFINITY),
+        (service.sources.is_some(), EdgeService::RESTRICTED),
+        (service.local_only, EdgeService::LOCAL_ONLY),
+    ]
+    .into_iter()
+    .filter_map(|(set, bit)| set.then_some(bit))
+    .sum()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,107 @@
+use mesh_model::snapshot::Protocol;
+use proptest::prelude::*;
+
+use super::super::Uplink;
+use super::*;
+
+fn key(port: u16) -> FrontendKey {
+    FrontendKey { vip: "192.0.2.1".parse().unwrap(), protocol: Protocol::Tcp, port }
+}
+
+fn service(backends: &[u8]) -> Service {
+    let backend = |n: &u8| (SocketAddr::from(([10, 244, 1, *n], 80)), None);
+    Service { backends: backends.iter().map(backend).collect(), ..Service::default() }
+}
+
+/// Carries out a plan and checks after every step that what a packet may meet is whole.
+fn carried_out(desired: &Desired, observed: &Observed) -> Observed {
+    let mut now = observed.clone();
+    let mut slots: BTreeMap<u32, BTreeSet<u16>> = BTreeMap::new();
+    for id in &now.tables {
+        let indices = now.backends.range((*id, 0)..=(*id, u32::MAX)).map(|((_, i), _)| *i as u16);
+        slots.insert(*id, indices.collect());
+    }
+    for step in plan(desired, observed).steps {
+        now.apply(&step);
+        match &step {
+            Step::PutTable { service, slots: new } => {
+                slots.insert(*service, new.iter().copied().collect());
+            }
+            Step::DeleteTable(service) => drop(slots.remove(service)),
+            _ => {}
+        }
+        for (service, indices) in &slots {
+            for index in indices {
+                let there = now.backends.contains_key(&(*service, u32::from(*index)));
+                assert!(there, "{step:?}: place {index} of {service} is empty");
+            }
+        }
+    }
+    now
+}
+
+fn desired(services: Vec<(u16, Vec<u8>)>) -> Desired {
+    let services = services.into_iter().map(|(port, all)| (key(port), service(&all))).collect();
+    Desired { services, ..Desired::default() }
+}
+
+proptest! {
+    #[test]
+    fn one_round_is_enough_and_nothing_is_missing_on_the_way(
+        first in prop::collection::vec((1_u16..6, prop::collection::vec(0_u8..8, 0..5)), 0..5),
+        second in prop::collection::vec((1_u16..6, prop::collection::vec(0_u8..8, 0..5)), 0..5),
+    ) {
+        let mut observed = Observed::default();
+        for wanted in [desired(first), desired(second)] {
+            observed = carried_out(&wanted, &observed);
+            prop_assert_eq!(plan(&wanted, &observed), Plan::default());
+            prop_assert_eq!(observed.entries.len(), wanted.services.len());
+            for (key, service) in &wanted.services {
+                let entry = observed.entries[key];
+                let all = observed.backends.range((entry.id, 0)..=(entry.id, u32::MAX));
+                let backends: BTreeSet<SocketAddr> = all.map(|(_, (backend, _))| *backend).collect();
+                let asked: BTreeSet<SocketAddr> = service.backends.keys().copied().collect();
+                prop_assert_eq!(backends, asked);
+                prop_assert_eq!(observed.tables.contains(&entry.id), entry.count > 0);
+            }
+        }
+        let gone = carried_out(&Desired::default(), &observed);
+        prop_assert_eq!(gone, Observed::default());
+    }
+}
+
+#[test]
+fn a_backend_keeps_its_index_and_what_is_new_takes_a_free_one() {
+    let first = carried_out(&desired(vec![(80, vec![1, 2, 3])]), &Observed::default());
+    let index = |observed: &Observed, n: u8| {
+        let address = SocketAddr::from(([10, 244, 1, n], 80));
+        observed.backends.iter().find(|(_, (b, _))| *b == address).map(|((_, index), _)| *index)
+    };
+    let second = carried_out(&desired(vec![(80, vec![1, 3, 4])]), &first);
+    assert_eq!(index(&second, 1), index(&first, 1));
+    assert_eq!(index(&second, 3), index(&first, 3));
+    assert_ne!(index(&second, 4), index(&first, 2), "a connection to 2 must not find 4");
+    assert_eq!(index(&second, 2), None);
+}
+
+#[test]
+fn devices_nodes_and_addresses_follow() {
+    let mut wanted = desired(vec![]);
+    wanted.nodes = [("10.244.2.1".parse().unwrap(), 1420)].into();
+    wanted.own = ["10.244.1.1".parse().unwrap()].into();
+    wanted.owned = ["192.0.2.9".parse().unwrap()].into();
+    let mac = [2, 0, 0, 0, 0, 1];
+    let uplink = Uplink { ifindex: 3, mac, program: false };
+    let observed = Observed {
+        uplinks: [("up0".to_owned(), uplink)].into(),
+        known_uplinks: [(9, mac)].into(),
+        stray: ["old0".to_owned()].into(),
+        nodes: [("10.244.9.1".parse().unwrap(), 1420)].into(),
+        ..Observed::default()
+    };
+    let now = carried_out(&wanted, &observed);
+    assert_eq!((&now.nodes, &now.own, &now.owned), (&wanted.nodes, &wanted.own, &wanted.owned));
+    assert_eq!(now.known_uplinks, [(3, mac)].into());
+    assert!(now.stray.is_empty() && now.uplinks["up0"].program);
+    assert_eq!(plan(&wanted, &now), Plan::default());
+}
