@@ -1,8 +1,8 @@
 //! The agent's side of the CNI: an address from the node's block, an interface, and both again away.
 //!
-//! ADD is reserve (journal) -> attach (kernel) -> commit (journal) -> answer; DEL is retire (journal) -> detach (kernel),
-//! answered when the interface is out of sight -> release (journal). An agent that is killed anywhere in between removes,
-//! when it starts again, what is reserved and not committed.
+//! ADD is reserve (journal) -> attach (kernel) -> commit (journal) -> answer; DEL is detach (kernel) -> release (journal) ->
+//! answer, and the device is deleted later. An agent that is killed anywhere in between removes, when it starts again, what is
+//! reserved and not committed, and releases what has no interface.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -29,8 +29,7 @@ pub use serve::{ListenError, serve};
 
 use departure::Departures;
 use failure::Trouble;
-use ledger::{Change, LedgerError, LedgerHandle, Outcome, now};
-use pool::ReserveError;
+use ledger::{Change, LedgerHandle, now};
 
 /// Interfaces that are made or removed at the same time: the kernel does it one by one anyway, and each takes a thread.
 const AT_ONCE: usize = 8;
@@ -131,8 +130,10 @@ impl Cni {
         }
         let _turn = self.turn(&owner).await;
         self.drain_queue_of(&owner).await?;
+        self.0.departures.busy();
         self.finish_departure(&owner).await?;
-        let lease = self.reserve(&owner, &readiness.blocks).await.map_err(Trouble::Ledger)?;
+        let reserve = Change::Reserve(owner.clone(), readiness.blocks);
+        let lease = self.0.ledger.change(reserve).await.map_err(Trouble::Ledger)?;
         let addresses = lease.map(|lease| lease.addresses).unwrap_or_default();
         let text = owner::describe(&owner, &addresses, pod.as_ref());
         let port = owner::port(&owner, &addresses, netns, readiness.mtu, text)?;
@@ -145,18 +146,6 @@ impl Cni {
                 self.take_back(&owner, &port, &trouble).await;
                 Err(trouble.into())
             }
-        }
-    }
-
-    /// Sets addresses aside. When there are none, those of interfaces that are just going are worth waiting for.
-    async fn reserve(&self, owner: &Owner, blocks: &Arc<[IpNet]>) -> Outcome {
-        let reserve = || self.0.ledger.change(Change::Reserve(owner.clone(), Arc::clone(blocks)));
-        match reserve().await {
-            Err(LedgerError::Reserve(ReserveError::Exhausted { .. })) => {
-                self.0.departures.wait().await;
-                reserve().await
-            }
-            other => other,
         }
     }
 
@@ -193,8 +182,9 @@ impl Cni {
 
     async fn del(&self, owner: &Owner) -> Result<(), Failure> {
         valid(owner)?;
-        let turn = self.turn(owner).await;
-        self.depart(owner, turn).await?;
+        self.0.departures.busy();
+        let _turn = self.turn(owner).await;
+        self.depart(owner).await?;
         mesh_cni::queue::list(&self.0.state_dir)
             .into_iter()
             .flatten()
@@ -212,6 +202,7 @@ impl Cni {
         self.blocking(move |network| network.detach(&host, &addresses))
             .await
             .map_err(Trouble::Detach)?;
+        self.0.departures.add();
         let released = self.0.ledger.change(Change::Release(owner.clone())).await;
         if released.map_err(Trouble::Ledger)?.is_some() {
             tracing::info!(owner = %owner, "pod detached");

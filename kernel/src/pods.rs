@@ -9,6 +9,7 @@
 
 pub(crate) mod check;
 mod fake;
+mod gone;
 mod linux;
 mod ready;
 
@@ -25,6 +26,10 @@ pub use linux::LinuxPodNetwork;
 
 /// First word of the alias (`ip link` shows it) of every interface of ours; the owner follows.
 pub const ALIAS_PREFIX: &str = "mesh-pod:";
+/// Alias of what is left of a pod's interface: nobody's, and about to be deleted.
+pub const GONE_ALIAS: &str = "mesh-gone";
+/// Link group of such interfaces ("mesh" in ASCII), so that one request deletes them all.
+pub const GONE_GROUP: u32 = 0x6d65_7368;
 /// Routing protocol number of host routes to local pods.
 pub const POD_ROUTE_PROTOCOL: u8 = 78;
 /// IPv6 gateway that pods see; it exists only as a permanent neighbour entry.
@@ -259,16 +264,21 @@ pub trait PodNetwork: Send + Sync {
     /// See [`AttachError`]; everything made by this call has been undone.
     fn attach(&self, port: &PodPort) -> Result<Attached, AttachError>;
 
-    /// Removes the interface and all that belongs to it. Nothing there is success. `addresses` are those the port had:
-    /// their map entries are removed unless they belong to another interface by now.
+    /// Puts the interface out of service: no packet passes it any more, its name and addresses can be used again, and the map
+    /// entries of `addresses` are gone unless they belong to another interface by now. Nothing there is success.
+    ///
+    /// The device itself goes with the next [`bury`](Self::bury): deleting it takes the kernel 20 ms, for one as for a hundred, and
+    /// part of that time nobody else can change any device.
     ///
     /// # Errors
     /// See [`DetachError`].
     fn detach(&self, host_interface: &IfName, addresses: &[IpAddr]) -> Result<(), DetachError>;
 
-    /// Whether a device with that name is listed. While one is being removed, that ends long before its removal does:
-    /// the kernel then waits until no processor can know it any more.
-    fn exists(&self, host_interface: &IfName) -> bool;
+    /// Deletes what [`detach`](Self::detach) left, also what it left to an earlier process. Returns how many devices there were.
+    ///
+    /// # Errors
+    /// When they cannot be listed or deleted.
+    fn bury(&self) -> Result<usize, ListError>;
 
     /// What the interface lacks; empty when all is well.
     ///

@@ -1,75 +1,108 @@
-//! The end of an interface, most of which the caller of DEL need not wait for: the kernel takes some 20 ms to be sure that
-//! no processor uses a device any more.
+//! The end of an interface. The caller of DEL waits until it is out of service and its addresses are free; the device, which
+//! takes the kernel 20 ms, is deleted with others when no pod comes or goes.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use mesh_cni::wire::Owner;
-use mesh_kernel::IfName;
-use tokio::sync::RwLock;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
+use super::Cni;
 use super::failure::Trouble;
 use super::ledger::Change;
-use super::{Cni, Turn};
+use crate::errors::chain;
 
-/// How often to look whether an interface is out of sight.
-const LOOK_EVERY: Duration = Duration::from_millis(1);
+/// No pod comes or goes for so long: then nobody waits for the kernel's lock on devices.
+const QUIET: Duration = Duration::from_millis(150);
+/// On a node where pods come and go without a pause.
+const LATEST: Duration = Duration::from_secs(5);
+/// So many wait for nothing.
+const MANY: usize = 128;
 
 /// Interfaces that are going.
-#[derive(Default)]
 pub(super) struct Departures {
-    /// Each of them holds it for reading.
-    under_way: Arc<RwLock<()>>,
+    /// Detached, not deleted yet. Only a hint: the truth is in the kernel, and looked up at every start.
+    waiting: AtomicUsize,
+    wake: Notify,
+    /// Counts requests that change devices.
+    activity: watch::Sender<u64>,
     /// Those that could not go.
     failed: Mutex<BTreeSet<Owner>>,
 }
 
+impl Default for Departures {
+    fn default() -> Self {
+        Self {
+            waiting: AtomicUsize::new(0),
+            wake: Notify::new(),
+            activity: watch::Sender::new(0),
+            failed: Mutex::default(),
+        }
+    }
+}
+
 impl Departures {
-    /// Waits for all that are under way.
-    pub(super) async fn wait(&self) {
-        drop(self.under_way.write().await);
+    /// A pod comes or goes.
+    pub(super) fn busy(&self) {
+        self.activity.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// An interface waits for being deleted.
+    pub(super) fn add(&self) {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        self.wake.notify_one();
+    }
+
+    fn failed(&self) -> std::sync::MutexGuard<'_, BTreeSet<Owner>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns when there is something to delete, and a good moment for it.
+    async fn moment(&self) {
+        while self.waiting.load(Ordering::Relaxed) == 0 {
+            self.wake.notified().await;
+        }
+        let latest = Instant::now() + LATEST;
+        let mut activity = self.activity.subscribe();
+        while self.waiting.load(Ordering::Relaxed) < MANY && Instant::now() < latest {
+            if tokio::time::timeout(QUIET, activity.changed()).await.is_err() {
+                return;
+            }
+        }
     }
 }
 
 impl Cni {
-    /// Lets an interface go, and returns when nobody sees it any more, or with what prevents that. Its addresses are
-    /// free when it has gone for good; until then nobody else has the owner's turn.
-    pub(super) async fn depart(&self, owner: &Owner, turn: Turn) -> Result<(), Trouble> {
-        let retired = self.0.ledger.change(Change::Retire(owner.clone())).await;
-        if retired.map_err(Trouble::Ledger)?.is_none() {
-            // Not ours, or gone before; what is left of it is not worth an early answer.
-            return self.release(owner).await;
-        }
-        let guard = Arc::clone(&self.0.departures.under_way).read_owned().await;
-        let (cni, leaving) = (self.clone(), owner.clone());
-        let mut going = tokio::spawn(async move {
-            let _held = (turn, guard);
-            let result = cni.release(&leaving).await;
-            if let Err(trouble) = &result {
-                tracing::warn!(owner = %leaving, error = trouble as &(dyn std::error::Error + 'static), "not gone yet");
-                cni.0.departures.failed().insert(leaving);
+    /// Lets an interface go. When that fails its addresses stay with it, and it is tried again.
+    pub(super) async fn depart(&self, owner: &Owner) -> Result<(), Trouble> {
+        let result = self.release(owner).await;
+        if let Err(trouble) = &result {
+            tracing::warn!(owner = %owner, error = chain(trouble), "not gone yet");
+            // Nobody uses it any more: an agent that dies now leaves that to the next.
+            if let Err(error) = self.0.ledger.change(Change::Retire(owner.clone())).await {
+                tracing::warn!(owner = %owner, error = chain(&error), "not noted either");
             }
-            result
-        });
-        tokio::select! {
-            result = &mut going => match result {
-                Ok(result) => result,
-                Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-            },
-            () = self.out_of_sight(owner) => Ok(()),
+            self.0.departures.failed().insert(owner.clone());
         }
+        result
     }
 
-    async fn out_of_sight(&self, owner: &Owner) {
-        let host = IfName::for_pod(&owner.container, &owner.interface);
+    /// Deletes devices that are out of service, at good moments, for ever.
+    pub(super) async fn bury(&self) {
         loop {
-            tokio::time::sleep(LOOK_EVERY).await;
-            let (host, network) = (host.clone(), Arc::clone(&self.0.network));
-            // Not in turn with those who change devices: this one only looks.
-            let seen = tokio::task::spawn_blocking(move || network.exists(&host)).await;
-            if !seen.unwrap_or(true) {
-                return;
+            self.0.departures.moment().await;
+            let waiting = self.0.departures.waiting.swap(0, Ordering::Relaxed);
+            match self.blocking(|network| network.bury()).await {
+                Ok(buried) => tracing::debug!(buried, waiting, "interfaces deleted"),
+                Err(error) => {
+                    let error = chain(&error);
+                    tracing::warn!(error, "interfaces that are out of service not deleted yet");
+                    tokio::time::sleep(LATEST).await;
+                    self.0.departures.add();
+                }
             }
         }
     }
@@ -80,8 +113,7 @@ impl Cni {
         for owner in failed {
             let _turn = self.turn(&owner).await;
             if let Err(trouble) = self.finish_departure(&owner).await {
-                let error = &trouble as &(dyn std::error::Error + 'static);
-                tracing::warn!(owner = %owner, error, "still not gone");
+                tracing::warn!(owner = %owner, error = chain(&trouble), "still not gone");
             }
         }
     }
@@ -93,11 +125,5 @@ impl Cni {
             self.0.departures.failed().remove(owner);
         }
         Ok(())
-    }
-}
-
-impl Departures {
-    fn failed(&self) -> std::sync::MutexGuard<'_, BTreeSet<Owner>> {
-        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,8 @@
 //! The leases on disk: a line for each change, rewritten when most lines are history.
+//!
+//! What is written outlives this process, however it ends: it is with the kernel. It is not waited for until it is on the disk,
+//! which takes milliseconds: when the machine dies, all interfaces die with it, and every lease is of another boot and void. What a
+//! dying machine leaves of the file makes no sense or is of another boot; both is left out when it is read.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -42,7 +46,7 @@ pub enum Record {
 pub trait Storage: Send {
     /// All of it; empty when it does not exist.
     fn read(&mut self) -> io::Result<Vec<u8>>;
-    /// Adds to the end and makes it durable.
+    /// Adds to the end. What was added outlives this process; it need not outlive the machine's present boot.
     fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
     /// Replaces all of it at once and durably: after a crash there is the old or the new.
     fn replace(&mut self, bytes: &[u8]) -> io::Result<()>;
@@ -76,8 +80,7 @@ impl Storage for FileStorage {
             none => none
                 .insert(OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path)?),
         };
-        file.write_all(bytes)?;
-        file.sync_data()
+        file.write_all(bytes)
     }
 
     fn replace(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -116,7 +119,7 @@ impl Journal {
         Ok((journal, pool, damaged))
     }
 
-    /// Adds records, durably. `pool` is the state with them applied.
+    /// Adds records; they outlive this process. `pool` is the state with them applied.
     ///
     /// After an error, none or some of them may be on disk; the next call writes everything anew.
     pub fn append(&mut self, records: &[Record], pool: &Pool) -> io::Result<()> {

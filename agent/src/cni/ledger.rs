@@ -1,4 +1,4 @@
-//! Pool and journal together: what is answered is on disk.
+//! Pool and journal together: what is answered is in the journal.
 
 use std::io;
 use std::sync::Arc;
@@ -171,7 +171,7 @@ impl LedgerHandle {
         Ok(Self(sender))
     }
 
-    /// Makes a change; it is durable when this returns. A caller that gives up leaves it made.
+    /// Makes a change; it outlives this process when this returns. A caller that gives up leaves it made.
     pub async fn change(&self, change: Change) -> Outcome {
         let (caller, outcome) = oneshot::channel();
         self.0.send(Message::Change(change, caller)).map_err(|_| LedgerError::Ended)?;

@@ -32,10 +32,19 @@ impl Cni {
         }
         // Only now: what has just been removed must not be learned again.
         let ports = self.blocking(|network| network.list()).await.map_err(RecoverError::List)?;
-        for port in ports {
-            self.learn(&port).await;
+        for port in &ports {
+            self.learn(port).await;
+        }
+        // Nobody makes interfaces yet, so what is not there is not about to come.
+        for (owner, _) in
+            leases.iter().filter(|(owner, lease)| lease.committed && !present(&ports, owner))
+        {
+            tracing::info!(owner = %owner, "its interface is gone, releasing its addresses");
+            self.release_quietly(owner).await;
         }
         self.drain_queue().await;
+        // Devices that an earlier agent had put out of service.
+        self.0.departures.add();
         if let Err(error) = self.blocking(|network| network.collect_garbage()).await {
             let error = &error as &dyn std::error::Error;
             tracing::warn!(error, "garbage of pods' interfaces not collected");
@@ -99,13 +108,9 @@ impl Cni {
         let ask = self.0.ledger.ask(|pool| pool.leases().clone()).await;
         let leases = ask.map_err(RecoverError::Ledger)?;
         let ports = self.blocking(|network| network.list()).await.map_err(RecoverError::List)?;
-        let present = |owner: &Owner| {
-            let name = mesh_kernel::IfName::for_pod(&owner.container, &owner.interface);
-            ports.iter().any(|port| port.host_interface == name)
-        };
         let absent: std::collections::BTreeSet<Owner> = leases
             .into_iter()
-            .filter(|(owner, lease)| lease.committed && !present(owner))
+            .filter(|(owner, lease)| lease.committed && !present(&ports, owner))
             .map(|(owner, _)| owner)
             .collect();
         let before = {
@@ -130,6 +135,12 @@ impl Cni {
             }
         }
     }
+}
+
+/// Whether there is an interface for that owner.
+fn present(ports: &[ObservedPort], owner: &Owner) -> bool {
+    let name = mesh_kernel::IfName::for_pod(&owner.container, &owner.interface);
+    ports.iter().any(|port| port.host_interface == name)
 }
 
 impl From<LedgerError> for Trouble {

@@ -33,6 +33,7 @@ pub async fn serve(socket: &Path, cni: Cni) -> Result<Infallible, ListenError> {
     let failed = |source| ListenError { path: socket.to_owned(), source };
     let listener = bind(socket).map_err(failed)?;
     let upkeep = upkeep(cni.clone());
+    let burying = cni.clone();
     let accept = async {
         loop {
             match listener.accept().await {
@@ -53,6 +54,7 @@ pub async fn serve(socket: &Path, cni: Cni) -> Result<Infallible, ListenError> {
     };
     tokio::select! {
         () = upkeep => unreachable!("upkeep never ends"),
+        () = burying.bury() => unreachable!("burying never ends"),
         never = accept => never,
     }
 }

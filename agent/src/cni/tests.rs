@@ -64,9 +64,7 @@ fn code(reply: &Reply) -> u32 {
     }
 }
 
-/// Once nothing is going any more.
 async fn leases(cni: &Cni) -> usize {
-    cni.0.departures.wait().await;
     cni.0.ledger.ask(|pool| pool.leases().len()).await.unwrap()
 }
 
@@ -218,6 +216,55 @@ async fn a_retired_lease_is_released_by_the_next_agent() {
     cni.recover().await.unwrap();
     assert_eq!(leases(&cni).await, 0);
     assert!(node.network.ports().is_empty());
+}
+
+#[tokio::test]
+async fn devices_are_deleted_together_and_by_every_agent() {
+    let node = Node::new("10.0.0.0/24");
+    let cni = node.agent();
+    for id in ["a", "b"] {
+        assert_eq!(code(&cni.handle(add(id)).await), 0);
+        assert_eq!(code(&cni.handle(del(id)).await), 0);
+    }
+    assert_eq!((leases(&cni).await, node.network.gone()), (0, 2), "out of service, not deleted");
+    // Killed before it deletes them: the next one does.
+    drop(cni);
+    let cni = node.agent();
+    cni.recover().await.unwrap();
+    let burying = tokio::spawn({
+        let cni = cni.clone();
+        async move { cni.bury().await }
+    });
+    buried(&node).await;
+    assert_eq!(code(&cni.handle(add("c")).await), 0);
+    assert_eq!(code(&cni.handle(del("c")).await), 0);
+    buried(&node).await;
+    burying.abort();
+}
+
+async fn buried(node: &Node) {
+    let all = async {
+        while node.network.gone() > 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(10), all).await.expect("deleted some time");
+}
+
+#[tokio::test]
+async fn a_lease_without_interface_ends_when_the_agent_starts() {
+    let node = Node::new("10.0.0.0/24");
+    let cni = node.agent();
+    for id in ["a", "b"] {
+        assert_eq!(code(&cni.handle(add(id)).await), 0);
+    }
+    // Killed in a DEL, between kernel and journal.
+    node.network.detach(&IfName::for_pod("a", "eth0"), &[]).unwrap();
+    drop(cni);
+    let cni = node.agent();
+    cni.recover().await.unwrap();
+    assert_eq!(leases(&cni).await, 1);
+    assert_eq!(code(&cni.handle(check("b", vec![])).await), 0);
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, L
 
 use super::{NetlinkError, RouteSocket, message};
 use crate::ifname::MacAddress;
-use crate::pods::ALIAS_PREFIX;
+use crate::pods::{ALIAS_PREFIX, GONE_ALIAS};
 
 /// A device as far as it matters here.
 #[derive(Debug, Clone)]
@@ -18,6 +18,8 @@ pub(crate) struct Device {
     pub(crate) up: bool,
     /// Whether it is WireGuard's.
     pub(crate) wireguard: bool,
+    /// The group that it is in; 0 unless somebody put it into another.
+    pub(crate) group: u32,
     alias: String,
     mac: Vec<u8>,
 }
@@ -31,6 +33,7 @@ impl Device {
             mtu: 0,
             up: message.header.flags.contains(LinkFlags::Up),
             wireguard: false,
+            group: 0,
             alias: String::new(),
             mac: Vec::new(),
         };
@@ -40,6 +43,7 @@ impl Device {
                 LinkAttribute::IfAlias(alias) => device.alias.clone_from(alias),
                 LinkAttribute::Address(mac) => device.mac.clone_from(mac),
                 LinkAttribute::Link(index) => device.peer_ifindex = Some(*index),
+                LinkAttribute::Group(group) => device.group = *group,
                 LinkAttribute::Mtu(mtu) => device.mtu = *mtu,
                 LinkAttribute::LinkInfo(info) => {
                     device.wireguard = info.contains(&LinkInfo::Kind(InfoKind::Wireguard));
@@ -68,7 +72,7 @@ impl Device {
         }
     }
 
-    /// All devices.
+    /// All devices of the namespace.
     pub(crate) fn all(socket: &mut RouteSocket) -> Result<Vec<Self>, NetlinkError> {
         let links = socket.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
         let devices = links.iter().filter_map(|link| Self::in_answer(std::slice::from_ref(link)));
@@ -83,6 +87,11 @@ impl Device {
     /// Its MAC address; nothing for a device without one.
     pub(crate) fn mac(&self) -> Option<[u8; 6]> {
         self.mac.as_slice().try_into().ok()
+    }
+
+    /// Whether it was a pod's, and waits to be deleted.
+    pub(crate) fn is_put_aside(&self) -> bool {
+        self.alias.starts_with(GONE_ALIAS)
     }
 
     /// A pod's by its alias, or, when its maker died before it could set that, by the address that only we would give it.

@@ -116,6 +116,33 @@ pub(crate) fn set_up(ifindex: u32, mtu: Option<u32>) -> RouteRequest {
     Request { message: RouteNetlinkMessage::SetLink(message), flags: 0 }
 }
 
+/// Sets a device down.
+pub(crate) fn set_down(ifindex: u32) -> RouteRequest {
+    let mut message = LinkMessage::default();
+    message.header.index = ifindex;
+    message.header.change_mask = LinkFlags::Up;
+    Request { message: RouteNetlinkMessage::SetLink(message), flags: 0 }
+}
+
+/// Gives a device that is down another name, mark and group.
+pub(crate) fn put_aside(ifindex: u32, name: &str, alias: &str, group: u32) -> RouteRequest {
+    let mut message = LinkMessage::default();
+    message.header.index = ifindex;
+    message.attributes = vec![
+        LinkAttribute::IfName(name.to_owned()),
+        LinkAttribute::IfAlias(alias.to_owned()),
+        LinkAttribute::Group(group),
+    ];
+    Request { message: RouteNetlinkMessage::SetLink(message), flags: 0 }
+}
+
+/// Deletes all devices of a group: the kernel waits once for all of them.
+pub(crate) fn delete_group(group: u32) -> RouteRequest {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::Group(group));
+    Request { message: RouteNetlinkMessage::DelLink(message), flags: 0 }
+}
+
 /// Deletes a device.
 pub(crate) fn delete_link(ifindex: u32) -> RouteRequest {
     let mut message = LinkMessage::default();

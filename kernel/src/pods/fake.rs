@@ -21,6 +21,8 @@ struct State {
     last_ifindex: u32,
     refuse: bool,
     linger: bool,
+    /// Detached, and not buried yet.
+    gone: usize,
 }
 
 impl FakePodNetwork {
@@ -42,6 +44,11 @@ impl FakePodNetwork {
     /// What is attached, by host-side name.
     pub fn ports(&self) -> Vec<PodPort> {
         self.lock().ports.values().map(|(_, port)| port.clone()).collect()
+    }
+
+    /// How many detached interfaces wait for being buried.
+    pub fn gone(&self) -> usize {
+        self.lock().gone
     }
 
     /// Takes an interface away, as a vanished namespace does.
@@ -72,12 +79,12 @@ impl PodNetwork for FakePodNetwork {
         if state.linger {
             return Err(DetachError::Foreign(host_interface.clone()));
         }
-        state.ports.remove(host_interface);
+        state.gone += usize::from(state.ports.remove(host_interface).is_some());
         Ok(())
     }
 
-    fn exists(&self, host_interface: &IfName) -> bool {
-        self.lock().ports.contains_key(host_interface)
+    fn bury(&self) -> Result<usize, ListError> {
+        Ok(std::mem::take(&mut self.lock().gone))
     }
 
     fn check(&self, port: &PodPort) -> Result<Vec<Missing>, ListError> {

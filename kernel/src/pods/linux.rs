@@ -12,7 +12,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 
 use super::{
     ALIAS_PREFIX, AttachError, Attached, DetachError, ListError, Missing, ObservedPort,
-    POD_GATEWAY_V6, POD_ROUTE_PROTOCOL, PodNetwork, PodPort, check, ready,
+    POD_GATEWAY_V6, POD_ROUTE_PROTOCOL, PodNetwork, PodPort, check, gone, ready,
 };
 use crate::ifname::MacAddress;
 use crate::netlink::device::Device;
@@ -53,9 +53,16 @@ impl LinuxPodNetwork {
         };
         let host = VethEnd { name, mac: port.host_mac(), mtu: port.mtu };
         let peer = VethEnd { name: port.interface.as_str(), mac: port.pod_mac(), mtu: port.mtu };
-        let requests = vec![message::create_veth(host, peer, fd), message::link_by_name(name)];
         let failed = |source| netlink_error("create the veth pair", port, source);
-        let mut answers = socket.batch(requests).map_err(failed)?;
+        let make = |socket: &mut RouteSocket| {
+            socket.batch(vec![message::create_veth(host, peer, fd), message::link_by_name(name)])
+        };
+        let mut answers = make(socket).map_err(failed)?;
+        let in_the_way = matches!(&answers[..], [Err(made), Err(_)] if made.is_exists());
+        if in_the_way && gone::bury(socket).map_err(failed)? > 0 {
+            // The other end of one that was detached may still have the name in the pod.
+            answers = make(socket).map_err(failed)?;
+        }
         let found = answers.pop().and_then(Result::ok).as_deref().and_then(Device::in_answer);
         let created = answers.pop().unwrap_or(Err(NetlinkError::Incomplete("an acknowledgement")));
         match (created, found) {
@@ -197,17 +204,15 @@ impl PodNetwork for LinuxPodNetwork {
         addresses.extend(self.known_addresses(host.ifindex));
         // The device goes even when a map entry could not be removed.
         let forgotten = self.forget(host_interface, &addresses);
-        match all_done(socket.batch(vec![message::delete_link(host.ifindex)])) {
+        match gone::put_aside(&mut socket, host.ifindex) {
             Err(error) if !error.is_missing() => return Err(netlink(error)),
             _ => {}
         }
         forgotten.and(self.forget_port(host_interface, host.ifindex))
     }
 
-    fn exists(&self, host_interface: &IfName) -> bool {
-        // Unlike a question by netlink this one does not wait for whoever changes devices.
-        let look = || nix::net::if_::if_nametoindex(host_interface.as_str()).is_ok();
-        self.node.run(look).unwrap_or(true)
+    fn bury(&self) -> Result<usize, ListError> {
+        Ok(gone::bury(&mut self.socket().map_err(ListError::NodeNamespace)?)?)
     }
 
     fn check(&self, port: &PodPort) -> Result<Vec<Missing>, ListError> {
