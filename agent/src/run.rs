@@ -19,7 +19,7 @@ use mesh_overlay::Overlay;
 use mesh_overlay::keys::NodeKeys;
 use mesh_worker::{Client, supervise};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::board::Board;
 use crate::cli::{Options, OverlayChoice};
@@ -62,6 +62,8 @@ struct Agent {
     pod_routes: Arc<OnceLock<Router>>,
     runtime_version: Arc<OnceLock<String>>,
     mtu: u16,
+    /// Told when the overlay device has been made.
+    overlay_made: Arc<Notify>,
     desired: watch::Sender<Option<Desired>>,
     plugin: watch::Sender<cni::Readiness>,
     node: watch::Sender<register::Readiness>,
@@ -80,6 +82,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     let agent = Arc::new(Agent {
         mtu: device_mtu(overlay.kind(), &options.addresses),
         overlay: Arc::new(overlay),
+        overlay_made: Arc::default(),
         desired: watch::Sender::new(initial(&paths)),
         plugin: watch::Sender::new(cni::Readiness::starting("the agent is starting")),
         node: watch::Sender::new(register::Readiness::starting()),
@@ -229,8 +232,17 @@ impl Agent {
         let worker = workers::overlay(&self.paths, &program);
         let (overlay, restarted) = (Arc::clone(&self.overlay), Arc::clone(&worker.started));
         let (mtu, own_keys) = (self.mtu, self.rotation.wanted());
-        let proofs = self.rotation.proofs();
-        self.drive(Peers { overlay, mtu, restarted, whereabouts, own_keys, proofs });
+        let (proofs, made) = (self.rotation.proofs(), Arc::clone(&self.overlay_made));
+        self.drive(Peers {
+            overlay,
+            mtu,
+            restarted,
+            whereabouts,
+            own_keys,
+            made,
+            there: false,
+            proofs,
+        });
         if self.overlay.kind() == mesh_overlay::Kind::User {
             tokio::spawn(supervise::keep(worker));
         }

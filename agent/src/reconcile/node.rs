@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use mesh_kernel::NodeNetwork;
 use mesh_kernel::node::{Desired as Network, plan};
+use tokio::sync::Notify;
 
 use super::{Concern, Failures};
 use crate::errors::chain;
@@ -14,6 +15,8 @@ use crate::observe::Desired;
 pub(crate) struct Node {
     pub(crate) network: Arc<dyn NodeNetwork>,
     pub(crate) mtu: u16,
+    /// Told when the overlay device has been made.
+    pub(crate) made: Arc<Notify>,
 }
 
 impl Concern for Node {
@@ -39,6 +42,11 @@ impl Concern for Node {
         let (network, wanted) = (Arc::clone(&self.network), slice.clone());
         let round = tokio::task::spawn_blocking(move || round(&*network, &wanted, heal));
         round.await.unwrap_or_else(|panic| Err(vec![panic.to_string()]))
+    }
+
+    /// Until its addresses, routes and programs are there, the new device carries nothing.
+    async fn undone(&self) {
+        self.made.notified().await;
     }
 }
 

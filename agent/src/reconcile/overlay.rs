@@ -25,6 +25,10 @@ pub(crate) struct Peers {
     pub(crate) whereabouts: Whereabouts,
     /// The node's own public keys, where they are being replaced.
     pub(crate) own_keys: watch::Receiver<Vec<WgKey>>,
+    /// Told when the device is there after it was not: its addresses, routes and programs are to follow at once.
+    pub(crate) made: Arc<Notify>,
+    /// Whether it was there when it was configured last.
+    pub(crate) there: bool,
     /// Told which keys of others are in force.
     pub(crate) proofs: Proofs,
 }
@@ -59,7 +63,13 @@ impl Concern for Peers {
             tracing::warn!("somebody else changed the overlay's peers, repairing");
         }
         let config = found_again(slice, &self.whereabouts);
-        self.overlay.configure(&config).await.map_err(|error| vec![chain(&error)])?;
+        let configured = self.overlay.configure(&config).await;
+        let was_there = std::mem::replace(&mut self.there, configured.is_ok());
+        configured.map_err(|error| vec![chain(&error)])?;
+        if !was_there {
+            tracing::info!(peers = config.peers.len(), "overlay configured");
+            self.made.notify_one();
+        }
         let keys = slice.peers.iter().map(|peer| (peer.public_key, peer.keys().to_vec()));
         self.proofs.in_force(keys);
         self.whereabouts.clear();
@@ -135,6 +145,8 @@ mod tests {
             mtu: 1420,
             own_keys: watch::channel(vec![]).1,
             proofs: Proofs::default(),
+            made: Arc::default(),
+            there: false,
             restarted: Arc::default(),
             whereabouts: Whereabouts::default(),
         }

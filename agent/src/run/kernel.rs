@@ -24,7 +24,8 @@ impl Agent {
         let programs = self.load_programs().await;
         let device = OVERLAY_DEVICE.parse().expect("a constant and valid interface name");
         let network = LinuxNodeNetwork::new(NetNs::current(), Arc::clone(&programs), device);
-        self.drive(Node { network: Arc::new(network), mtu: self.mtu });
+        let made = Arc::clone(&self.overlay_made);
+        self.drive(Node { network: Arc::new(network), mtu: self.mtu, made });
         self.drive(Services::new(programs.services()));
         tokio::spawn(Arc::clone(&self).retire(Arc::clone(&programs)));
         let pods: Arc<dyn PodNetwork> = Arc::new(LinuxPodNetwork::new(NetNs::current(), programs));

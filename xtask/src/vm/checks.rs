@@ -2,6 +2,7 @@
 
 mod failures;
 mod kernel;
+mod keys;
 mod traffic;
 
 use std::time::Instant;
@@ -14,7 +15,7 @@ use crate::say;
 /// A check: its name, and what it does.
 type Check = (&'static str, fn(&Lab) -> Result<()>);
 
-const CHECKS: [Check; 16] = [
+const CHECKS: [Check; 17] = [
     ("kernel-wireguard", kernel::wireguard),
     ("preshared-keys", kernel::preshared_keys),
     ("tc-without-tcx", kernel::tc_without_tcx),
@@ -29,6 +30,7 @@ const CHECKS: [Check; 16] = [
     ("sessions-are-left-alone", traffic::sessions_are_left_alone),
     ("agent-killed", failures::agent_killed),
     ("change-of-engine", failures::change_of_engine),
+    ("rotate-key", keys::rotate_key),
     ("partition", failures::partition),
     ("reboot", failures::reboot),
 ];
