@@ -10,6 +10,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use mesh_model::{NodeName, wellknown};
 use serde::Deserialize;
 
+use crate::pods::{DEFAULT_EVICTION, InvalidThreshold, Thresholds};
+
 /// Time for the clients of a proxy that is replaced.
 const ROTATE_KEY_DAYS: u16 = 30;
 const DRAIN_SECS: u64 = 30;
@@ -172,6 +174,9 @@ pub(crate) struct Settings {
     /// Where containers' logs are kept [default: /var/log/pods]
     #[arg(long, value_name = "DIR")]
     pub(crate) pod_logs_dir: Option<PathBuf>,
+    /// What the node keeps free, as the kubelet's evictionHard; empty for nothing [default: memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,imagefs.available<15%,imagefs.inodesFree<5%,pid.available<5%]
+    #[arg(long, value_name = "SIGNAL<AMOUNT,..")]
+    pub(crate) eviction_hard: Option<String>,
     /// Which WireGuard to use [default: auto]
     #[arg(long, value_enum)]
     pub(crate) overlay: Option<OverlayChoice>,
@@ -222,6 +227,8 @@ pub(crate) enum SettingsError {
     Upstream(String),
     #[error("--drain-secs {0}: expected 0 to {LONGEST_DRAIN_SECS}")]
     Drain(u64),
+    #[error("--eviction-hard: {0}")]
+    Eviction(#[from] InvalidThreshold),
     #[error("--cgroup: no cgroup v2 hierarchy is mounted")]
     NoCgroup,
     #[error(
@@ -246,6 +253,8 @@ pub(crate) struct Options {
     pub(crate) containerd: PathBuf,
     pub(crate) cni_conf_dir: PathBuf,
     pub(crate) pod_logs_dir: PathBuf,
+    /// What the node keeps free.
+    pub(crate) eviction: Thresholds,
     pub(crate) overlay: OverlayChoice,
     pub(crate) pods: PodsChoice,
     pub(crate) dns_upstreams: Vec<SocketAddr>,
@@ -286,6 +295,7 @@ impl Settings {
             containerd: dir(all.containerd, "/run/containerd/containerd.sock"),
             cni_conf_dir: dir(all.cni_conf_dir, "/etc/cni/net.d"),
             pod_logs_dir: dir(all.pod_logs_dir, "/var/log/pods"),
+            eviction: all.eviction_hard.as_deref().unwrap_or(DEFAULT_EVICTION).parse()?,
             overlay: all.overlay.unwrap_or(OverlayChoice::Auto),
             pods: all.pods.unwrap_or(PodsChoice::Cri),
             dns_upstreams: upstreams(all.dns_upstream)?,
@@ -325,6 +335,7 @@ impl Settings {
             containerd: self.containerd.or(file.containerd),
             cni_conf_dir: self.cni_conf_dir.or(file.cni_conf_dir),
             pod_logs_dir: self.pod_logs_dir.or(file.pod_logs_dir),
+            eviction_hard: self.eviction_hard.or(file.eviction_hard),
             overlay: self.overlay.or(file.overlay),
             pods: self.pods.or(file.pods),
             dns_upstream: self.dns_upstream.or(file.dns_upstream),

@@ -23,10 +23,12 @@ use tokio::task::JoinSet;
 
 mod container;
 mod env;
+mod evict;
 mod expand;
 mod facts;
 mod hosts;
 mod image;
+mod images;
 mod layout;
 mod logs;
 mod memory;
@@ -37,6 +39,7 @@ mod ops;
 mod outbox;
 mod outcome;
 mod plan;
+mod pressure;
 mod probes;
 mod quantity;
 mod registry;
@@ -55,6 +58,7 @@ mod volumes;
 mod worker;
 
 pub use observed::PodRef;
+pub use pressure::{DEFAULT_EVICTION, InvalidThreshold, Pressures, Thresholds};
 pub use removal::Removal;
 pub use report::{KubeReporter, PodEvent, ReportError, StatusReporter};
 
@@ -94,6 +98,8 @@ pub struct RunnerOptions {
     pub cluster_domain: String,
     /// DNS servers of pods; empty means those of the node.
     pub dns_servers: Vec<IpAddr>,
+    /// What the node keeps free: pods are evicted for it.
+    pub eviction: Thresholds,
     /// The node's resolv.conf, for pods that want the node's DNS and for its search domains.
     pub host_resolv_conf: PathBuf,
 }
@@ -115,6 +121,7 @@ pub struct RuntimeHealth {
 pub struct Runner {
     context: Arc<Context>,
     desired: watch::Sender<Option<supervise::Desired>>,
+    pressures: watch::Receiver<Pressures>,
     _tasks: JoinSet<()>,
 }
 
@@ -128,17 +135,20 @@ impl Runner {
             outbox: outbox.clone(),
             registry: Arc::new(Registry::default()),
             oom: Oom::new(&options.cgroup_parent),
+            evictions: watch::Sender::default(),
             pulls: Semaphore::new(PARALLEL_PULLS),
             cpu_millis: cpu_millis(),
             memory_bytes: memory_bytes(),
             options,
         });
         let (desired, receiver) = watch::channel(None);
+        let (told, pressures) = watch::channel(Pressures::default());
         let mut tasks = JoinSet::new();
+        tasks.spawn(evict::run(Arc::clone(&context), desired.subscribe(), told));
         tasks.spawn(outbox.deliver(Arc::new(reporter)));
         tasks.spawn(supervise::run(Arc::clone(&context), receiver));
         tasks.spawn(logs::rotate::run(Arc::clone(&context)));
-        Self { context, desired, _tasks: tasks }
+        Self { context, desired, pressures, _tasks: tasks }
     }
 
     /// Makes these the pods of the node: all of them, from a full view of the API or from the saved snapshot. Pods
@@ -154,6 +164,11 @@ impl Runner {
         let streams = streams::router(Arc::clone(&registry), self.context.client.clone());
         let usage = usage::router(usage::Meter::new(self.context.client.clone()));
         logs::router(Logs { registry, layout }).merge(streams).merge(usage)
+    }
+
+    /// What the node runs out of: for the conditions of the Node object.
+    pub fn pressures(&self) -> watch::Receiver<Pressures> {
+        self.pressures.clone()
     }
 
     /// Asks the runtime how it is: for the conditions of the Node object.
@@ -216,6 +231,7 @@ mod tests {
             node_addresses: vec!["192.0.2.1".parse().unwrap()],
             cluster_domain: "cluster.local".to_owned(),
             dns_servers: vec!["10.96.0.10".parse().unwrap()],
+            eviction: Thresholds::default(),
             host_resolv_conf: "/etc/resolv.conf".into(),
         }
     }

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::errors::chain;
+use crate::pods::Pressures;
 
 mod facts;
 mod lease;
@@ -42,6 +43,8 @@ pub(crate) struct Registration {
     pub(crate) patience: Duration,
     /// Name and version of the container runtime, once it has answered.
     pub(crate) container_runtime: Arc<OnceLock<String>>,
+    /// What the node runs out of; absent where somebody else runs the pods.
+    pub(crate) pressures: Option<watch::Receiver<Pressures>>,
 }
 
 /// Whether pods can be started here.
@@ -75,6 +78,7 @@ pub(crate) async fn run(
     let nodes: Api<Node> = Api::all(client);
     let facts = Facts::read();
     let mut transition = Timestamp::now();
+    let mut since = Since::default();
     let mut reported: Option<bool> = None;
     let mut away = false;
     loop {
@@ -83,7 +87,9 @@ pub(crate) async fn run(
         if reported != Some(now.ready) {
             transition = Timestamp::now();
         }
-        let pause = match report(&nodes, &registration, &facts, &now, transition).await {
+        since.note(registration.pressures.as_mut(), Timestamp::now());
+        let conditions = conditions(&now, transition, &since);
+        let pause = match report(&nodes, &registration, &facts, conditions).await {
             Ok(()) => {
                 away = false;
                 if reported != Some(now.ready) {
@@ -106,6 +112,7 @@ pub(crate) async fn run(
             changed = readiness.changed() => if changed.is_err() { return },
             // Of an agent that ends; until then there is nothing to miss.
             Ok(()) = registration.keys.changed() => {}
+            Ok(()) = changed(registration.pressures.as_mut()) => {}
         }
     }
 }
@@ -114,8 +121,7 @@ async fn report(
     nodes: &Api<Node>,
     registration: &Registration,
     facts: &Facts,
-    readiness: &Readiness,
-    transition: Timestamp,
+    conditions: Vec<Value>,
 ) -> Result<(), kube::Error> {
     let name = registration.node.as_str();
     let metadata = metadata(registration);
@@ -135,7 +141,7 @@ async fn report(
         }
         Err(error) => return Err(error),
     }
-    let status = status(registration, facts, readiness, transition);
+    let status = status(registration, facts, conditions);
     nodes.patch_status(name, &params, &Patch::Merge(&status)).await.map(drop)
 }
 
@@ -170,12 +176,59 @@ fn metadata(registration: &Registration) -> Value {
     })
 }
 
-fn status(
-    registration: &Registration,
-    facts: &Facts,
-    readiness: &Readiness,
-    transition: Timestamp,
-) -> Value {
+/// What the node runs out of, and since when that is so.
+#[derive(Debug, Default)]
+struct Since([Option<(bool, Timestamp)>; 3]);
+
+impl Since {
+    fn note(&mut self, pressures: Option<&mut watch::Receiver<Pressures>>, now: Timestamp) {
+        let Some(pressures) = pressures else { return };
+        let told = *pressures.borrow_and_update();
+        for (entry, told) in self.0.iter_mut().zip([told.memory, told.disk, told.pids]) {
+            if entry.is_none_or(|(before, _)| before != told) {
+                *entry = Some((told, now));
+            }
+        }
+    }
+}
+
+async fn changed(
+    pressures: Option<&mut watch::Receiver<Pressures>>,
+) -> Result<(), watch::error::RecvError> {
+    match pressures {
+        Some(pressures) => pressures.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Type, reasons of both states, and what runs out.
+const PRESSURES: [(&str, &str, &str, &str); 3] = [
+    ("MemoryPressure", "HasInsufficientMemory", "HasSufficientMemory", "memory"),
+    ("DiskPressure", "HasDiskPressure", "HasNoDiskPressure", "disk space"),
+    ("PIDPressure", "HasInsufficientPID", "HasSufficientPID", "process identifiers"),
+];
+
+fn conditions(readiness: &Readiness, transition: Timestamp, since: &Since) -> Vec<Value> {
+    let one = |kind: &str, status: bool, reason: &str, message: &str, since| {
+        json!({
+            "type": kind,
+            "status": if status { "True" } else { "False" },
+            "reason": reason,
+            "message": message,
+            "lastHeartbeatTime": lease::seconds(Timestamp::now()),
+            "lastTransitionTime": lease::seconds(since),
+        })
+    };
+    let pressures = PRESSURES.iter().zip(since.0).filter_map(|(names, told)| {
+        let ((kind, bad, good, what), (under, since)) = (*names, told?);
+        let (reason, words) = if under { (bad, "is short of") } else { (good, "has enough") };
+        Some(one(kind, under, reason, &format!("the node {words} {what}"), since))
+    });
+    let (ready, reason) = (readiness.ready, readiness.reason);
+    pressures.chain([one("Ready", ready, reason, &readiness.message, transition)]).collect()
+}
+
+fn status(registration: &Registration, facts: &Facts, conditions: Vec<Value>) -> Value {
     let mut addresses: Vec<Value> = registration
         .addresses
         .iter()
@@ -187,14 +240,7 @@ fn status(
         "addresses": addresses,
         "capacity": resources,
         "allocatable": resources,
-        "conditions": [{
-            "type": "Ready",
-            "status": if readiness.ready { "True" } else { "False" },
-            "reason": readiness.reason,
-            "message": readiness.message,
-            "lastHeartbeatTime": lease::seconds(Timestamp::now()),
-            "lastTransitionTime": lease::seconds(transition),
-        }],
+        "conditions": conditions,
         "daemonEndpoints": {"kubeletEndpoint": {"Port": wellknown::AGENT_PORT}},
         "nodeInfo": facts.node_info(registration.container_runtime.get().map_or(UNKNOWN_RUNTIME, String::as_str)),
     }})
@@ -202,6 +248,8 @@ fn status(
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::core::v1::NodeCondition;
+
     use super::*;
 
     #[test]
@@ -215,6 +263,7 @@ mod tests {
             overlay_port: 51_900,
             patience: Duration::ZERO,
             container_runtime: Arc::default(),
+            pressures: Some(watch::channel(Pressures { disk: true, ..Pressures::default() }).1),
         };
         let mut object = metadata(&registration);
         let endpoints = &object["metadata"]["annotations"][wellknown::ANNOTATION_ENDPOINTS];
@@ -227,12 +276,26 @@ mod tests {
         let expected = format!("{},{}", WgKey([8; 32]), WgKey([9; 32]));
         assert_eq!(announced, expected);
         object["metadata"]["annotations"][keys] = announced;
-        let status =
-            status(&registration, &Facts::read(), &Readiness::starting(), Timestamp::UNIX_EPOCH);
+        let mut since = Since::default();
+        let mut pressures = registration.pressures.clone();
+        since.note(pressures.as_mut(), Timestamp::UNIX_EPOCH);
+        since.note(pressures.as_mut(), Timestamp::now());
+        let conditions = conditions(&Readiness::starting(), Timestamp::UNIX_EPOCH, &since);
+        let status = status(&registration, &Facts::read(), conditions);
         object["status"] = status["status"].clone();
         let node: Node = serde_json::from_value(object).unwrap();
         let status = node.status.unwrap();
-        assert_eq!(status.conditions.unwrap()[0].status, "False");
+        let conditions = status.conditions.unwrap();
+        let told: Vec<_> = conditions.iter().map(|c| (&c.type_[..], &c.status[..])).collect();
+        let expected = [
+            ("MemoryPressure", "False"),
+            ("DiskPressure", "True"),
+            ("PIDPressure", "False"),
+            ("Ready", "False"),
+        ];
+        assert_eq!(told, expected);
+        let since = |c: &NodeCondition| c.last_transition_time.as_ref().map(|t| t.0);
+        assert_eq!(since(&conditions[1]), Some(Timestamp::UNIX_EPOCH), "not with each report");
         let capacity = status.capacity.unwrap();
         assert!(capacity["memory"].0.ends_with("Ki") && capacity["cpu"].0 != "0");
     }

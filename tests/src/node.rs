@@ -163,6 +163,8 @@ impl Node {
             ("--cgroup", path(hooks)),
             ("--cgroup-parent", format!("/{}/pods", layout.cgroup)),
             ("--containerd", path(layout.containerd_socket())),
+            // The disk is the machine's own, and others fill it.
+            ("--eviction-hard", String::new()),
             ("--cni-conf-dir", path(containerd::cni_conf(layout))),
             ("--pod-logs-dir", path(layout.state.join("pod-logs"))),
         ];

@@ -34,6 +34,12 @@ impl Layout {
         [self.state.join(uid), self.secrets.join(uid)]
     }
 
+    /// The directories of the pod's volumes and of their parts that containers mount.
+    pub(crate) fn volumes(&self, uid: &str) -> [PathBuf; 3] {
+        let [state, secrets] = self.pod(uid);
+        [state.join("parts"), state.join("volumes"), secrets.join("volumes")]
+    }
+
     pub(crate) fn logs(&self, pod: &PodRef) -> PathBuf {
         self.logs.join(pod.log_directory())
     }

@@ -25,6 +25,8 @@ pub(crate) enum Task {
     Stop(String),
     /// Deleting that run of a container.
     RemoveContainer(String),
+    /// Deleting the volumes of a pod that has ended.
+    Free,
     /// Deleting what the pod has on disk.
     Clean,
     /// Telling the API that the pod is gone from here.
@@ -76,6 +78,10 @@ pub(crate) struct Memory {
     pub(crate) verdicts: BTreeMap<String, Verdicts>,
     /// Sandboxes that have given back their network.
     pub(crate) stopped: BTreeSet<String>,
+    /// The volumes of the pod, which has ended, are gone.
+    pub(crate) freed: bool,
+    /// Why the node could not keep the pod.
+    pub(crate) evicted: Option<String>,
     /// The pod's files are gone.
     pub(crate) cleaned: bool,
     /// The API was told that the pod is gone.

@@ -8,9 +8,10 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Container, PodSpec};
 use mesh_cri::{CallError, Client, v1};
 use mesh_model::snapshot::PodWork;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use super::RunnerOptions;
+use super::evict::Evictions;
 use super::facts::Facts;
 use super::layout::Layout;
 use super::observed::PodRef;
@@ -34,6 +35,8 @@ pub(crate) struct Context {
     pub(crate) outbox: Outbox,
     pub(crate) registry: Arc<Registry>,
     pub(crate) oom: Oom,
+    /// The pods that the node cannot keep.
+    pub(crate) evictions: watch::Sender<Evictions>,
     /// Images that are fetched at the same time.
     pub(crate) pulls: Semaphore,
     pub(crate) cpu_millis: i64,
@@ -82,6 +85,7 @@ impl Job {
                 self.start(name, sandbox, *attempt, *delay).await
             }
             Step::Stop { id, name, grace, why } => self.stop(id, name, *grace, why).await,
+            Step::Free => self.free().await,
             Step::Clean => self.clean().await,
             Step::Confirm => {
                 self.context.outbox.deleted(&self.pod);
@@ -171,6 +175,12 @@ impl Job {
                 Err(OpError::new("FailedCreatePodSandBox", message))
             }
         }
+    }
+
+    async fn free(&self) -> Result<(), OpError> {
+        let directories = self.context.layout.volumes(&self.pod.uid);
+        let done = blocking(move || directories.iter().try_for_each(|d| volumes::clean(d))).await?;
+        done.map_err(|error| OpError::new("FailedCleanup", error))
     }
 
     async fn clean(&self) -> Result<(), OpError> {

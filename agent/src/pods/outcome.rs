@@ -14,21 +14,46 @@ pub(crate) enum Outcome {
     /// Its containers run, or will run; at the deadline it ends.
     Open { deadline: Option<Timestamp> },
     /// It never runs again.
-    Ended { succeeded: bool, reason: Option<&'static str> },
+    Ended { succeeded: bool, cause: Option<Cause> },
+}
+
+/// Why a pod ended that its containers did not end themselves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Cause {
+    /// As Kubernetes calls it.
+    pub(crate) reason: &'static str,
+    /// For people.
+    pub(crate) message: String,
 }
 
 /// The pod's outcome. What was reported once stays, whatever the runtime still has.
-pub(crate) fn outcome(pod: &Pod, observed: &Observed, now: Timestamp) -> Outcome {
-    let ended = |succeeded| Outcome::Ended { succeeded, reason: None };
+/// `evicted` tells why the node could not keep it.
+pub(crate) fn outcome(
+    pod: &Pod,
+    observed: &Observed,
+    evicted: Option<&str>,
+    now: Timestamp,
+) -> Outcome {
+    let ended = |succeeded| Outcome::Ended { succeeded, cause: None };
+    let failed = |reason, message: &str| Outcome::Ended {
+        succeeded: false,
+        cause: Some(Cause { reason, message: message.to_owned() }),
+    };
     match pod.status.as_ref().and_then(|s| s.phase.as_deref()) {
         Some("Succeeded") => return ended(true),
         Some("Failed") => return ended(false),
         _ => {}
     }
+    if let Some(why) = evicted {
+        return failed("Evicted", why);
+    }
     let Some(spec) = pod.spec.as_ref() else { return Outcome::Open { deadline: None } };
     let deadline = deadline(pod, spec);
     if deadline.is_some_and(|at| at <= now) {
-        return Outcome::Ended { succeeded: false, reason: Some("DeadlineExceeded") };
+        return failed(
+            "DeadlineExceeded",
+            "Pod was active on the node longer than the specified deadline",
+        );
     }
     match of_containers(spec, observed) {
         Some(succeeded) => ended(succeeded),

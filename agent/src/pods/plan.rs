@@ -20,6 +20,8 @@ use super::restart::{Fate, Policy, after, fate, is_sidecar};
 const DRAIN: Duration = Duration::from_secs(1);
 /// How long containers of a lost sandbox are asked to stop.
 const LOST_GRACE: Duration = Duration::from_secs(2);
+/// How long containers of an evicted pod are asked to stop: what they use is needed.
+const EVICTED_GRACE: Duration = Duration::from_secs(1);
 /// After this time a failed pull is shown as a back-off.
 pub(crate) const FRESH_FAILURE: Duration = Duration::from_secs(3);
 
@@ -42,6 +44,8 @@ pub(crate) enum Step {
     Stop { id: String, name: String, grace: Duration, why: String },
     /// Delete a run of a container that has ended.
     RemoveContainer { id: String },
+    /// Delete the volumes of a pod that has ended.
+    Free,
     /// Delete what the pod has on disk.
     Clean,
     /// Tell the API that nothing of the pod is left.
@@ -59,6 +63,7 @@ impl Step {
             Self::Start { name, .. } => Task::Start(name.clone()),
             Self::Stop { id, .. } => Task::Stop(id.clone()),
             Self::RemoveContainer { id } => Task::RemoveContainer(id.clone()),
+            Self::Free => Task::Free,
             Self::Clean => Task::Clean,
             Self::Confirm => Task::Confirm,
             Self::CancelStart { .. } => return None,
@@ -132,14 +137,20 @@ impl Planner<'_> {
                 _ => self.terminate(grace, &sidecars, true),
             };
         }
-        match outcome(&work.pod, self.observed, self.now) {
+        match outcome(&work.pod, self.observed, self.memory.evicted.as_deref(), self.now) {
             Outcome::Open { deadline } => {
                 if let Some(deadline) = deadline {
                     self.wake(deadline);
                 }
                 self.run(&work.pod, spec);
             }
-            Outcome::Ended { .. } => self.rest(grace_of(&work.pod), &sidecars),
+            Outcome::Ended { .. } => {
+                let grace = match &self.memory.evicted {
+                    Some(_) => EVICTED_GRACE.min(grace_of(&work.pod)),
+                    None => grace_of(&work.pod),
+                };
+                self.rest(grace, &sidecars);
+            }
         }
     }
 
@@ -150,12 +161,17 @@ impl Planner<'_> {
         runs.then(|| after(since, DRAIN.min(grace / 2)))
     }
 
-    /// A pod that has done its work keeps its containers, for their logs, and gives back its network.
+    /// A pod that has done its work keeps its containers, for their logs, and gives back its network and its volumes.
     fn rest(&mut self, grace: Duration, sidecars: &[&str]) {
         self.cancel_starts();
-        if self.stop_all(grace, sidecars, "the pod has ended") {
-            // Also one that is not ready: after a reboot its network is still held.
-            self.stop_sandboxes(|_| true);
+        let busy = |task| self.memory.busy.contains(&task);
+        // Also sandboxes that are not ready: after a reboot their network is still held.
+        if self.stop_all(grace, sidecars, "the pod has ended")
+            && self.stop_sandboxes(|_| true)
+            && !self.memory.freed
+            && !busy(Task::Volumes)
+        {
+            self.push(Step::Free);
         }
     }
 

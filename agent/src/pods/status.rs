@@ -34,14 +34,18 @@ impl View<'_> {
     /// The status that is true now.
     pub(crate) fn status(&self) -> PodStatus {
         let Some(spec) = self.pod.spec.as_ref() else { return self.previous.clone() };
-        let outcome = outcome(self.pod, self.observed, self.now);
+        let outcome = outcome(self.pod, self.observed, self.memory.evicted.as_deref(), self.now);
         let ended = matches!(outcome, Outcome::Ended { .. });
         let init = containers::init_statuses(self, spec, ended);
         let main = containers::statuses(self, spec, ended);
         let phase = self.taken_down(&main).unwrap_or_else(|| phase(spec, &outcome, &init, &main));
-        let reason = match outcome {
-            Outcome::Ended { reason, .. } => reason,
+        let cause = match outcome {
+            Outcome::Ended { cause, .. } => cause,
             Outcome::Open { .. } => None,
+        };
+        let (reason, message) = match cause {
+            Some(cause) => (Some(cause.reason.to_owned()), Some(cause.message)),
+            None => (self.previous.reason.clone(), self.previous.message.clone()),
         };
         PodStatus {
             conditions: Some(conditions::conditions(self, spec, phase, &init, &main)),
@@ -53,10 +57,8 @@ impl View<'_> {
             pod_ips: ips(self.pod_ips, |ip| PodIP { ip }),
             phase: Some(phase.to_owned()),
             qos_class: Some(qos(spec).as_str().to_owned()),
-            reason: reason.map(str::to_owned).or_else(|| self.previous.reason.clone()),
-            message: reason
-                .map(|_| "Pod was active on the node longer than the specified deadline".to_owned())
-                .or_else(|| self.previous.message.clone()),
+            reason,
+            message,
             start_time: Some(
                 self.previous.start_time.clone().unwrap_or(Time(whole_second(self.now))),
             ),

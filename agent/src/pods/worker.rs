@@ -10,6 +10,7 @@ use mesh_model::snapshot::PodWork;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{AbortHandle, Id, JoinSet};
 
+use super::evict::Evictions;
 use super::memory::{Memory, Task, Verdicts};
 use super::observe::{observe, pod_ips};
 use super::observed::{Instance, Observed, PodRef, State};
@@ -40,6 +41,7 @@ pub(crate) struct Worker {
     pod: PodRef,
     wanted: watch::Receiver<Wanted>,
     changed: Arc<Notify>,
+    evictions: watch::Receiver<Evictions>,
     /// The pod as it was known last.
     work: Option<Arc<PodWork>>,
     observed: Observed,
@@ -67,11 +69,13 @@ impl Worker {
     ) -> Self {
         let (sender, findings) = mpsc::channel(64);
         let probers = Probers::new(context.client.clone(), sender);
+        let evictions = context.evictions.subscribe();
         Self {
             context,
             pod,
             wanted,
             changed,
+            evictions,
             work: None,
             observed: Observed::default(),
             memory: Memory::default(),
@@ -160,6 +164,7 @@ impl Worker {
         if work.as_ref().is_some_and(|w| is_deleting(&w.pod)) {
             self.memory.deleting_since.get_or_insert(now);
         }
+        self.memory.evicted = self.evictions.borrow_and_update().get(&self.pod.uid).cloned();
         let plan = plan(work.as_deref(), &self.observed, &self.memory, now);
         if let Some(work) = work {
             self.announce_back_off(&work);
@@ -349,6 +354,8 @@ impl Worker {
             // The runner is gone: it cancels this task.
             changed = self.wanted.changed() => if changed.is_err() { std::future::pending().await },
             () = self.changed.notified() => {}
+            // The sender is in the context, which this holds.
+            Ok(()) = self.evictions.changed() => {}
             Some(finding) = self.findings.recv() => self.found(finding),
             Some(done) = self.tasks.join_next_with_id() => self.done(done),
             () = timer => {}
@@ -378,6 +385,7 @@ impl Worker {
                 self.memory.failures.remove(&task);
                 match task {
                     Task::StopSandbox(id) => drop(self.memory.stopped.insert(id)),
+                    Task::Free => self.memory.freed = true,
                     Task::Clean => self.memory.cleaned = true,
                     Task::Confirm => self.memory.confirmed = true,
                     Task::Volumes => self.memory.volumes.written = Some(self.volumes_begun),

@@ -24,9 +24,8 @@ impl Agent {
     pub(super) async fn member(self: Arc<Self>) -> anyhow::Result<()> {
         let identity = self.identity().await?;
         let client = api::client(&identity)?;
-        if self.options.pods == PodsChoice::Cri {
-            self.run_pods(&identity, &client);
-        }
+        let pressures = (self.options.pods == PodsChoice::Cri)
+            .then(|| self.run_pods(&identity, &client).pressures());
         let registration = Registration {
             node: self.options.node.clone(),
             addresses: self.options.addresses.clone(),
@@ -39,6 +38,7 @@ impl Agent {
             overlay_port: identity.cluster.overlay_port,
             patience: if self.desired.borrow().is_some() { PATIENCE } else { Duration::ZERO },
             container_runtime: Arc::clone(&self.runtime_version),
+            pressures,
         };
         tokio::spawn(register::run(client.clone(), registration, self.node.subscribe()));
         tokio::spawn(Arc::clone(&self).serve_https(identity.clone()));
@@ -60,7 +60,7 @@ impl Agent {
         Ok(())
     }
 
-    fn run_pods(&self, identity: &Identity, client: &kube::Client) {
+    fn run_pods(&self, identity: &Identity, client: &kube::Client) -> Arc<Runner> {
         let options = RunnerOptions {
             containerd_socket: self.options.containerd.clone(),
             cgroup_parent: self.options.cgroup_parent.clone(),
@@ -72,6 +72,7 @@ impl Agent {
             node_addresses: self.options.addresses.clone(),
             cluster_domain: identity.cluster.domain.clone(),
             dns_servers: identity.cluster.dns_vips.clone(),
+            eviction: self.options.eviction.clone(),
             host_resolv_conf: "/etc/resolv.conf".into(),
         };
         self.board.failed(pods::RUNTIME, vec!["not asked yet".to_owned()]);
@@ -80,7 +81,8 @@ impl Agent {
         let _ = self.pod_routes.set(runner.router());
         let version = Arc::clone(&self.runtime_version);
         tokio::spawn(pods::watch_runtime(Arc::clone(&runner), self.board.clone(), version));
-        self.drive(Pods(runner));
+        self.drive(Pods(Arc::clone(&runner)));
+        runner
     }
 
     async fn identity(&self) -> Result<Identity, JoinError> {

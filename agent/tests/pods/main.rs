@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod api;
+mod evictions;
 mod failures;
 mod image;
 mod jobs;

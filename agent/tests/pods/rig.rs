@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use mesh_agent::pods::{Removal, Runner, RunnerOptions};
+use mesh_agent::pods::{Removal, Runner, RunnerOptions, Thresholds};
 use mesh_cri::Client;
 
 use crate::api::Api;
@@ -187,6 +187,8 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.
             node_addresses: vec!["127.0.0.1".parse().unwrap()],
             cluster_domain: "cluster.local".to_owned(),
             dns_servers: vec!["10.96.0.10".parse().unwrap()],
+            // The disk is the machine's own, and others fill it.
+            eviction: Thresholds::default(),
             host_resolv_conf: "/etc/resolv.conf".into(),
         };
         let runner = Runner::start(options, self.api.clone());

@@ -8,6 +8,12 @@ pub(crate) const NOT_READY: &str = "node.kubernetes.io/not-ready";
 pub(crate) const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
 /// Taint that stands for `spec.unschedulable`.
 pub(crate) const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
+/// Taints of nodes that run out of something, with the condition by which their agent says so.
+pub(crate) const PRESSURES: [(&str, &str); 3] = [
+    ("MemoryPressure", "node.kubernetes.io/memory-pressure"),
+    ("DiskPressure", "node.kubernetes.io/disk-pressure"),
+    ("PIDPressure", "node.kubernetes.io/pid-pressure"),
+];
 /// Taint by which an operator says that a node is off for good.
 pub(crate) const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 

@@ -106,6 +106,10 @@ impl World {
                 assert!(!run.is_running(), "it runs");
                 self.observed.instances.retain(|i| i.id != *id);
             }
+            Step::Free => {
+                assert!(self.observed.instances.iter().all(|i| !i.is_running()), "in use");
+                self.memory.freed = true;
+            }
             Step::Clean => self.memory.cleaned = true,
             Step::Confirm => {
                 assert!(!self.memory.confirmed && self.observed.is_empty());
@@ -311,6 +315,34 @@ fn ended_pods_rest() {
         assert_eq!(world.starts.len(), starts, "{policy}");
         assert_eq!(world.observed.sandbox().is_none(), starts == 1);
     }
+}
+
+#[test]
+fn a_pod_that_the_node_cannot_keep_ends_soon_and_gives_back_its_disk() {
+    let mut world = World::new(
+        serde_json::json!({"terminationGracePeriodSeconds": 60, "containers": [{"name": "a"}]}),
+    );
+    world.settle();
+    world.memory.evicted = Some("low on resource".to_owned());
+    let plan = world.plan();
+    let grace = plan.steps.iter().find_map(|step| match step {
+        Step::Stop { grace, .. } => Some(*grace),
+        _ => None,
+    });
+    assert_eq!(grace, Some(Duration::from_secs(1)), "what it uses is needed");
+    world.settle();
+    assert!(world.memory.freed && world.observed.sandbox().is_none());
+    assert_eq!(world.observed.instances.len(), 1, "its log can be read");
+    let outcome = outcome(
+        &world.work.as_ref().unwrap().pod,
+        &world.observed,
+        world.memory.evicted.as_deref(),
+        world.now,
+    );
+    let Outcome::Ended { succeeded: false, cause: Some(cause) } = outcome else {
+        panic!("{outcome:?}")
+    };
+    assert_eq!((cause.reason, cause.message.as_str()), ("Evicted", "low on resource"));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 use tokio::time::Instant;
 
 use crate::objects;
-use crate::scheduler::taints::{NOT_READY, UNREACHABLE};
+use crate::scheduler::taints::{NOT_READY, PRESSURES, UNREACHABLE};
 
 const LOST_REASON: &str = "NodeStatusUnknown";
 const FOUND_REASON: &str = "LeaseRenewed";
@@ -97,7 +97,10 @@ pub(super) fn judged(node: &Node, life: Life<'_>, now: Timestamp) -> Node {
     let spec = node.spec.get_or_insert_default();
     let mut taints = spec.taints.take().unwrap_or_default();
     let same = |a: &Taint, key: &str, effect: &str| a.key == key && a.effect == effect;
-    let ours = |t: &Taint| matches!(t.key.as_str(), NOT_READY | UNREACHABLE);
+    let ours = |t: &Taint| {
+        matches!(t.key.as_str(), NOT_READY | UNREACHABLE)
+            || PRESSURES.iter().any(|(_, key)| *key == t.key)
+    };
     taints.retain(|t| !ours(t) || wanted.iter().any(|(key, effect)| same(t, key, effect)));
     for (key, effect) in wanted {
         if !taints.iter().any(|t| same(t, key, effect)) {
@@ -143,12 +146,16 @@ fn judge_conditions(node: &mut Node, life: Life<'_>, now: Timestamp) {
 }
 
 fn wanted_taints(node: &Node) -> Vec<(&'static str, &'static str)> {
-    match objects::node_condition(node, "Ready").map(|c| c.status.as_str()) {
+    let status = |kind| objects::node_condition(node, kind).map(|c| c.status.as_str());
+    let mut wanted = match status("Ready") {
         Some("True") => vec![],
         Some("Unknown") => vec![(UNREACHABLE, "NoSchedule"), (UNREACHABLE, "NoExecute")],
         Some(_) => vec![(NOT_READY, "NoSchedule"), (NOT_READY, "NoExecute")],
         None => vec![(NOT_READY, "NoSchedule")],
-    }
+    };
+    let short = PRESSURES.iter().filter(|(kind, _)| status(kind) == Some("True"));
+    wanted.extend(short.map(|(_, key)| (*key, "NoSchedule")));
+    wanted
 }
 
 #[cfg(test)]
@@ -214,6 +221,19 @@ mod tests {
         let back = judged(&lost, Life::Alive(Some("True")), at(90));
         assert_eq!((ready(&back), taints(&back)), ("True".into(), vec!["gpu:NoSchedule".into()]));
         assert_eq!(judged(&back, Life::Alive(Some("True")), at(91)), back);
+    }
+
+    #[test]
+    fn a_node_that_runs_out_of_something_gets_no_new_pods() {
+        let mut short = node(Some("True"), json!(null));
+        let condition = json!({"type": "DiskPressure", "status": "True"});
+        let conditions = short.status.as_mut().unwrap().conditions.as_mut().unwrap();
+        conditions.push(serde_json::from_value(condition).unwrap());
+        let mut marked = judged(&short, Life::Alive(None), at(0));
+        assert_eq!(taints(&marked), ["disk-pressure:NoSchedule"]);
+        assert_eq!(judged(&marked, Life::Alive(None), at(1)), marked);
+        marked.status.as_mut().unwrap().conditions.as_mut().unwrap()[1].status = "False".into();
+        assert_eq!(judged(&marked, Life::Alive(None), at(2)).spec.unwrap().taints, None);
     }
 
     #[test]
