@@ -12,6 +12,8 @@ pub(crate) struct Standing {
     pub(crate) ever: bool,
     /// What failed in the last round.
     pub(crate) failures: Vec<String>,
+    /// The revision of the endpoints that it follows from, where it follows from any.
+    pub(crate) revision: Option<u64>,
 }
 
 /// All concerns; cheap to clone.
@@ -27,13 +29,27 @@ impl Default for Board {
 impl Board {
     /// The concern is as desired.
     pub(crate) fn done(&self, concern: &'static str) {
-        self.set(concern, Standing { ever: true, failures: vec![] });
+        let revision = self.standing(concern).revision;
+        self.set(concern, Standing { ever: true, failures: vec![], revision });
+    }
+
+    /// The concern is as the endpoints of this revision want it.
+    pub(crate) fn stands_at(&self, concern: &'static str, revision: u64) {
+        let standing = self.standing(concern);
+        self.set(concern, Standing { revision: Some(revision), ..standing });
+    }
+
+    /// The newest endpoints that all of these concerns follow, as far as they are at work here.
+    pub(crate) fn programmed(&self, concerns: &[&str]) -> u64 {
+        let board = self.0.borrow();
+        let known = concerns.iter().filter_map(|concern| board.get(concern)?.revision);
+        known.min().unwrap_or(0)
     }
 
     /// The concern is not as desired.
     pub(crate) fn failed(&self, concern: &'static str, failures: Vec<String>) {
-        let ever = self.standing(concern).ever;
-        self.set(concern, Standing { ever, failures });
+        let standing = self.standing(concern);
+        self.set(concern, Standing { failures, ..standing });
     }
 
     /// How a concern is doing.

@@ -2,7 +2,8 @@
 //!
 //! Owns: joining and registration ([`join`](self), `register`), observation (`observe`), one reconciler per concern
 //! (`reconcile`), the CNI server ([`cni`]), the pods of the node (`pods`), the worker processes (`workers`), and what
-//! the node tells about itself (`server`, `check`, `encryption`), the replacement of its key (`rotation`), and the paths to the other nodes (`paths`).
+//! the node tells about itself (`server`, `check`, `encryption`), the replacement of its key (`rotation`), the paths to the other nodes (`paths`), and
+//! when a pod that is deleted may end ([`drain`]).
 //!
 //! Never does: touch a packet. It may be killed at any moment; traffic, names and ingress go on, and the next agent
 //! finds everything where this one left it: links and maps on the bpffs, interfaces by their mark, workers by their
@@ -16,6 +17,7 @@ mod board;
 mod check;
 mod cli;
 pub mod cni;
+pub mod drain;
 mod encryption;
 mod errors;
 mod files;
@@ -32,6 +34,7 @@ mod reset;
 mod rotation;
 mod run;
 mod server;
+mod sockets;
 mod start;
 mod switch;
 mod workers;

@@ -62,6 +62,7 @@ pub use pressure::{DEFAULT_EVICTION, InvalidThreshold, Pressures, Thresholds};
 pub use removal::Removal;
 pub use report::{KubeReporter, PodEvent, ReportError, StatusReporter};
 
+use crate::drain::Drain;
 use layout::Layout;
 use logs::Logs;
 use oom::Oom;
@@ -127,7 +128,7 @@ pub struct Runner {
 
 impl Runner {
     /// Starts the runner. It does nothing to any pod before [`set_desired`](Self::set_desired). Needs a Tokio runtime.
-    pub fn start(options: RunnerOptions, reporter: impl StatusReporter) -> Self {
+    pub fn start(options: RunnerOptions, reporter: impl StatusReporter, drain: Drain) -> Self {
         let outbox = Outbox::default();
         let context = Arc::new(Context {
             client: Client::new(&options.containerd_socket),
@@ -136,6 +137,7 @@ impl Runner {
             registry: Arc::new(Registry::default()),
             oom: Oom::new(&options.cgroup_parent),
             evictions: watch::Sender::default(),
+            drain,
             pulls: Semaphore::new(PARALLEL_PULLS),
             cpu_millis: cpu_millis(),
             memory_bytes: memory_bytes(),

@@ -71,6 +71,7 @@ pub(crate) async fn drive<C: Concern>(
             }
             continue;
         };
+        let revision = known.as_ref().map_or(0, |desired| desired.snapshot.revision);
         let heal = done.as_ref() == Some(&slice);
         let started = Instant::now();
         let wait = match concern.apply(&slice, heal).await {
@@ -80,6 +81,7 @@ pub(crate) async fn drive<C: Concern>(
                 }
                 tracing::debug!(concern = C::NAME, heal, took = ?started.elapsed(), "reconciled");
                 board.done(C::NAME);
+                board.stands_at(C::NAME, revision);
                 (done, retry) = (Some(slice), FIRST_RETRY);
                 C::HEAL
             }
@@ -99,7 +101,7 @@ pub(crate) async fn drive<C: Concern>(
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             () = concern.undone() => done = None,
-            changed = slice_changed(&concern, &mut desired, done.as_ref()) => if changed.is_err() { return },
+            changed = slice_changed(&concern, &mut desired, done.as_ref(), &board) => if changed.is_err() { return },
         }
     }
 }
@@ -109,6 +111,7 @@ async fn slice_changed<C: Concern>(
     concern: &C,
     desired: &mut watch::Receiver<Option<Desired>>,
     done: Option<&C::Slice>,
+    board: &Board,
 ) -> Result<(), watch::error::RecvError> {
     loop {
         desired.changed().await?;
@@ -116,6 +119,10 @@ async fn slice_changed<C: Concern>(
         let fresh = known.as_ref().and_then(|desired| concern.slice(desired));
         if fresh.is_some() && fresh.as_ref() != done {
             return Ok(());
+        }
+        if let (Some(_), Some(known)) = (done, &known) {
+            // Newer endpoints, and for this concern the same.
+            board.stands_at(C::NAME, known.snapshot.revision);
         }
     }
 }

@@ -37,6 +37,7 @@ pub use load::LoadError;
 pub(crate) use map::Map;
 
 use crate::NetNs;
+use crate::ifname::MacAddress;
 use crate::netlink::device::Device;
 use crate::netlink::message::RouteRequest;
 use crate::netlink::{Answer, NetlinkError, RouteSocket, tc};
@@ -139,6 +140,7 @@ impl Programs {
             Map::open(&pins, maps::SLOTS)?,
             Map::open(&pins, maps::MEMBERS)?,
             Map::open(&pins, maps::NODE_ADDRESSES)?,
+            Map::open(&pins, maps::REVERSE)?,
         );
         Ok(Self {
             services,
@@ -161,6 +163,16 @@ impl Programs {
     /// The table of frontends and backends. Cheap to clone.
     pub fn services(&self) -> BpfServiceTable {
         self.services.clone()
+    }
+
+    /// The namespaces of the pods on this node, as far as a process runs in them. Looks into the namespace of every process.
+    ///
+    /// # Errors
+    /// When the map of pods cannot be read, or processes not be listed.
+    pub fn pod_namespaces(&self) -> io::Result<Vec<NetNs>> {
+        let pods = self.local_pods.entries()?;
+        let macs = pods.into_iter().map(|(_, pod)| MacAddress(pod.pod_mac));
+        NetNs::with_devices(&macs.collect())
     }
 
     /// Packets and bytes by reason, summed over all CPUs.

@@ -31,6 +31,7 @@ pub mod netns;
 pub mod node;
 pub mod pods;
 pub mod services;
+pub mod sockets;
 pub mod sysctl;
 pub mod wireguard;
 

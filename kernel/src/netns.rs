@@ -50,8 +50,21 @@ impl NetNs {
     /// # Errors
     /// When processes cannot be listed.
     pub fn with_device(mac: MacAddress) -> io::Result<Option<Self>> {
+        let mut with = Self::with_devices(&BTreeSet::from([mac]))?;
+        Ok(with.pop())
+    }
+
+    /// The namespaces that have a device with one of these addresses, each once.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn with_devices(macs: &BTreeSet<MacAddress>) -> io::Result<Vec<Self>> {
         let mut seen: BTreeSet<PathBuf> = BTreeSet::new();
+        let mut found = vec![];
         for process in fs::read_dir("/proc")?.flatten() {
+            if found.len() == macs.len() {
+                break;
+            }
             let path = process.path().join("ns/net");
             // Not a process, or one that has just ended.
             let Ok(identity) = fs::read_link(&path) else { continue };
@@ -59,11 +72,11 @@ impl NetNs {
                 continue;
             }
             let Ok(namespace) = Self::open(&path) else { continue };
-            if namespace.run(|| holds(mac)).unwrap_or(false) {
-                return Ok(Some(namespace));
+            if namespace.run(|| holds(macs)).unwrap_or(false) {
+                found.push(namespace);
             }
         }
-        Ok(None)
+        Ok(found)
     }
 
     /// The kernel's number for the namespace: never used again, also not after its end.
@@ -116,11 +129,11 @@ impl NetNs {
     }
 }
 
-/// Whether a device of the calling thread's namespace has this address.
-fn holds(mac: MacAddress) -> bool {
+/// Whether a device of the calling thread's namespace has one of these addresses.
+fn holds(macs: &BTreeSet<MacAddress>) -> bool {
     let Ok(all) = getifaddrs() else { return false };
     let addresses = all.filter_map(|entry| entry.address?.as_link_addr()?.addr());
-    addresses.into_iter().any(|address| address == mac.0)
+    addresses.into_iter().any(|address| macs.contains(&MacAddress(address)))
 }
 
 #[cfg(test)]

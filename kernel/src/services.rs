@@ -236,16 +236,23 @@ pub trait ServiceTable: Send + Sync {
     /// When the map cannot be read or written.
     fn set_node_addresses(&self, addresses: &BTreeSet<IpAddr>) -> Result<usize, StepError>;
 
+    /// The frontend through which a datagram socket, known by its cookie, got to a backend. Nothing also when that was so long
+    /// ago that it is forgotten.
+    fn reached_by(&self, cookie: u64, backend: SocketAddr) -> Option<SocketAddr>;
+
     /// Carries out the steps in order. A failed step holds back the later ones of the same service only, so that
     /// a reader never sees a list with a hole.
     fn apply(&self, plan: &Plan) -> Applied;
 }
 
-/// Carries out a plan step by step; after a failed step the service's later ones are left out.
-fn apply_each(plan: &Plan, mut carry_out: impl FnMut(&Step) -> Result<(), StepError>) -> Applied {
+/// Carries out steps one by one; after a failed step the service's later ones are left out.
+fn apply_each(
+    steps: &[Step],
+    mut carry_out: impl FnMut(&Step) -> Result<(), StepError>,
+) -> Applied {
     let mut applied = Applied::default();
     let mut broken = BTreeSet::new();
-    for step in &plan.steps {
+    for step in steps {
         if broken.contains(&step.service()) {
             applied.failed.push((*step, StepError::Skipped));
             continue;

@@ -73,6 +73,8 @@ fn role() {
     for socket in [&v4, &v6] {
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
     }
+    let mut held: Option<UdpSocket> = None;
+    let mut stream: Option<TcpStream> = None;
     for line in std::io::stdin().lines().map_while(Result::ok) {
         let (what, address) = line.split_once(' ').unwrap();
         let address: SocketAddr = address.parse().unwrap();
@@ -81,6 +83,17 @@ fn role() {
             "udp" => datagram(if address.is_ipv4() { &v4 } else { &v6 }, address),
             "udp-connected" => connected(address),
             "serve" => serve(address),
+            // A socket that stays connected, is used again, and is connected again.
+            "hold" => hold(address, &mut held),
+            "wait" => held.as_ref().unwrap().recv(&mut [0; 64]).map(|_| "an answer".to_owned()),
+            "held" => exchange(held.as_ref().unwrap()),
+            "again" => held
+                .as_ref()
+                .unwrap()
+                .connect(address)
+                .and_then(|()| exchange(held.as_ref().unwrap())),
+            "tcp-hold" => tcp_hold(address, &mut stream),
+            "tcp-held" => tcp_read(stream.as_mut().unwrap()),
             other => panic!("what is {other}?"),
         };
         let text = answer.unwrap_or_else(|error| format!("error {}", code(&error)));
@@ -123,10 +136,35 @@ fn datagram(socket: &UdpSocket, address: SocketAddr) -> std::io::Result<String> 
 }
 
 fn connected(address: SocketAddr) -> std::io::Result<String> {
+    let mut held = None;
+    hold(address, &mut held)
+}
+
+fn hold(address: SocketAddr, held: &mut Option<UdpSocket>) -> std::io::Result<String> {
     let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let socket = UdpSocket::bind(any)?;
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.connect(address)?;
+    exchange(held.insert(socket))
+}
+
+fn tcp_hold(address: SocketAddr, held: &mut Option<TcpStream>) -> std::io::Result<String> {
+    let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    *held = Some(stream);
+    Ok("connected".to_owned())
+}
+
+fn tcp_read(stream: &mut TcpStream) -> std::io::Result<String> {
+    let mut byte = [0];
+    stream.set_read_timeout(Some(std::time::Duration::from_millis(200)))?;
+    match stream.read(&mut byte) {
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok("waits".to_owned()),
+        other => other.map(|length| format!("read {length}")),
+    }
+}
+
+fn exchange(socket: &UdpSocket) -> std::io::Result<String> {
     socket.send(b"?")?;
     let mut buffer = [0; 64];
     let (length, from) = socket.recv_from(&mut buffer)?;

@@ -11,5 +11,6 @@ mod loading;
 mod node_network;
 mod pod_network;
 mod programs;
+mod service_scale;
 mod socket_hooks;
 mod wireguard_device;

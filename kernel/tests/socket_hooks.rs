@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use mesh_kernel::services::{ServiceReconciler, ServiceTable};
+use mesh_kernel::sockets::{Ended, end_connections};
 use mesh_model::ObjectKey;
 use mesh_model::snapshot::{Backend, FULL_WEIGHT, Frontend, FrontendKind, Leaving, Protocol};
 
@@ -262,4 +263,78 @@ fn the_table_in_the_kernel_reads_back_as_it_was_written() {
     assert_eq!(programs.pressure().unwrap()["SLOTS"].0, 6000);
     assert_eq!(table.reconcile::<Frontend>(&[]).unwrap().operations, 300 * 41);
     assert_eq!(programs.pressure().unwrap()["SERVICES"].0, 0);
+}
+
+#[test]
+fn sockets_that_are_connected_to_what_is_gone_end_and_choose_again() {
+    if !privileged() {
+        return;
+    }
+    let (lab, net) = (Lab::new(), Net::new());
+    let programs = lab.load();
+    let servers = ["a", "b"].map(|name| net.answerer("127.0.0.1:0", name));
+    let v6 = net.answerer("[::1]:0", "six");
+    let mut table = ServiceReconciler::new(programs.services());
+    table.reconcile(&[frontend("10.96.0.1", Protocol::Udp, &servers)]).unwrap();
+    let mut client = Client::start(&lab.cgroup, &net);
+    let first = client.ask("hold 10.96.0.1:80");
+    let gone = servers[usize::from(first.starts_with('b'))];
+    let rest = servers[usize::from(!first.starts_with('b'))];
+    let outcome = table.reconcile(&[frontend("10.96.0.1", Protocol::Udp, &[rest])]).unwrap();
+    assert_eq!(outcome.gone.len(), 1);
+    assert_eq!(outcome.gone[0].backend, gone);
+    assert_eq!(
+        client.ask("held 10.96.0.1:80"),
+        first,
+        "nothing tells it apart from one that is there"
+    );
+    // Another process that meant this very address, and no service.
+    let mut straight = Client::start(&lab.cgroup, &net);
+    let direct = straight.ask(&format!("hold {gone}"));
+    let through = |table: &ServiceReconciler<_>| {
+        end_connections(&net.handle(), &[Protocol::Udp], |socket| {
+            let by = |t: &mesh_kernel::services::BpfServiceTable| {
+                t.reached_by(socket.cookie, socket.remote)
+            };
+            socket.remote == gone && by(table.table()) == Some("10.96.0.1:80".parse().unwrap())
+        })
+    };
+    assert_eq!(through(&table).unwrap(), Ended { ended: 1, refused: 0 });
+    assert_eq!(client.ask("held 10.96.0.1:80"), "error EDESTADDRREQ");
+    assert_eq!(client.ask("wait 10.96.0.1:80"), "error ECONNABORTED", "who waits for an answer");
+    let second = client.ask("again 10.96.0.1:80");
+    assert_ne!(second, first, "the same socket, connected again");
+    assert_eq!(straight.ask("held 10.96.0.1:80"), direct);
+    assert_eq!(through(&table).unwrap(), Ended::default());
+
+    let held = client.ask(&format!("hold {v6}"));
+    let mapped = format!("[::ffff:{}]:{}", rest.ip(), rest.port());
+    assert!(straight.ask(&format!("hold {mapped}")).starts_with(&second[..1]));
+    let ended = end_connections(&net.handle(), &[Protocol::Udp], |socket| {
+        [v6, rest].contains(&socket.remote)
+    });
+    assert_eq!(
+        ended.unwrap().ended,
+        2,
+        "both families, and one in the clothes of the other: {held}"
+    );
+    assert_eq!(client.ask("held 10.96.0.1:80"), "error EDESTADDRREQ");
+}
+
+#[test]
+fn a_stream_to_what_is_gone_is_aborted_and_a_listener_stays() {
+    if !privileged() {
+        return;
+    }
+    let (lab, net) = (Lab::new(), Net::new());
+    let listener = net.run(|| std::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut client = Client::start(&lab.cgroup, &net);
+    assert_eq!(client.ask(&format!("tcp-hold {address}")), "connected");
+    let (_accepted, _) = listener.accept().unwrap();
+    assert_eq!(client.ask(&format!("tcp-held {address}")), "waits");
+    let ended = end_connections(&net.handle(), &[Protocol::Tcp], |socket| socket.remote == address);
+    assert_eq!(ended.unwrap(), Ended { ended: 1, refused: 0 });
+    assert_eq!(client.ask(&format!("tcp-held {address}")), "error ECONNABORTED");
+    assert_eq!(client.ask(&format!("tcp-hold {address}")), "connected", "the listener is there");
 }

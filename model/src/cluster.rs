@@ -27,6 +27,9 @@ pub struct ClusterConfig {
     pub node_ports: (u16, u16),
     /// UDP port of the overlay on every node.
     pub overlay_port: u16,
+    /// Ranges that `externalIPs` of Services may be in. Others are ignored: whoever may create a Service could draw
+    /// anybody's traffic to himself (CVE-2020-8554).
+    pub external_ip_ranges: Vec<IpNet>,
 }
 
 impl Default for ClusterConfig {
@@ -49,6 +52,7 @@ impl Default for ClusterConfig {
             ],
             node_ports: (30_000, 32_767),
             overlay_port: 51_900,
+            external_ip_ranges: vec![],
         }
     }
 }

@@ -12,6 +12,7 @@ use k8s_openapi::api::networking::v1::Ingress;
 use crate::snapshot::Snapshot;
 use crate::{ClusterConfig, NodeName};
 
+mod choice;
 mod dns;
 mod endpoints;
 mod l7;
@@ -46,6 +47,11 @@ pub struct Objects {
     pub ingresses: Vec<Arc<Ingress>>,
 }
 
+/// The `resourceVersion` of a slice: they grow over all objects of a cluster, and are compared by number.
+fn revision(slice: &EndpointSlice) -> Option<u64> {
+    slice.metadata.resource_version.as_deref()?.parse().ok()
+}
+
 /// The desired state of `node`. Total: never panics, whatever the objects say.
 pub fn compile(objects: &Objects, node: &NodeName) -> Snapshot {
     let local = nodes::local(objects, node);
@@ -55,8 +61,15 @@ pub fn compile(objects: &Objects, node: &NodeName) -> Snapshot {
         peers: nodes::peers(objects, &local),
         frontends: services::frontends(objects, &endpoints, &local),
         dns: dns::zone(objects, &endpoints),
-        l7: l7::config(objects, &endpoints),
-        pods: pods::work(objects, node),
+        l7: l7::config(objects, &endpoints, &local),
+        node_addresses: nodes::all_addresses(objects),
+        pods: pods::work(objects, &endpoints, node),
+        revision: objects
+            .endpoint_slices
+            .iter()
+            .filter_map(|slice| revision(slice))
+            .max()
+            .unwrap_or(0),
         node: local,
     }
 }

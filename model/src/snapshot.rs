@@ -30,6 +30,12 @@ pub struct Snapshot {
     pub l7: L7Config,
     /// Pods that this node runs, by key.
     pub pods: Vec<PodWork>,
+    /// Addresses of all nodes on the underlay, ordered: a node port is reached by each of them.
+    #[serde(default)]
+    pub node_addresses: Vec<IpAddr>,
+    /// The newest endpoint slice that it follows from (`resourceVersion`); 0 when there is none.
+    #[serde(default)]
+    pub revision: u64,
 }
 
 /// The node that the snapshot is for.
@@ -42,6 +48,9 @@ pub struct LocalNode {
     pub blocks: Vec<IpNet>,
     /// Its addresses on the underlay.
     pub addresses: Vec<IpAddr>,
+    /// Its zone, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
 }
 
 /// A WireGuard public key. Written in base64, as wg(8) does.
@@ -368,4 +377,19 @@ pub struct PodWork {
     pub secrets: BTreeMap<String, BTreeMap<String, Vec<u8>>>,
     /// Environment variables for the Services of the pod's namespace (`enableServiceLinks`).
     pub service_env: BTreeMap<String, String>,
+    /// Of a pod that is being deleted: what others are told about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub departure: Option<Departure>,
+}
+
+/// What endpoint slices say about a pod that is being deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Departure {
+    /// No Service means it.
+    Unlisted,
+    /// Some slice still sends to it, or will before it says otherwise.
+    Listed,
+    /// All slices that list it say that it leaves; this is the newest of them (`resourceVersion`).
+    Told(u64),
 }

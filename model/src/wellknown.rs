@@ -11,6 +11,12 @@ pub const ANNOTATION_WIREGUARD_KEYS: &str = "mesh.dev/wireguard-public-keys";
 pub const ANNOTATION_ENDPOINTS: &str = "mesh.dev/wireguard-endpoints";
 /// Node annotation: which overlay engine runs there, `kernel` or `user`.
 pub const ANNOTATION_OVERLAY: &str = "mesh.dev/overlay";
+/// Pod annotation: its share of a Service's new connections in percent of what a pod without it gets, 0 to 1000.
+pub const ANNOTATION_WEIGHT: &str = "mesh.dev/weight";
+/// EndpointSlice annotation: the weights of its endpoints that have one, JSON of an object from address to number.
+pub const ANNOTATION_WEIGHTS: &str = "mesh.dev/weights";
+/// Label on Nodes with their zone.
+pub const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
 /// Namespace of cluster-internal objects.
 pub const SYSTEM_NAMESPACE: &str = "kube-system";
 /// ConfigMap in [`SYSTEM_NAMESPACE`] that carries the cluster configuration.
@@ -44,6 +50,8 @@ pub const AGENT_PORT: u16 = 10250;
 /// UDP port on a node's own overlay address where agents speak about paths. Below 1024, so that no ordinary process of
 /// a node can pass for its agent.
 pub const PATHS_PORT: u16 = 951;
+/// UDP port on a node's own overlay address where agents ask each other what they have programmed. Below 1024 as well.
+pub const DRAIN_PORT: u16 = 952;
 /// Link-local address on every node where its own DNS and L7 proxy answer.
 pub const NODE_LOCAL_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 20, 10);
 /// The same for IPv6: a unique local address that exists on every node's loopback device only.

@@ -1,12 +1,12 @@
 //! What follows from the paths for everything else on the node: whom not to send to, and whom to reach by a relay.
 
-use std::borrow::Cow;
+use std::borrow::{Borrow, Cow};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use ipnet::IpNet;
-use mesh_model::snapshot::{Backend, Frontend, L7Config, WgKey};
+use mesh_model::snapshot::{Backend, Frontend, L7Config, Leaving, WgKey};
 use mesh_model::{NodeName, Snapshot};
 use mesh_overlay::paths::{Pair, Via};
 use serde::{Deserialize, Serialize};
@@ -32,6 +32,15 @@ impl Outlook {
     /// A frontend that would lose all its backends keeps them: refusing every connection is no better than trying,
     /// and if it is this node that is cut off, everything is in place when it is back.
     pub(crate) fn frontends<'s>(&self, snapshot: &'s Snapshot) -> Vec<Cow<'s, Frontend>> {
+        self.narrow(snapshot, &snapshot.frontends)
+    }
+
+    /// The same for some of the snapshot's frontends.
+    pub(crate) fn narrow<'s, F: Borrow<Frontend>>(
+        &self,
+        snapshot: &Snapshot,
+        frontends: &'s [F],
+    ) -> Vec<Cow<'s, Frontend>> {
         let away = Away::of(self, snapshot);
         let narrowed = |frontend: &'s Frontend| {
             let gone = |b: &Backend| match &b.node {
@@ -39,11 +48,16 @@ impl Outlook {
                 None => away.covers(b.address),
             };
             match fewer(&frontend.backends, gone) {
-                Some(backends) => Cow::Owned(Frontend { backends, ..frontend.clone() }),
+                Some(backends) => Cow::Owned(Frontend {
+                    // They are there: what is established may come back with their node.
+                    leaving: with_away(frontend, gone),
+                    backends,
+                    ..frontend.clone()
+                }),
                 None => Cow::Borrowed(frontend),
             }
         };
-        snapshot.frontends.iter().map(narrowed).collect()
+        frontends.iter().map(|frontend| narrowed(frontend.borrow())).collect()
     }
 
     /// The proxy's routes, by the same rule.
@@ -57,6 +71,16 @@ impl Outlook {
         }
         l7
     }
+}
+
+/// Those that leave, and those that are away.
+fn with_away(frontend: &Frontend, away: impl Fn(&Backend) -> bool) -> Vec<Leaving> {
+    let away = frontend.backends.iter().filter(|b| away(b));
+    let away =
+        away.map(|b| Leaving { address: SocketAddr::new(b.address, b.port), terminating: false });
+    let mut all: Vec<Leaving> = frontend.leaving.iter().copied().chain(away).collect();
+    all.sort();
+    all
 }
 
 /// The list without those that are gone; nothing when that is the whole list or none of it.
@@ -184,6 +208,8 @@ mod tests {
         assert_eq!(counts(&away(&[])), [3, 1, 2, 1]);
         let narrowed = away(&["b"]).frontends(&snapshot);
         assert_eq!(counts(&away(&["b"])), [2, 1, 1, 1]);
+        let left = [Leaving { address: "10.244.2.7:80".parse().unwrap(), terminating: false }];
+        assert_eq!(narrowed[0].leaving, left, "it is there, and what is established stays");
         let owned = |frontend: &Cow<'_, Frontend>| matches!(frontend, Cow::Owned(_));
         assert_eq!(narrowed.iter().map(owned).collect::<Vec<_>>(), [true, false, true, false]);
         assert_eq!(

@@ -174,6 +174,7 @@ mod tests {
                 .into(),
             secrets: [("keys".to_owned(), values(&[("token", "s3cret")]))].into(),
             service_env: [("WEB_SERVICE_HOST".to_owned(), "10.96.0.9".to_owned())].into(),
+            departure: None,
         }
     }
 

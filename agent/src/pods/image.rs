@@ -193,6 +193,7 @@ mod tests {
             config_maps: Default::default(),
             secrets: [("s".to_owned(), [(".dockerconfigjson".to_owned(), config.to_string().into_bytes())].into())].into(),
             service_env: Default::default(),
+            departure: None,
         };
         let user = |image: &str| {
             let all = credentials(&work, registry(image));

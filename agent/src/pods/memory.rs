@@ -88,6 +88,10 @@ pub(crate) struct Memory {
     pub(crate) confirmed: bool,
     /// When the pod's deletion was first seen.
     pub(crate) deleting_since: Option<Timestamp>,
+    /// The endpoints that said first that it leaves.
+    pub(crate) told: Option<u64>,
+    /// From when on nobody sends to it any more.
+    pub(crate) left_at: Option<Timestamp>,
 }
 
 impl Memory {

@@ -23,6 +23,7 @@ use super::report::PodEvent;
 use super::resolv::ResolvConf;
 use super::sandbox::sandbox_config;
 use super::volumes;
+use crate::drain::Drain;
 
 mod start;
 mod stop;
@@ -37,6 +38,8 @@ pub(crate) struct Context {
     pub(crate) oom: Oom,
     /// The pods that the node cannot keep.
     pub(crate) evictions: watch::Sender<Evictions>,
+    /// Tells when nobody sends to a pod any more.
+    pub(crate) drain: Drain,
     /// Images that are fetched at the same time.
     pub(crate) pulls: Semaphore,
     pub(crate) cpu_millis: i64,

@@ -15,9 +15,10 @@ use super::observed::{DEFAULT_GRACE_SECS, Instance, Observed, Sandbox, State};
 use super::outcome::{Outcome, outcome};
 use super::restart::{Fate, Policy, after, fate, is_sidecar};
 
-/// How long a deleted pod serves on, so that the nodes have taken it out of their services before it ends. They
-/// hear of it at once and act within milliseconds, but nothing acknowledges it yet.
-const DRAIN: Duration = Duration::from_secs(1);
+/// How long a deleted pod serves on at most, while other nodes have not confirmed that they send to it no more.
+const LONGEST_DRAIN: Duration = Duration::from_secs(5);
+/// How long it serves on once they have: what was sent to it just before is still on its way.
+pub(crate) const SETTLE: Duration = Duration::from_millis(100);
 /// How long containers of a lost sandbox are asked to stop.
 const LOST_GRACE: Duration = Duration::from_secs(2);
 /// How long containers of an evicted pod are asked to stop: what they use is needed.
@@ -129,7 +130,7 @@ impl Planner<'_> {
         let sidecars = sidecars(spec);
         if is_deleting(&work.pod) {
             let grace = grace_of(&work.pod);
-            return match self.drained_at(grace) {
+            return match self.serves_until(grace) {
                 Some(at) if self.now < at => {
                     self.cancel_starts();
                     self.wake(at);
@@ -155,10 +156,11 @@ impl Planner<'_> {
     }
 
     /// Until then a deleted pod serves on, because other nodes may still send to it. `None` when nothing of it runs.
-    fn drained_at(&self, grace: Duration) -> Option<Timestamp> {
+    fn serves_until(&self, grace: Duration) -> Option<Timestamp> {
         let since = self.memory.deleting_since?;
         let runs = self.observed.instances.iter().any(is_alive);
-        runs.then(|| after(since, DRAIN.min(grace / 2)))
+        let bound = after(since, LONGEST_DRAIN.min(grace / 2));
+        runs.then(|| self.memory.left_at.map_or(bound, |left| left.min(bound)))
     }
 
     /// A pod that has done its work keeps its containers, for their logs, and gives back its network and its volumes.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, PodStatus};
-use mesh_model::snapshot::PodWork;
+use mesh_model::snapshot::{Departure, PodWork};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{AbortHandle, Id, JoinSet};
 
@@ -15,7 +15,7 @@ use super::memory::{Memory, Task, Verdicts};
 use super::observe::{observe, pod_ips};
 use super::observed::{Instance, Observed, PodRef, State};
 use super::ops::{Context, Job, OpError, field_of, find_container};
-use super::plan::{Plan, Step, is_deleting, plan};
+use super::plan::{Plan, SETTLE, Step, is_deleting, plan};
 use super::probes::{Finding, Kind, Probers, Subject};
 use super::registry::Found;
 use super::report::PodEvent;
@@ -42,6 +42,8 @@ pub(crate) struct Worker {
     wanted: watch::Receiver<Wanted>,
     changed: Arc<Notify>,
     evictions: watch::Receiver<Evictions>,
+    /// What the other nodes have confirmed.
+    confirmed: watch::Receiver<u64>,
     /// The pod as it was known last.
     work: Option<Arc<PodWork>>,
     observed: Observed,
@@ -71,6 +73,7 @@ impl Worker {
         let probers = Probers::new(context.client.clone(), sender);
         let evictions = context.evictions.subscribe();
         Self {
+            confirmed: context.drain.confirmations(),
             context,
             pod,
             wanted,
@@ -165,12 +168,36 @@ impl Worker {
             self.memory.deleting_since.get_or_insert(now);
         }
         self.memory.evicted = self.evictions.borrow_and_update().get(&self.pod.uid).cloned();
+        if let Some(departure) = work.as_ref().and_then(|w| w.departure) {
+            self.depart(departure, now);
+        }
         let plan = plan(work.as_deref(), &self.observed, &self.memory, now);
         if let Some(work) = work {
             self.announce_back_off(&work);
             self.report(&work, now);
         }
         plan
+    }
+
+    /// Follows what the other nodes know of the pod's deletion.
+    fn depart(&mut self, departure: Departure, now: Timestamp) {
+        if self.memory.left_at.is_some() {
+            return;
+        }
+        self.memory.left_at = match departure {
+            Departure::Listed => None,
+            Departure::Unlisted => Some(now),
+            Departure::Told(revision) => {
+                let revision = *self.memory.told.get_or_insert(revision);
+                let confirmed = self.context.drain.is_confirmed(revision);
+                confirmed.then(|| super::restart::after(now, SETTLE))
+            }
+        };
+        if self.memory.left_at.is_some() {
+            let since = self.memory.deleting_since.unwrap_or(now);
+            let took = Duration::try_from(now.duration_since(since)).unwrap_or_default();
+            tracing::debug!(pod = %self.pod, ?departure, ?took, "nobody sends to the pod any more");
+        }
     }
 
     fn ips(&self) -> Vec<std::net::IpAddr> {
@@ -356,6 +383,7 @@ impl Worker {
             () = self.changed.notified() => {}
             // The sender is in the context, which this holds.
             Ok(()) = self.evictions.changed() => {}
+            Ok(()) = self.confirmed.changed(), if self.memory.told.is_some() => {}
             Some(finding) = self.findings.recv() => self.found(finding),
             Some(done) = self.tasks.join_next_with_id() => self.done(done),
             () = timer => {}

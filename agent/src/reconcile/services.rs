@@ -1,11 +1,12 @@
 //! Service frontends and backends in the maps of the socket hooks.
 
-use std::borrow::Borrow;
+use std::cmp::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use mesh_kernel::services::{ServiceReconciler, ServiceTable};
+use mesh_kernel::services::{FrontendKey, Gone, Outcome, ServiceReconciler, ServiceTable};
 use mesh_model::Snapshot;
 use mesh_model::snapshot::Frontend;
+use tokio::sync::mpsc::UnboundedSender;
 
 use super::{Concern, Failures};
 use crate::errors::chain;
@@ -17,22 +18,26 @@ const NAMED: usize = 5;
 
 /// Keeps the kernel's service table as the snapshot says.
 pub(crate) struct Services<T> {
-    reconciler: Arc<Mutex<ServiceReconciler<T>>>,
+    table: Arc<Mutex<Table<T>>>,
 }
 
 impl<T: ServiceTable> Services<T> {
-    pub(crate) fn new(table: T) -> Self {
-        Self { reconciler: Arc::new(Mutex::new(ServiceReconciler::new(table))) }
+    /// `gone` hears of backends that are gone.
+    pub(crate) fn new(table: T, gone: UnboundedSender<Vec<Gone>>) -> Self {
+        Self { table: Arc::new(Mutex::new(Table::new(table, gone))) }
     }
 }
 
 /// The snapshot, compared by its frontends: a copy of ten thousand services for each change would be waste; and which
 /// nodes are away.
+#[derive(Clone)]
 pub(crate) struct Frontends(Arc<Snapshot>, Arc<Outlook>);
 
 impl PartialEq for Frontends {
     fn eq(&self, other: &Self) -> bool {
-        let same = Arc::ptr_eq(&self.0, &other.0) || self.0.frontends == other.0.frontends;
+        let same = Arc::ptr_eq(&self.0, &other.0)
+            || self.0.frontends == other.0.frontends
+                && self.0.node_addresses == other.0.node_addresses;
         same && self.1.away == other.1.away
     }
 }
@@ -46,57 +51,167 @@ impl<T: ServiceTable + 'static> Concern for Services<T> {
     }
 
     async fn apply(&mut self, slice: &Frontends, heal: bool) -> Result<(), Failures> {
-        let reconciler = Arc::clone(&self.reconciler);
-        let (snapshot, outlook) = (Arc::clone(&slice.0), Arc::clone(&slice.1));
+        let (table, slice) = (Arc::clone(&self.table), slice.clone());
         let round = tokio::task::spawn_blocking(move || {
-            let mut reconciler = reconciler.lock().unwrap_or_else(PoisonError::into_inner);
-            round(&mut reconciler, &outlook.frontends(&snapshot), heal)
+            let mut table = table.lock().unwrap_or_else(PoisonError::into_inner);
+            table.round(slice, heal)
         });
         round.await.unwrap_or_else(|panic| Err(vec![panic.to_string()]))
     }
 }
 
-fn round<T: ServiceTable, F: Borrow<Frontend>>(
-    reconciler: &mut ServiceReconciler<T>,
-    wanted: &[F],
-    heal: bool,
-) -> Result<(), Failures> {
-    if heal && reconciler.refresh().map_err(|error| vec![chain(&error)])? {
-        tracing::warn!("somebody else changed the service maps, repairing");
+struct Table<T> {
+    reconciler: ServiceReconciler<T>,
+    /// What the table follows from, when the last round was complete.
+    done: Option<Frontends>,
+    gone: UnboundedSender<Vec<Gone>>,
+}
+
+impl<T: ServiceTable> Table<T> {
+    fn new(table: T, gone: UnboundedSender<Vec<Gone>>) -> Self {
+        Self { reconciler: ServiceReconciler::new(table), done: None, gone }
     }
-    let outcome = reconciler.reconcile(wanted).map_err(|error| vec![chain(&error)])?;
-    if outcome.operations > 0 {
-        tracing::debug!(operations = outcome.operations, "service maps updated");
+
+    fn round(&mut self, wanted: Frontends, heal: bool) -> Result<(), Failures> {
+        let failed = |error: &dyn std::error::Error| vec![chain(error)];
+        let done = self.done.take();
+        let Frontends(snapshot, outlook) = &wanted;
+        if heal && self.reconciler.refresh().map_err(|error| failed(&error))? {
+            tracing::warn!("somebody else changed the service maps, repairing");
+        }
+        let nodes = snapshot.node_addresses.iter().copied().collect();
+        let nodes = self.reconciler.table().set_node_addresses(&nodes);
+        let outcome = match done.filter(|done| !heal && done.1.away == outlook.away) {
+            Some(done) if done.0.peers == snapshot.peers => {
+                let (changed, removed) = changes(&done.0.frontends, &snapshot.frontends);
+                self.reconciler.reconcile_changes(&outlook.narrow(snapshot, &changed), &removed)
+            }
+            _ => {
+                let all = outlook.frontends(snapshot);
+                self.reconciler.reconcile(&all).map_err(|error| failed(&error))?
+            }
+        };
+        if outcome.operations > 0 {
+            tracing::debug!(operations = outcome.operations, "service maps updated");
+        }
+        let mut failures = named(&outcome);
+        if !outcome.gone.is_empty() {
+            // Nobody listens in an agent that ends.
+            let _ = self.gone.send(outcome.gone);
+        }
+        failures.extend(nodes.err().map(|error| chain(&error)));
+        if failures.is_empty() {
+            self.done = Some(wanted);
+            return Ok(());
+        }
+        Err(failures)
     }
+}
+
+fn named(outcome: &Outcome) -> Failures {
     let failed = outcome.failed.iter().map(|(step, error)| format!("{step:?}: {}", chain(error)));
     let mut failures: Failures = failed.take(NAMED).collect();
     if outcome.failed.len() > NAMED {
         failures.push(format!("and {} more", outcome.failed.len() - NAMED));
     }
-    if failures.is_empty() { Ok(()) } else { Err(failures) }
+    failures
+}
+
+/// What is new or different, and what is gone. Both lists are ordered by address, protocol and port, and name none twice.
+fn changes<'s>(old: &[Frontend], new: &'s [Frontend]) -> (Vec<&'s Frontend>, Vec<FrontendKey>) {
+    let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
+    let (mut changed, mut removed) = (vec![], vec![]);
+    loop {
+        let order = match (old.peek(), new.peek()) {
+            (None, None) => return (changed, removed),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some(a), Some(b)) => key(a).cmp(&key(b)),
+        };
+        let before = if order.is_le() { old.next() } else { None };
+        let after = if order.is_ge() { new.next() } else { None };
+        match (before, after) {
+            (Some(before), None) => removed.push(key(before)),
+            (before, Some(after)) if before != Some(after) => changed.push(after),
+            _ => {}
+        }
+    }
+}
+
+fn key(frontend: &Frontend) -> FrontendKey {
+    FrontendKey { vip: frontend.vip, protocol: frontend.protocol, port: frontend.port }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use mesh_kernel::services::FakeServiceTable;
+    use mesh_model::{Objects, compile};
+    use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+    use super::*;
+
+    fn wanted(frontends: &[(&str, u16)]) -> Frontends {
+        let mut snapshot = compile(&Objects::default(), &"n".parse().unwrap());
+        let frontend = |(vip, port): &(&str, u16)| {
+            serde_json::from_value(serde_json::json!({
+                "vip": vip, "protocol": "TCP", "port": 443, "kind": "clusterIp", "service": "default/kubernetes",
+                "portName": "https", "affinitySecs": null,
+                "backends": [{"address": "192.0.2.1", "port": port, "node": null}],
+            }))
+            .unwrap()
+        };
+        snapshot.frontends = frontends.iter().map(frontend).collect();
+        snapshot.node_addresses = vec!["192.0.2.1".parse().unwrap()];
+        Frontends(Arc::new(snapshot), Arc::default())
+    }
+
+    fn table() -> (Table<FakeServiceTable>, UnboundedReceiver<Vec<Gone>>) {
+        let (gone, departed) = unbounded_channel();
+        (Table::new(FakeServiceTable::new(), gone), departed)
+    }
 
     #[test]
     fn a_full_map_is_named_and_a_tampered_one_repaired() {
-        let frontend: Frontend = serde_json::from_value(serde_json::json!({
-            "vip": "10.96.0.1", "protocol": "TCP", "port": 443, "kind": "clusterIp", "service": "default/kubernetes",
-            "portName": "https", "affinitySecs": null,
-            "backends": [{"address": "192.0.2.1", "port": 6443, "node": null}],
-        }))
-        .unwrap();
-        let mut reconciler = ServiceReconciler::new(FakeServiceTable::new());
-        round(&mut reconciler, std::slice::from_ref(&frontend), false).unwrap();
-        reconciler.table().tamper(|observed| observed.entries.clear());
-        round(&mut reconciler, std::slice::from_ref(&frontend), true).unwrap();
-        assert_eq!(reconciler.table().observe().unwrap().entries.len(), 1);
+        let one = || wanted(&[("10.96.0.1", 6443)]);
+        let (mut table, _departed) = table();
+        table.round(one(), false).unwrap();
+        table.reconciler.table().tamper(|observed| observed.entries.clear());
+        table.round(one(), true).unwrap();
+        assert_eq!(table.reconciler.table().observe().unwrap().entries.len(), 1);
+        assert_eq!(
+            table.reconciler.table().node_addresses(),
+            ["192.0.2.1".parse().unwrap()].into()
+        );
 
-        let mut full = ServiceReconciler::new(FakeServiceTable::new());
-        full.table().limit_slots(0);
-        assert!(!round(&mut full, &[frontend], false).unwrap_err().is_empty());
+        let (mut full, _departed) = self::table();
+        full.reconciler.table().limit_slots(0);
+        assert!(!full.round(one(), false).unwrap_err().is_empty());
+        full.reconciler.table().limit_slots(1);
+        full.round(one(), false).unwrap();
+        assert_eq!(
+            full.reconciler.table().observe().unwrap().slots.len(),
+            1,
+            "a full round follows"
+        );
+    }
+
+    #[test]
+    fn a_change_costs_what_changed() {
+        let (mut table, mut departed) = table();
+        let first = [("10.96.0.1", 1), ("10.96.0.2", 1), ("10.96.0.4", 1)];
+        table.round(wanted(&first), false).unwrap();
+        let before = table.reconciler.table().steps();
+        let then = [("10.96.0.1", 1), ("10.96.0.2", 2), ("10.96.0.3", 1)];
+        table.round(wanted(&then), false).unwrap();
+        // One backend replaced (3), one frontend made (3) and one removed (3).
+        assert_eq!(table.reconciler.table().steps() - before, 9);
+        assert_eq!(
+            departed.try_recv().unwrap().len(),
+            2,
+            "of the changed one and of the removed one"
+        );
+        let followed = table.reconciler.table().observe().unwrap();
+        table.round(wanted(&then), true).unwrap();
+        assert_eq!(table.reconciler.table().observe().unwrap(), followed, "nothing was missed");
     }
 }

@@ -9,6 +9,7 @@ use mesh_kernel::node::LinuxNodeNetwork;
 use mesh_kernel::pods::{LinuxPodNetwork, PodNetwork};
 use mesh_kernel::{LoadOptions, NetNs, Programs};
 use mesh_model::wellknown::OVERLAY_DEVICE;
+use tokio::sync::mpsc;
 
 use super::{Agent, longer};
 use crate::cni::ledger::{Ledger, LedgerHandle};
@@ -17,6 +18,7 @@ use crate::errors::chain;
 use crate::reconcile::conflist::Conflist;
 use crate::reconcile::node::Node;
 use crate::reconcile::services::Services;
+use crate::sockets;
 
 impl Agent {
     /// Loads the programs, as often as it takes; then everything that needs them.
@@ -26,7 +28,9 @@ impl Agent {
         let network = LinuxNodeNetwork::new(NetNs::current(), Arc::clone(&programs), device);
         let made = Arc::clone(&self.overlay_made);
         self.drive(Node { network: Arc::new(network), mtu: self.mtu, made });
-        self.drive(Services::new(programs.services()));
+        let (gone, departed) = mpsc::unbounded_channel();
+        tokio::spawn(sockets::end_departed(departed, Arc::clone(&programs)));
+        self.drive(Services::new(programs.services(), gone));
         tokio::spawn(Arc::clone(&self).retire(Arc::clone(&programs)));
         let pods: Arc<dyn PodNetwork> = Arc::new(LinuxPodNetwork::new(NetNs::current(), programs));
         let mut pause = Duration::from_millis(100);

@@ -14,7 +14,7 @@ use crate::pods::{KubeReporter, Runner, RunnerOptions};
 use crate::preshared::Keeper;
 use crate::reconcile::pods::{self, Pods};
 use crate::register::{self, Registration};
-use crate::{api, preshared, server};
+use crate::{api, drain, preshared, server};
 
 /// What an agent that goes on from a saved snapshot may take to be as ready as the one before.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -77,7 +77,8 @@ impl Agent {
         };
         self.board.failed(pods::RUNTIME, vec!["not asked yet".to_owned()]);
         let reporter = KubeReporter::new(client.clone(), self.options.node.as_str());
-        let runner = Arc::new(Runner::start(options, reporter));
+        let drain = drain::start(self.desired.subscribe(), self.board.clone());
+        let runner = Arc::new(Runner::start(options, reporter, drain));
         let _ = self.pod_routes.set(runner.router());
         let version = Arc::clone(&self.runtime_version);
         tokio::spawn(pods::watch_runtime(Arc::clone(&runner), self.board.clone(), version));

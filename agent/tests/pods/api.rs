@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
 use mesh_agent::pods::{PodEvent, PodRef, ReportError, StatusReporter};
-use mesh_model::snapshot::PodWork;
+use mesh_model::snapshot::{Departure, PodWork};
 
 /// Values of ConfigMaps by name and key.
 pub(crate) type Values = BTreeMap<String, BTreeMap<String, Vec<u8>>>;
@@ -73,6 +73,7 @@ impl Api {
                 config_maps: state.config_maps.clone(),
                 secrets: state.secrets.clone(),
                 service_env: [("WEB_SERVICE_HOST".to_owned(), "10.96.0.9".to_owned())].into(),
+                departure: pod.metadata.deletion_timestamp.as_ref().map(|_| Departure::Unlisted),
             };
             state.pods.values().map(work).collect()
         })

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use mesh_agent::drain::Drain;
 use mesh_agent::pods::{Removal, Runner, RunnerOptions, Thresholds};
 use mesh_cri::Client;
 
@@ -191,7 +192,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.
             eviction: Thresholds::default(),
             host_resolv_conf: "/etc/resolv.conf".into(),
         };
-        let runner = Runner::start(options, self.api.clone());
+        let runner = Runner::start(options, self.api.clone(), Drain::alone());
         runner.set_desired(self.api.work());
         runner
     }

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
 use mesh_model::ObjectKey;
-use mesh_model::wellknown::{LABEL_MANAGED_BY, LABEL_SERVICE_NAME};
+use mesh_model::wellknown::{LABEL_MANAGED_BY, LABEL_SERVICE_NAME, LABEL_ZONE};
 
 use self::plan::{MANAGER, Step, Surroundings, is_ours, plan};
 use super::mirror::Mirror;
@@ -18,8 +18,6 @@ use crate::error::ApiError;
 use crate::objects;
 
 pub(super) mod plan;
-
-const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
 
 pub(super) struct Controller {
     context: Arc<Context>,
@@ -154,6 +152,7 @@ fn matters(old: &Pod, new: &Pod) -> bool {
             objects::node_of(pod).map(str::to_owned),
             objects::is_finished(pod),
             objects::ready_since(pod).is_some(),
+            plan::weight(pod),
             status.and_then(|s| s.pod_ips.clone()),
             status.and_then(|s| s.pod_ip.clone()),
         )

@@ -48,7 +48,7 @@ struct BatchAttr {
     flags: u64,
 }
 
-/// Entries per system call when reading a whole map.
+/// Entries per system call when reading or writing many.
 const BATCH: usize = 4096;
 
 impl<K: Plain, V: Plain> Map<K, V> {
@@ -77,6 +77,33 @@ impl<K: Plain, V: Plain> Map<K, V> {
         let mut attr = self.element(key, std::ptr::from_ref(value) as u64);
         // SAFETY: key and value are plain data of the map's sizes, checked in `open`.
         unsafe { sys::bpf(sys::BPF_MAP_UPDATE_ELEM, &mut attr) }.map(drop)
+    }
+
+    /// Adds or replaces entries in order, many at once. Returns how many were written before one failed; none where the kernel
+    /// cannot do that (before 5.6).
+    pub(crate) fn put_many(&self, entries: &[(K, V)]) -> usize {
+        let mut written = 0;
+        for part in entries.chunks(BATCH) {
+            let (keys, values): (Vec<K>, Vec<V>) = part.iter().copied().unzip();
+            let mut attr = BatchAttr {
+                in_batch: 0,
+                out_batch: 0,
+                keys: keys.as_ptr() as u64,
+                values: values.as_ptr() as u64,
+                count: u32::try_from(part.len()).expect("at most a small constant"),
+                map: sys::raw(self.fd.as_fd()),
+                element_flags: 0,
+                flags: 0,
+            };
+            // SAFETY: both buffers hold `count` entries of the map's sizes, which the kernel only reads.
+            match unsafe { sys::bpf(sys::BPF_MAP_UPDATE_BATCH, &mut attr) } {
+                Ok(_) => written += part.len(),
+                // An old kernel leaves the count as it was.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return written,
+                Err(_) => return written + (attr.count as usize).min(part.len()),
+            }
+        }
+        written
     }
 
     /// The value of a key.

@@ -16,6 +16,7 @@ pub(super) const BPF_PROG_TEST_RUN: libc::c_int = 10;
 const BPF_RAW_TRACEPOINT_OPEN: libc::c_int = 17;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 pub(super) const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
+pub(super) const BPF_MAP_UPDATE_BATCH: libc::c_int = 26;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_LINK_DETACH: libc::c_int = 34;

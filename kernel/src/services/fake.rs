@@ -1,7 +1,7 @@
 //! A service table in memory, for tests of those who use it.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 
 use super::{Applied, ObserveError, Observed, Plan, ServiceTable, Step, StepError};
@@ -63,9 +63,13 @@ impl ServiceTable for FakeServiceTable {
         Ok(operations)
     }
 
+    fn reached_by(&self, _cookie: u64, _backend: SocketAddr) -> Option<SocketAddr> {
+        None
+    }
+
     fn apply(&self, plan: &Plan) -> Applied {
         let mut state = self.lock();
-        super::apply_each(plan, |step| {
+        super::apply_each(&plan.steps, |step| {
             let full = matches!(step, Step::PutSlot { service, slot, .. }
                 if !state.observed.slots.contains_key(&(*service, *slot))
                     && state.capacity.is_some_and(|c| state.observed.slots.len() >= c));

@@ -2,13 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use mesh_abi as abi;
 
 use super::{Applied, ObserveError, Observed, Plan, ServiceTable, Step, StepError, apply_each};
 use crate::bpf::Map;
 use crate::convert;
+
+/// From so many steps on they are written many at once.
+const MANY: usize = 256;
 
 /// A [`ServiceTable`] in the kernel. Comes from [`Programs::services`](crate::Programs::services).
 #[derive(Debug, Clone)]
@@ -17,6 +20,7 @@ pub struct BpfServiceTable {
     slots: Map<abi::SlotKey, abi::Slot>,
     members: Map<abi::MemberKey, abi::Member>,
     nodes: Map<abi::Address, u32>,
+    reverse: Map<abi::ReverseKey, abi::Reverse>,
 }
 
 impl BpfServiceTable {
@@ -25,8 +29,9 @@ impl BpfServiceTable {
         slots: Map<abi::SlotKey, abi::Slot>,
         members: Map<abi::MemberKey, abi::Member>,
         nodes: Map<abi::Address, u32>,
+        reverse: Map<abi::ReverseKey, abi::Reverse>,
     ) -> Self {
-        Self { services, slots, members, nodes }
+        Self { services, slots, members, nodes, reverse }
     }
 
     /// Number of entries and capacity by map.
@@ -37,6 +42,34 @@ impl BpfServiceTable {
             (self.members.name(), self.members.pressure()?),
             (self.nodes.name(), self.nodes.pressure()?),
         ]))
+    }
+
+    /// Writes what lies together at the start of the steps. Returns how many steps that were; what follows, or failed, goes
+    /// one by one.
+    fn write_many(&self, steps: &[Step]) -> usize {
+        if steps.len() < MANY {
+            return 0;
+        }
+        let members = steps.iter().map_while(|step| match step {
+            Step::PutMember { service, backend, member } => Some((
+                abi::MemberKey::new(*service, convert::slot(*backend)),
+                convert::member_value(*member),
+            )),
+            _ => None,
+        });
+        let members: Vec<_> = members.collect();
+        let written = self.members.put_many(&members);
+        if written < members.len() {
+            return written;
+        }
+        let slots = steps[written..].iter().map_while(|step| match step {
+            Step::PutSlot { service, slot, backend } => {
+                Some((abi::SlotKey { service: *service, slot: *slot }, convert::slot(*backend)))
+            }
+            _ => None,
+        });
+        let slots: Vec<_> = slots.collect();
+        written + self.slots.put_many(&slots)
     }
 
     fn carry_out(&self, step: &Step) -> Result<(), StepError> {
@@ -114,7 +147,18 @@ impl ServiceTable for BpfServiceTable {
         Ok(operations)
     }
 
+    fn reached_by(&self, cookie: u64, backend: SocketAddr) -> Option<SocketAddr> {
+        let slot = convert::slot(backend);
+        let key =
+            abi::ReverseKey { cookie, address: slot.address, port_be: slot.port_be, pad: [0; 3] };
+        let vip = self.reverse.lookup(&key).ok()??;
+        Some(convert::backend(&abi::Slot { address: vip.address, port_be: vip.port_be, pad: 0 }))
+    }
+
     fn apply(&self, plan: &Plan) -> Applied {
-        apply_each(plan, |step| self.carry_out(step))
+        let (written, rest) = plan.steps.split_at(self.write_many(&plan.steps));
+        let mut applied = apply_each(rest, |step| self.carry_out(step));
+        applied.done.splice(0..0, written.iter().copied());
+        applied
     }
 }

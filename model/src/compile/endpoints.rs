@@ -7,8 +7,8 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::ServicePort;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
 
-use crate::snapshot::{Backend, FULL_WEIGHT, Protocol};
-use crate::wellknown;
+use crate::snapshot::{FULL_WEIGHT, Protocol};
+use crate::{NodeName, wellknown};
 
 /// All endpoint slices by namespace and service name.
 pub(super) struct Endpoints<'a> {
@@ -35,40 +35,78 @@ impl<'a> Endpoints<'a> {
         services.and_then(|s| s.get(service)).map_or(&[], Vec::as_slice)
     }
 
-    /// Where connections to a service port go: the ready endpoints; when there are none, those that still
-    /// serve while they terminate (EndpointSlice v1, `EndpointConditions`). Ordered, without duplicates.
-    pub(super) fn backends(
+    /// All slices of a namespace, in no order.
+    pub(super) fn of_namespace(&self, namespace: &str) -> impl Iterator<Item = &'a EndpointSlice> {
+        let services = self.slices.get(namespace);
+        services.into_iter().flat_map(|s| s.values()).flatten().copied()
+    }
+
+    /// The endpoints of a service port in one family, in no order.
+    pub(super) fn candidates(
         &self,
         namespace: &str,
         service: &str,
         port: &ServicePort,
         family: Family,
-    ) -> Vec<Backend> {
-        let mut ready = Vec::new();
-        let mut leaving = Vec::new();
+    ) -> Vec<Candidate<'a>> {
+        let mut candidates = Vec::new();
         for slice in self.of(namespace, service) {
-            let Some(number) = target_port(slice, port) else { continue };
+            let Some(port) = target_port(slice, port) else { continue };
+            let weights = weights(slice);
             for endpoint in slice.endpoints.iter().flatten() {
-                let list = match condition(endpoint) {
-                    Condition::Ready => &mut ready,
-                    Condition::Leaving => &mut leaving,
-                    Condition::Out => continue,
-                };
-                let node = endpoint.node_name.as_deref().and_then(|n| n.parse().ok());
-                let addresses = endpoint.addresses.iter().filter_map(|a| a.parse().ok());
-                list.extend(addresses.filter(|a| family.holds(a)).map(|address| Backend {
-                    address,
-                    port: number,
-                    node: node.clone(),
-                    weight: FULL_WEIGHT,
-                }));
+                let addresses =
+                    endpoint.addresses.iter().filter_map(|a| Some((a, a.parse().ok()?)));
+                candidates.extend(addresses.filter(|(_, a)| family.holds(a)).map(
+                    |(text, address)| {
+                        let weight = weights.get(text).copied().unwrap_or(FULL_WEIGHT);
+                        Candidate::new(endpoint, address, port, weight)
+                    },
+                ));
             }
         }
-        let mut backends = if ready.is_empty() { leaving } else { ready };
-        backends.sort();
-        backends.dedup_by(|a, b| (a.address, a.port) == (b.address, b.port));
-        backends
+        candidates
     }
+}
+
+/// One place where an endpoint serves a port.
+#[derive(Debug, Clone)]
+pub(super) struct Candidate<'a> {
+    pub(super) address: IpAddr,
+    pub(super) port: u16,
+    pub(super) node: Option<NodeName>,
+    pub(super) ready: bool,
+    pub(super) serving: bool,
+    pub(super) terminating: bool,
+    pub(super) weight: u16,
+    pub(super) for_nodes: Vec<&'a str>,
+    pub(super) for_zones: Vec<&'a str>,
+}
+
+impl<'a> Candidate<'a> {
+    fn new(endpoint: &'a Endpoint, address: IpAddr, port: u16, weight: u16) -> Self {
+        let conditions = endpoint.conditions.as_ref();
+        let hints = endpoint.hints.as_ref();
+        let nodes = hints.into_iter().flat_map(|h| h.for_nodes.iter().flatten());
+        let zones = hints.into_iter().flat_map(|h| h.for_zones.iter().flatten());
+        Self {
+            address,
+            port,
+            node: endpoint.node_name.as_deref().and_then(|n| n.parse().ok()),
+            ready: is_ready(endpoint),
+            serving: conditions.and_then(|c| c.serving).unwrap_or(true),
+            terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
+            weight,
+            for_nodes: nodes.map(|n| n.name.as_str()).collect(),
+            for_zones: zones.map(|z| z.name.as_str()).collect(),
+        }
+    }
+}
+
+/// Weights that the endpoints controller has found on the pods, by address.
+fn weights(slice: &EndpointSlice) -> HashMap<String, u16> {
+    let annotations = slice.metadata.annotations.as_ref();
+    let text = annotations.and_then(|a| a.get(wellknown::ANNOTATION_WEIGHTS));
+    text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
 }
 
 /// An address family.
@@ -88,27 +126,9 @@ impl Family {
     }
 }
 
-enum Condition {
-    Ready,
-    Leaving,
-    Out,
-}
-
-fn condition(endpoint: &Endpoint) -> Condition {
-    let Some(conditions) = &endpoint.conditions else { return Condition::Ready };
-    let terminating = conditions.terminating.unwrap_or(false);
-    if conditions.ready.unwrap_or(true) {
-        Condition::Ready
-    } else if terminating && conditions.serving.unwrap_or(false) {
-        Condition::Leaving
-    } else {
-        Condition::Out
-    }
-}
-
 /// Whether an endpoint gets new connections and is named by DNS.
 pub(super) fn is_ready(endpoint: &Endpoint) -> bool {
-    matches!(condition(endpoint), Condition::Ready)
+    endpoint.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true)
 }
 
 /// The port number that a slice has for a service port: they are matched by name and protocol.

@@ -7,15 +7,16 @@ use k8s_openapi::api::core::v1::{Secret, Service, ServicePort};
 use k8s_openapi::api::networking::v1::{HTTPIngressPath, Ingress, IngressBackend};
 
 use super::Objects;
+use super::choice::{Reach, choose};
 use super::endpoints::{Endpoints, Family, port_number};
 use super::services::key;
-use crate::snapshot::{Certificate, HttpRoute, L7Config, PathMatch};
+use crate::snapshot::{Certificate, HttpRoute, L7Config, LocalNode, PathMatch};
 use crate::{ObjectKey, wellknown};
 
 /// The annotation that named the class before `spec.ingressClassName` existed; charts still set it.
 const CLASS_ANNOTATION: &str = "kubernetes.io/ingress.class";
 
-pub(super) fn config(objects: &Objects, endpoints: &Endpoints<'_>) -> L7Config {
+pub(super) fn config(objects: &Objects, endpoints: &Endpoints<'_>, local: &LocalNode) -> L7Config {
     let services: BTreeMap<ObjectKey, &Service> =
         objects.services.iter().filter_map(|s| Some((key(s)?, s.as_ref()))).collect();
     let secrets: BTreeMap<ObjectKey, &Secret> =
@@ -29,7 +30,7 @@ pub(super) fn config(objects: &Objects, endpoints: &Endpoints<'_>) -> L7Config {
     });
     let mut config = L7Config::default();
     for ingress in ingresses {
-        let resolver = Resolver { services: &services, endpoints, ingress };
+        let resolver = Resolver { services: &services, endpoints, ingress, local };
         config.routes.extend(resolver.routes());
         config.certificates.extend(certificates(ingress, &secrets));
     }
@@ -51,6 +52,7 @@ struct Resolver<'a> {
     services: &'a BTreeMap<ObjectKey, &'a Service>,
     endpoints: &'a Endpoints<'a>,
     ingress: &'a Ingress,
+    local: &'a LocalNode,
 }
 
 impl Resolver<'_> {
@@ -96,7 +98,11 @@ impl Resolver<'_> {
 
     /// The endpoints of one family: a pod of a dual-stack service must not count twice.
     fn backends(&self, service: &ObjectKey, port: &ServicePort) -> Vec<SocketAddr> {
-        let of = |family| self.endpoints.backends(&service.namespace, &service.name, port, family);
+        let of = |family| {
+            let (namespace, name) = (&service.namespace, &service.name);
+            let candidates = self.endpoints.candidates(namespace, name, port, family);
+            choose(&candidates, Reach::Cluster, self.local).backends
+        };
         let v4 = of(Family::V4);
         let chosen = if v4.is_empty() { of(Family::V6) } else { v4 };
         chosen.into_iter().map(|b| SocketAddr::new(b.address, b.port)).collect()

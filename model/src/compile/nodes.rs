@@ -19,7 +19,14 @@ pub(super) fn local(objects: &Objects, name: &NodeName) -> LocalNode {
         name: name.clone(),
         blocks: node.map(|n| blocks(n)).unwrap_or_default(),
         addresses: node.map(|n| addresses(n)).unwrap_or_default(),
+        zone: node.and_then(|n| n.metadata.labels.as_ref()?.get(wellknown::LABEL_ZONE).cloned()),
     }
+}
+
+/// The addresses of all nodes, ordered.
+pub(super) fn all_addresses(objects: &Objects) -> Vec<IpAddr> {
+    let all: BTreeSet<IpAddr> = objects.nodes.iter().flat_map(|n| addresses(n)).collect();
+    all.into_iter().collect()
 }
 
 /// All other nodes that can be spoken to. A block or a key that two nodes claim goes to the older one:

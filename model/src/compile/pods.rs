@@ -3,20 +3,24 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, PodSpec, Secret, Service, Volume};
+use k8s_openapi::api::discovery::v1::Endpoint;
 
 use super::Objects;
-use super::endpoints::port_number;
+use super::endpoints::{Endpoints, port_number};
 use super::services::cluster_ips;
 use crate::NodeName;
-use crate::snapshot::{PodWork, Protocol};
+use crate::snapshot::{Departure, PodWork, Protocol};
 
 type Values = BTreeMap<String, BTreeMap<String, Vec<u8>>>;
 
-pub(super) fn work(objects: &Objects, node: &NodeName) -> Vec<PodWork> {
+pub(super) fn work(objects: &Objects, endpoints: &Endpoints<'_>, node: &NodeName) -> Vec<PodWork> {
     let bound =
         |p: &&Pod| p.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(node.as_str());
     let mut work: Vec<PodWork> =
         objects.pods.iter().map(AsRef::as_ref).filter(bound).map(|pod| one(objects, pod)).collect();
+    for one in &mut work {
+        one.departure = departure(objects, endpoints, &one.pod);
+    }
     work.sort_by(|a, b| sort_key(&a.pod).cmp(&sort_key(&b.pod)));
     work
 }
@@ -46,7 +50,55 @@ fn one(objects: &Objects, pod: &Pod) -> PodWork {
             .map(|(name, s)| ((*name).to_owned(), secret_values(s)))
             .collect::<Values>(),
         service_env: service_env(objects, namespace, links),
+        departure: None,
     }
+}
+
+/// What is said about a pod that is being deleted; nothing about any other.
+fn departure(objects: &Objects, endpoints: &Endpoints<'_>, pod: &Pod) -> Option<Departure> {
+    pod.metadata.deletion_timestamp.as_ref()?;
+    let namespace = pod.metadata.namespace.as_deref()?;
+    let mut told = None;
+    for slice in endpoints.of_namespace(namespace) {
+        let mut listed = slice.endpoints.iter().flatten().filter(|e| is_of(e, pod)).peekable();
+        if listed.peek().is_none() {
+            continue;
+        }
+        if listed.any(|endpoint| !is_leaving(endpoint)) {
+            return Some(Departure::Listed);
+        }
+        told = told.max(Some(super::revision(slice).unwrap_or(0)));
+    }
+    let labels = pod.metadata.labels.as_ref();
+    let meant = |service: &&Service| {
+        let spec = service.spec.as_ref();
+        let selector = spec.and_then(|s| s.selector.as_ref()).filter(|s| !s.is_empty());
+        service.metadata.namespace.as_deref() == Some(namespace)
+            && selector
+                .is_some_and(|s| s.iter().all(|(k, v)| labels.and_then(|l| l.get(k)) == Some(v)))
+    };
+    let has_address = pod.status.as_ref().is_some_and(|s| s.pod_ip.is_some());
+    Some(match told {
+        Some(revision) => Departure::Told(revision),
+        None if has_address && objects.services.iter().map(AsRef::as_ref).any(|s| meant(&s)) => {
+            Departure::Listed
+        }
+        None => Departure::Unlisted,
+    })
+}
+
+fn is_of(endpoint: &Endpoint, pod: &Pod) -> bool {
+    let uid = endpoint.target_ref.as_ref().and_then(|target| target.uid.as_deref());
+    if uid.is_some() {
+        return uid == pod.metadata.uid.as_deref();
+    }
+    let ips = pod.status.iter().flat_map(|s| s.pod_ips.iter().flatten()).map(|ip| &ip.ip);
+    ips.into_iter().any(|ip| endpoint.addresses.contains(ip))
+}
+
+/// Whether it is said to leave. That it is not ready is not enough: it may have become so since.
+fn is_leaving(endpoint: &Endpoint) -> bool {
+    endpoint.conditions.as_ref().is_some_and(|c| c.terminating == Some(true))
 }
 
 fn config_map_values(map: &ConfigMap) -> BTreeMap<String, Vec<u8>> {

@@ -1,13 +1,14 @@
 //! Services as the socket hooks see them: frontends and backends.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use k8s_openapi::api::core::v1::{Service, ServicePort};
 
 use super::Objects;
+use super::choice::{Choice, Reach, choose};
 use super::endpoints::{Endpoints, Family, port_number};
 use crate::snapshot::{Backend, FULL_WEIGHT, Frontend, FrontendKind, LocalNode, Protocol};
-use crate::{ObjectKey, wellknown};
+use crate::{ClusterConfig, ObjectKey, wellknown};
 
 /// Kubernetes' default for `sessionAffinityConfig.clientIP.timeoutSeconds`.
 const DEFAULT_AFFINITY_SECS: u32 = 10_800;
@@ -21,15 +22,14 @@ pub(super) fn frontends(
     for service in &objects.services {
         let Some(key) = key(service) else { continue };
         let is_dns = key == ObjectKey::new(wellknown::SYSTEM_NAMESPACE, wellknown::DNS_SERVICE);
+        let external = external_ips(service, &objects.cluster);
         for port in service.spec.iter().flat_map(|s| s.ports.iter().flatten()) {
             let Some(one) = PortFrontends::new(&key, service, port) else { continue };
-            for (vip, number, kind) in one.addresses(local) {
-                let backends = if is_dns {
-                    vec![node_local_dns(vip, number)]
-                } else {
-                    one.backends(endpoints, Family::of(&vip), local)
-                };
-                all.push(one.frontend(vip, number, kind, backends));
+            let mut choices = Choices { port: &one, endpoints, local, made: vec![] };
+            for (vip, number, kind) in one.addresses(local, &external) {
+                let choice =
+                    if is_dns { node_local_dns(vip, number) } else { choices.of(vip, kind) };
+                all.push(one.frontend(vip, number, kind, choice));
             }
         }
     }
@@ -40,12 +40,13 @@ pub(super) fn frontends(
 }
 
 /// Every node answers names itself, so the DNS service has exactly one backend everywhere.
-fn node_local_dns(vip: IpAddr, port: u16) -> Backend {
+fn node_local_dns(vip: IpAddr, port: u16) -> Choice {
     let address = match vip {
         IpAddr::V4(_) => wellknown::NODE_LOCAL_ADDRESS.into(),
         IpAddr::V6(_) => wellknown::NODE_LOCAL_ADDRESS_V6.into(),
     };
-    Backend { address, port, node: None, weight: FULL_WEIGHT }
+    let backends = vec![Backend { address, port, node: None, weight: FULL_WEIGHT }];
+    Choice { backends, leaving: vec![] }
 }
 
 /// What one service port turns into.
@@ -64,42 +65,36 @@ impl<'a> PortFrontends<'a> {
     }
 
     /// The addresses and ports that stand for it on this node.
-    fn addresses(&self, local: &LocalNode) -> Vec<(IpAddr, u16, FrontendKind)> {
-        let mut addresses: Vec<_> = cluster_ips(self.service)
-            .into_iter()
-            .map(|vip| (vip, self.number, FrontendKind::ClusterIp))
-            .collect();
+    fn addresses(
+        &self,
+        local: &LocalNode,
+        external: &[IpAddr],
+    ) -> Vec<(IpAddr, u16, FrontendKind)> {
+        let own = cluster_ips(self.service);
+        let mut addresses: Vec<_> =
+            own.iter().map(|vip| (*vip, self.number, FrontendKind::ClusterIp)).collect();
         if let Some(node_port) = self.port.node_port.and_then(port_number) {
-            let own = local.addresses.iter().map(|a| (*a, node_port, FrontendKind::NodePort));
-            addresses.extend(own);
+            let any = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+            let served = |a: &&IpAddr| own.iter().any(|vip| vip.is_ipv4() == a.is_ipv4());
+            let nodes = local.addresses.iter().chain(&any).filter(served);
+            addresses.extend(nodes.map(|a| (*a, node_port, FrontendKind::NodePort)));
         }
-        let external = load_balancer_ips(self.service);
+        let external = load_balancer_ips(self.service).chain(external.iter().copied());
         addresses.extend(external.map(|vip| (vip, self.number, FrontendKind::External)));
         addresses
     }
 
-    fn backends(
-        &self,
-        endpoints: &Endpoints<'_>,
-        family: Family,
-        local: &LocalNode,
-    ) -> Vec<Backend> {
-        let mut backends =
-            endpoints.backends(&self.key.namespace, &self.key.name, self.port, family);
+    /// `internalTrafficPolicy` is about ClusterIPs. A client inside that uses an outside address is short-cut to the whole
+    /// cluster, whatever `externalTrafficPolicy` says.
+    fn reach(&self, kind: FrontendKind) -> Reach {
         let policy = self.service.spec.as_ref().and_then(|s| s.internal_traffic_policy.as_deref());
-        if policy == Some("Local") {
-            backends.retain(|b| b.node.as_ref() == Some(&local.name));
+        match kind {
+            FrontendKind::ClusterIp if policy == Some("Local") => Reach::Local,
+            _ => Reach::Cluster,
         }
-        backends
     }
 
-    fn frontend(
-        &self,
-        vip: IpAddr,
-        port: u16,
-        kind: FrontendKind,
-        backends: Vec<Backend>,
-    ) -> Frontend {
+    fn frontend(&self, vip: IpAddr, port: u16, kind: FrontendKind, choice: Choice) -> Frontend {
         Frontend {
             vip,
             protocol: self.protocol,
@@ -108,9 +103,32 @@ impl<'a> PortFrontends<'a> {
             service: self.key.clone(),
             port_name: self.port.name.clone().unwrap_or_default(),
             affinity_secs: affinity_secs(self.service),
-            backends,
-            leaving: vec![],
+            backends: choice.backends,
+            leaving: choice.leaving,
         }
+    }
+}
+
+/// The endpoints of a port by family and reach, each looked up once: a port may have many addresses.
+struct Choices<'a> {
+    port: &'a PortFrontends<'a>,
+    endpoints: &'a Endpoints<'a>,
+    local: &'a LocalNode,
+    made: Vec<((Family, Reach), Choice)>,
+}
+
+impl Choices<'_> {
+    fn of(&mut self, vip: IpAddr, kind: FrontendKind) -> Choice {
+        let key = (Family::of(&vip), self.port.reach(kind));
+        if let Some((_, choice)) = self.made.iter().find(|(made, _)| *made == key) {
+            return choice.clone();
+        }
+        let service = self.port.key;
+        let candidates =
+            self.endpoints.candidates(&service.namespace, &service.name, self.port.port, key.0);
+        let choice = choose(&candidates, key.1, self.local);
+        self.made.push((key, choice.clone()));
+        choice
     }
 }
 
@@ -135,6 +153,13 @@ fn load_balancer_ips(service: &Service) -> impl Iterator<Item = IpAddr> + '_ {
     let balancer = service.status.as_ref().and_then(|s| s.load_balancer.as_ref());
     let ingress = balancer.and_then(|b| b.ingress.as_ref()).into_iter().flatten();
     ingress.filter_map(|i| i.ip.as_deref()?.parse().ok())
+}
+
+/// The `externalIPs` that the cluster allows; they may not be anybody's else.
+fn external_ips(service: &Service, cluster: &ClusterConfig) -> Vec<IpAddr> {
+    let allowed = |ip: &IpAddr| cluster.external_ip_ranges.iter().any(|range| range.contains(ip));
+    let spec = service.spec.iter().flat_map(|s| s.external_ips.iter().flatten());
+    spec.filter_map(|ip| ip.parse().ok()).filter(allowed).collect()
 }
 
 fn affinity_secs(service: &Service) -> Option<u32> {

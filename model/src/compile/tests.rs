@@ -4,7 +4,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::snapshot::{DnsTarget, FrontendKind, PathMatch, Protocol, WgKey};
+use crate::snapshot::{Departure, DnsTarget, FrontendKind, Leaving, PathMatch, Protocol, WgKey};
 
 fn object<T: DeserializeOwned>(value: Value) -> Arc<T> {
     Arc::new(serde_json::from_value(value).unwrap())
@@ -128,15 +128,73 @@ fn frontends_carry_ready_backends_of_their_family() {
     assert_eq!(
         kinds,
         [
+            // The port on the addresses of all nodes.
+            ("0.0.0.0".to_owned(), FrontendKind::NodePort),
             ("10.96.0.7".to_owned(), FrontendKind::ClusterIp),
             ("192.0.2.1".to_owned(), FrontendKind::NodePort),
+            ("::".to_owned(), FrontendKind::NodePort),
             ("fd10:96::7".to_owned(), FrontendKind::ClusterIp)
         ]
     );
-    assert_eq!(snapshot.frontends[0].backends.len(), 2, "the terminating one gets nothing new");
-    assert_eq!(snapshot.frontends[0].backends[0].port, 8080);
-    assert_eq!(snapshot.frontends[0].protocol, Protocol::Tcp);
-    assert!(snapshot.frontends[2].backends.is_empty(), "no IPv6 endpoints");
+    assert_eq!(snapshot.frontends[1].backends.len(), 2, "the terminating one gets nothing new");
+    let left = [Leaving { address: "10.244.2.6:8080".parse().unwrap(), terminating: true }];
+    assert_eq!(snapshot.frontends[1].leaving, left);
+    assert_eq!(snapshot.frontends[1].backends[0].port, 8080);
+    assert_eq!(snapshot.frontends[1].protocol, Protocol::Tcp);
+    assert!(snapshot.frontends[4].backends.is_empty(), "no IPv6 endpoints");
+    let nodes: Vec<String> = snapshot.node_addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(nodes, ["192.0.2.1", "192.0.2.2"]);
+}
+
+#[test]
+fn local_policy_is_about_the_cluster_address_only() {
+    let mut objects = web();
+    let spec = json!({"clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7"], "internalTrafficPolicy": "Local",
+        "externalTrafficPolicy": "Local",
+        "ports": [{"name": "http", "port": 80, "protocol": "TCP", "nodePort": 30080}]});
+    objects.services = vec![service("web", spec)];
+    let snapshot = compiled(&objects);
+    let count = |kind| {
+        let of = snapshot.frontends.iter().filter(|f| f.kind == kind);
+        of.map(|f| f.backends.len()).collect::<Vec<_>>()
+    };
+    assert_eq!(count(FrontendKind::ClusterIp), [1]);
+    assert_eq!(count(FrontendKind::NodePort), [2, 2], "any node's and this node's, IPv4 only");
+}
+
+#[test]
+fn external_addresses_are_served_where_the_cluster_allows_them() {
+    let mut objects = web();
+    let mut balanced = (*objects.services[0]).clone();
+    balanced.spec.as_mut().unwrap().external_ips =
+        Some(vec!["198.51.100.7".to_owned(), "203.0.113.7".to_owned()]);
+    balanced.status =
+        serde_json::from_value(json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.99"}]}}))
+            .unwrap();
+    objects.services = vec![Arc::new(balanced)];
+    let external = |objects: &Objects| -> Vec<String> {
+        let frontends = compiled(objects).frontends;
+        let of = frontends.iter().filter(|f| f.kind == FrontendKind::External);
+        of.map(|f| f.vip.to_string()).collect()
+    };
+    assert_eq!(external(&objects), ["192.0.2.99"]);
+    objects.cluster.external_ip_ranges = vec!["198.51.100.0/24".parse().unwrap()];
+    assert_eq!(external(&objects), ["192.0.2.99", "198.51.100.7"]);
+}
+
+#[test]
+fn weights_and_zones_come_from_where_they_are_written() {
+    let mut objects = web();
+    let weights = r#"{"10.244.1.5":20,"10.244.2.5":0,"10.244.9.9":7}"#;
+    let slice = Arc::make_mut(&mut objects.endpoint_slices[0]);
+    slice.metadata.annotations = Some([("mesh.dev/weights".to_owned(), weights.to_owned())].into());
+    let node = Arc::make_mut(&mut objects.nodes[0]);
+    node.metadata.labels =
+        Some([("topology.kubernetes.io/zone".to_owned(), "a".to_owned())].into());
+    let snapshot = compiled(&objects);
+    assert_eq!(snapshot.node.zone.as_deref(), Some("a"));
+    let weights: Vec<u16> = snapshot.frontends[1].backends.iter().map(|b| b.weight).collect();
+    assert_eq!(weights, [20], "the one of weight 0 gets nothing");
 }
 
 #[test]
@@ -270,5 +328,47 @@ fn nonsense_is_left_out() {
     objects.pods.push(object(json!({"metadata": {}})));
     let snapshot = compiled(&objects);
     assert_eq!(snapshot.peers.len(), 1);
-    assert_eq!(snapshot.frontends.len(), 3);
+    assert_eq!(snapshot.frontends.len(), 5);
+}
+
+#[test]
+fn a_pod_that_is_deleted_knows_what_others_are_told() {
+    let pod = |labels: Value, ip: Value, deleted: Value| {
+        object::<Pod>(json!({
+            "metadata": {"namespace": "default", "name": "web-1", "uid": "u1", "labels": labels,
+                         "deletionTimestamp": deleted},
+            "spec": {"nodeName": "n1", "containers": []},
+            "status": {"podIP": ip, "podIPs": [{"ip": "10.244.1.5"}]}
+        }))
+    };
+    let gone = json!("2026-01-01T00:00:00Z");
+    let web = || pod(json!({"app": "web"}), json!("10.244.1.5"), gone.clone());
+    let revised = |revision: &str, suffix: &str, conditions: Value| {
+        let endpoint = json!([{"addresses": ["10.244.1.5"], "conditions": conditions,
+                               "targetRef": {"kind": "Pod", "uid": "u1"}}]);
+        let mut slice = slice("web", suffix, json!({"name": "", "port": 80}), endpoint);
+        Arc::make_mut(&mut slice).metadata.resource_version = Some(revision.to_owned());
+        slice
+    };
+    let leaves = || json!({"ready": false, "serving": true, "terminating": true});
+    let selecting = service("web", json!({"selector": {"app": "web"}}));
+    let departure = |pods: Vec<Arc<Pod>>, endpoint_slices: Vec<Arc<EndpointSlice>>| {
+        let services = vec![selecting.clone()];
+        let snapshot = compiled(&Objects { pods, services, endpoint_slices, ..Objects::default() });
+        (snapshot.pods[0].departure, snapshot.revision)
+    };
+    let alive = pod(json!({"app": "web"}), json!("10.244.1.5"), Value::Null);
+    assert_eq!(departure(vec![alive], vec![revised("7", "a", leaves())]), (None, 7));
+    let both = vec![revised("7", "a", leaves()), revised("12", "b", leaves())];
+    assert_eq!(departure(vec![web()], both), (Some(Departure::Told(12)), 12));
+    let not_yet = vec![revised("7", "a", leaves()), revised("5", "b", json!({"ready": true}))];
+    assert_eq!(departure(vec![web()], not_yet), (Some(Departure::Listed), 7));
+    let unready = vec![revised("5", "a", json!({"ready": false, "terminating": false}))];
+    let why = "it may have become ready since";
+    assert_eq!(departure(vec![web()], unready).0, Some(Departure::Listed), "{why}");
+    assert_eq!(departure(vec![web()], vec![]).0, Some(Departure::Listed), "it will be listed");
+    let other = pod(json!({"app": "job"}), json!("10.244.1.5"), gone.clone());
+    assert_eq!(departure(vec![other], vec![]).0, Some(Departure::Unlisted));
+    let without_address = pod(json!({"app": "web"}), Value::Null, gone.clone());
+    assert_eq!(departure(vec![without_address], vec![]).0, Some(Departure::Unlisted));
 }

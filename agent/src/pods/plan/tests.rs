@@ -31,6 +31,7 @@ fn pod(spec: serde_json::Value) -> PodWork {
         config_maps: Default::default(),
         secrets: Default::default(),
         service_env: Default::default(),
+        departure: None,
     }
 }
 
@@ -438,8 +439,28 @@ fn a_deleted_pod_serves_on_until_others_have_heard_of_it() {
     world.memory.deleting_since = Some(world.now);
     let plan = world.plan();
     assert!(plan.steps.is_empty(), "{:?}", plan.steps);
-    assert_eq!(plan.wake_at, Some(after(world.now, DRAIN)));
-    world.pass(DRAIN);
+    assert_eq!(plan.wake_at, Some(after(world.now, LONGEST_DRAIN)));
+    // They have: it ends a moment later.
+    world.memory.left_at = Some(after(world.now, SETTLE));
+    assert_eq!(world.plan().wake_at, world.memory.left_at);
+    world.pass(SETTLE);
+    world.settle();
+    assert!(world.observed.is_empty() && world.memory.confirmed);
+}
+
+#[test]
+fn a_deleted_pod_does_not_wait_for_others_for_ever() {
+    let mut spec = two();
+    spec["terminationGracePeriodSeconds"] = 4.into();
+    let mut world = World::new(spec);
+    world.settle();
+    world.delete();
+    world.memory.deleting_since = Some(world.now);
+    let bound = Duration::from_secs(2);
+    assert_eq!(world.plan().wake_at, Some(after(world.now, bound)), "half of its grace period");
+    // Confirmed at the last moment, it gets no more than the bound.
+    world.memory.left_at = Some(after(world.now, bound + SETTLE));
+    world.pass(bound);
     world.settle();
     assert!(world.observed.is_empty() && world.memory.confirmed);
 }

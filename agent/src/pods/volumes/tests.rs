@@ -15,6 +15,7 @@ fn work(spec: serde_json::Value) -> PodWork {
             .into(),
         secrets: [("keys".to_owned(), values(&[("token", "s3cret")]))].into(),
         service_env: BTreeMap::new(),
+        departure: None,
     }
 }
 

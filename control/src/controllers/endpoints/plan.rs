@@ -8,10 +8,14 @@ use std::fmt;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod, Service, ServicePort};
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
+use k8s_openapi::api::discovery::v1::{
+    Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use mesh_model::wellknown::{LABEL_MANAGED_BY, LABEL_SERVICE_NAME};
+use mesh_model::wellknown::{
+    ANNOTATION_WEIGHT, ANNOTATION_WEIGHTS, LABEL_MANAGED_BY, LABEL_SERVICE_NAME,
+};
 
 use crate::controllers::availability::{LostNodes, serving_since};
 use crate::objects::{self, Labels};
@@ -78,7 +82,7 @@ pub(in crate::controllers) fn plan(
         return Vec::new();
     }
     let wanted = wanted(service, pods, surroundings);
-    let families = families(service);
+    let (families, weights) = (families(service), weights(service, pods));
     let mut slices: Vec<&EndpointSlice> = existing.iter().map(AsRef::as_ref).collect();
     slices.sort_by_key(|slice| (objects::created(&slice.metadata), slice.metadata.name.clone()));
     let mut steps = Vec::new();
@@ -89,13 +93,33 @@ pub(in crate::controllers) fn plan(
         let present: Vec<_> =
             slices.iter().copied().filter(|s| s.address_type == *family).collect();
         let groups = wanted.get(family).cloned().unwrap_or_default();
-        steps.extend(Family { service, family, groups }.plan(&present));
+        steps.extend(Family { service, family, groups, weights: &weights }.plan(&present));
     }
     steps
 }
 
 /// Endpoints by address, by the ports that they share.
 type Groups = BTreeMap<PortsKey, BTreeMap<String, Endpoint>>;
+
+/// Shares of new connections, by address, where a pod has one of its own.
+type Weights = BTreeMap<String, u16>;
+const HEAVIEST: u16 = 1000;
+
+/// The share that a pod asks for. What is no number, or too large a one, asks for nothing.
+pub(super) fn weight(pod: &Pod) -> Option<u16> {
+    let text = pod.metadata.annotations.as_ref()?.get(ANNOTATION_WEIGHT)?;
+    text.trim().parse().ok().filter(|weight| *weight <= HEAVIEST)
+}
+
+fn weights(service: &Service, pods: &[Arc<Pod>]) -> Weights {
+    let selector = service.spec.as_ref().and_then(|s| s.selector.clone()).unwrap_or_default();
+    let meant =
+        pods.iter().filter(|pod| objects::selects_all(&selector, pod.metadata.labels.as_ref()));
+    let weighed = meant.filter_map(|pod| Some((pod, weight(pod)?)));
+    weighed
+        .flat_map(|(pod, weight)| addresses(pod).into_iter().map(move |a| (a.to_owned(), weight)))
+        .collect()
+}
 
 /// Ports in an order and form that can be compared.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -181,6 +205,7 @@ fn endpoint(service: &Service, pod: &Pod, address: &str, surroundings: &Surround
             terminating: Some(terminating),
         }),
         hostname: hostname(service, pod),
+        hints: hints(service, node.as_deref(), zone.as_deref()).filter(|_| serving && !terminating),
         node_name: node,
         zone,
         target_ref: Some(ObjectReference {
@@ -192,6 +217,21 @@ fn endpoint(service: &Service, pod: &Pod, address: &str, surroundings: &Surround
         }),
         ..Endpoint::default()
     }
+}
+
+/// For whom an endpoint is, where the Service prefers near ones (`spec.trafficDistribution`).
+fn hints(service: &Service, node: Option<&str>, zone: Option<&str>) -> Option<EndpointHints> {
+    let preference = service.spec.as_ref()?.traffic_distribution.as_deref()?;
+    let zone = || zone.map(|zone| vec![ForZone { name: zone.to_owned() }]);
+    let hints = match preference {
+        "PreferSameNode" => EndpointHints {
+            for_nodes: node.map(|node| vec![ForNode { name: node.to_owned() }]),
+            for_zones: zone(),
+        },
+        "PreferSameZone" | "PreferClose" => EndpointHints { for_nodes: None, for_zones: zone() },
+        _ => return None,
+    };
+    (hints != EndpointHints::default()).then_some(hints)
 }
 
 /// The pod's own name below the Service's, when the pod asks for it.
@@ -247,6 +287,7 @@ struct Family<'a> {
     service: &'a Service,
     family: &'a str,
     groups: Groups,
+    weights: &'a Weights,
 }
 
 impl Family<'_> {
@@ -334,6 +375,7 @@ impl Family<'_> {
                 namespace: self.service.metadata.namespace.clone(),
                 labels: Some(self.labels()),
                 owner_references: Some(vec![self.owner()]),
+                annotations: self.annotations(None, &endpoints),
                 ..ObjectMeta::default()
             },
             address_type: self.family.to_owned(),
@@ -344,7 +386,9 @@ impl Family<'_> {
 
     /// The slice with these endpoints, if that changes anything.
     fn update(&self, slice: &EndpointSlice, endpoints: Vec<Endpoint>) -> Option<Step> {
+        let annotations = self.annotations(slice.metadata.annotations.as_ref(), &endpoints);
         let same = slice.endpoints.as_deref().unwrap_or_default() == endpoints
+            && slice.metadata.annotations == annotations
             && slice.metadata.labels.as_ref() == Some(&self.labels())
             && slice.metadata.owner_references.as_deref() == Some(&[self.owner()]);
         if same {
@@ -353,8 +397,23 @@ impl Family<'_> {
         let mut slice = slice.clone();
         slice.endpoints = Some(endpoints);
         slice.metadata.labels = Some(self.labels());
+        slice.metadata.annotations = annotations;
         slice.metadata.owner_references = Some(vec![self.owner()]);
         Some(Step::Update(Box::new(slice)))
+    }
+
+    /// The annotations that a slice has, with the weights of these endpoints.
+    fn annotations(&self, present: Option<&Labels>, endpoints: &[Endpoint]) -> Option<Labels> {
+        let addresses = endpoints.iter().filter_map(|endpoint| endpoint.addresses.first());
+        let weights: BTreeMap<&String, u16> =
+            addresses.filter_map(|address| Some((address, *self.weights.get(address)?))).collect();
+        let mut annotations = present.cloned().unwrap_or_default();
+        annotations.remove(ANNOTATION_WEIGHTS);
+        if !weights.is_empty() {
+            annotations
+                .insert(ANNOTATION_WEIGHTS.to_owned(), serde_json::json!(weights).to_string());
+        }
+        (present.is_some() || !annotations.is_empty()).then_some(annotations)
     }
 
     fn labels(&self) -> Labels {

@@ -101,6 +101,8 @@ fn spec(spec: &ServiceSpec, causes: &mut Causes) {
     let (internal, external) = (&spec.internal_traffic_policy, &spec.external_traffic_policy);
     one_of("spec.internalTrafficPolicy", internal.as_deref(), &policies, causes);
     one_of("spec.externalTrafficPolicy", external.as_deref(), &policies, causes);
+    let near = ["PreferClose", "PreferSameNode", "PreferSameZone"];
+    one_of("spec.trafficDistribution", spec.traffic_distribution.as_deref(), &near, causes);
     names::labels("spec.selector", spec.selector.as_ref(), causes);
     let headless = spec.cluster_ip.as_deref() == Some("None");
     match type_ {

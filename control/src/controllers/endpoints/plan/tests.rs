@@ -220,3 +220,48 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn near_endpoints_are_hinted_where_the_service_prefers_them() {
+    let around = Surroundings {
+        zones: [("n1".to_owned(), "z1".to_owned())].into(),
+        ..Surroundings::default()
+    };
+    let hints = |preference: Value, pod: Arc<Pod>| {
+        let service = service(json!({"spec": {"trafficDistribution": preference}}));
+        let slice = only(plan(&service, &[pod], &around, &[]));
+        serde_json::to_value(&slice.endpoints.unwrap()[0].hints).unwrap()
+    };
+    let zone = json!({"forZones": [{"name": "z1"}]});
+    assert_eq!(hints(Value::Null, pod(1, json!({}))), Value::Null);
+    assert_eq!(hints(json!("PreferClose"), pod(1, json!({}))), zone);
+    assert_eq!(hints(json!("PreferSameZone"), pod(1, json!({}))), zone);
+    let both = json!({"forNodes": [{"name": "n1"}], "forZones": [{"name": "z1"}]});
+    assert_eq!(hints(json!("PreferSameNode"), pod(1, json!({}))), both);
+    let elsewhere = pod(1, json!({"spec": {"nodeName": "n2"}}));
+    assert_eq!(hints(json!("PreferSameZone"), elsewhere), Value::Null, "its zone is not known");
+    let leaving = pod(1, json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}));
+    assert_eq!(hints(json!("PreferSameNode"), leaving), Value::Null);
+}
+
+#[test]
+fn weights_of_pods_are_written_on_their_slices_and_follow_them() {
+    let weighted =
+        |n, weight: &str| pod(n, json!({"metadata": {"annotations": {"mesh.dev/weight": weight}}}));
+    let annotation = |slice: &EndpointSlice| {
+        let annotations = slice.metadata.annotations.clone().unwrap_or_default();
+        annotations.get("mesh.dev/weights").cloned()
+    };
+    let web = service(json!({}));
+    let mut slices = vec![];
+    let pods = [weighted(1, "25"), weighted(2, "1001"), weighted(3, "heavy"), pod(4, json!({}))];
+    let steps = make(&web, &pods, &slices);
+    apply(&mut slices, &steps);
+    assert_eq!(annotation(&slices[0]).unwrap(), r#"{"10.244.0.2":25}"#);
+    assert_eq!(make(&web, &pods, &slices), [], "nothing to do");
+    let lighter = [weighted(1, "0"), pods[1].clone(), pods[2].clone(), pods[3].clone()];
+    let changed = only(make(&web, &lighter, &slices));
+    assert_eq!(annotation(&changed).unwrap(), r#"{"10.244.0.2":0}"#);
+    let plain: Vec<Arc<Pod>> = (1..5).map(|n| pod(n, json!({}))).collect();
+    assert_eq!(annotation(&only(make(&web, &plain, &slices))), None);
+}
