@@ -12,6 +12,7 @@
 //! Entry: [`main`].
 #![forbid(unsafe_code)]
 
+mod announce;
 mod api;
 mod board;
 mod check;

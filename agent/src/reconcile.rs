@@ -16,6 +16,8 @@ use crate::observe::Desired;
 
 pub(crate) mod conflist;
 pub(crate) mod dns;
+pub(crate) mod edge;
+pub(crate) mod health;
 pub(crate) mod ingress;
 pub(crate) mod node;
 pub(crate) mod overlay;

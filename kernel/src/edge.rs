@@ -4,6 +4,7 @@
 //! [`Observed`] is what the kernel has, [`plan`] turns it into what [`Desired`] asks for, [`LinuxEdge`] reads and writes.
 //! Connections themselves are remembered by the programs alone.
 
+mod announce;
 mod linux;
 mod maglev;
 mod plan;
@@ -15,6 +16,7 @@ use ipnet::IpNet;
 
 use crate::services::FrontendKey;
 
+pub use announce::Announcement;
 pub use linux::LinuxEdge;
 pub use maglev::table;
 pub use plan::plan;

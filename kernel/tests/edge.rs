@@ -133,6 +133,8 @@ struct World {
     client: Net,
     /// Largest packet that crossed the overlay.
     largest: Arc<AtomicUsize>,
+    /// The other end of the second node's overlay device.
+    second: File,
 }
 
 impl World {
@@ -152,8 +154,8 @@ impl World {
         }
         let largest = Arc::new(AtomicUsize::new(0));
         copy(first.try_clone().unwrap(), second.try_clone().unwrap(), largest.clone());
-        copy(second, first, largest.clone());
-        let world = Self { nodes: [one, two], client, largest };
+        copy(second.try_clone().unwrap(), first, largest.clone());
+        let world = Self { nodes: [one, two], client, largest, second };
         world.nodes[1].settle(&world.nodes[1].desired(1));
         world
     }
@@ -348,4 +350,367 @@ fn every_removal_is_complete() {
     assert_eq!(world.tcp(frontend).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
     world.publish(services, unchanged);
     assert!(world.tcp(frontend).unwrap().starts_with("one "));
+}
+
+/// Sends a datagram that is longer than the link takes and may be cut on the way.
+fn ask_in_pieces(world: &World, frontend: SocketAddr) -> (String, SocketAddr) {
+    let socket = world.client.udp(any(frontend));
+    // Without path MTU discovery the client cuts at its own link's 1500 bytes.
+    let (level, option) = if frontend.is_ipv4() {
+        (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER)
+    } else {
+        (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER)
+    };
+    let value: libc::c_int = libc::IP_PMTUDISC_WANT;
+    // SAFETY: an integer of the size that is passed with it.
+    let result = unsafe {
+        use std::os::fd::AsRawFd as _;
+        let size = size_of::<libc::c_int>() as libc::socklen_t;
+        libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), size)
+    };
+    assert_eq!(result, 0);
+    // The first ones may have to find out how much the way takes.
+    socket.set_read_timeout(Some(std::time::Duration::from_millis(500))).unwrap();
+    let mut buffer = [0; 65_536];
+    for _ in 0..10 {
+        if socket.send_to(&[b'?'; 4000], frontend).is_err() {
+            continue;
+        }
+        if let Ok((length, from)) = socket.recv_from(&mut buffer) {
+            assert!(length >= 4000, "{length}");
+            let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            return (text.split(' ').take(2).collect::<Vec<_>>().join(" "), from);
+        }
+    }
+    panic!("{frontend}: no answer; {:?} {:?}", world.nodes[0].losses(), world.nodes[1].losses())
+}
+
+#[test]
+fn packets_in_pieces_arrive_and_what_is_too_long_is_told() {
+    if !privileged() {
+        return;
+    }
+    let world = World::new();
+    for (node, name) in [(0, "one"), (1, "two")] {
+        for address in [v4(node as u8 + 1, 5), v6(node as u8 + 1, 5)] {
+            udp_teller(&world.nodes[node].pod, at(address, 53), name);
+        }
+    }
+    world.publish(
+        &[(Protocol::Udp, 30_001, &[(1, 53)]), (Protocol::Udp, 30_002, &[(2, 53)])],
+        unchanged,
+    );
+    for (port, name) in [(30_001, "one"), (30_002, "two")] {
+        for frontend in frontends(port) {
+            let (told, from) = ask_in_pieces(&world, frontend);
+            assert!(told.starts_with(name), "{told}");
+            assert_eq!(from, frontend);
+        }
+    }
+    // The way to the other node takes less than the client's link: somebody had to say so, once for each family.
+    assert!(world.nodes[0].counted(EdgeReason::TooBig) >= 2);
+    assert!(world.largest.load(Ordering::Relaxed) <= MTU as usize);
+}
+
+#[test]
+fn errors_reach_the_client_as_from_the_service() {
+    if !privileged() {
+        return;
+    }
+    let world = World::new();
+    // Nobody listens in the pods: they answer "port unreachable", which quotes their own address.
+    world.publish(
+        &[(Protocol::Udp, 30_001, &[(1, 9)]), (Protocol::Udp, 30_002, &[(2, 9)])],
+        unchanged,
+    );
+    for port in [30_001, 30_002] {
+        for frontend in frontends(port) {
+            let socket = world.client.udp(any(frontend));
+            world.client.run(|| socket.connect(frontend)).unwrap();
+            socket.send(b"?").unwrap();
+            let error = socket.recv(&mut [0; 16]).unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{frontend}: {error}");
+        }
+    }
+}
+
+#[test]
+fn errors_reach_the_backend_as_about_its_own_packets() {
+    if !privileged() {
+        return;
+    }
+    let world = World::new();
+    for address in [v4(1, 5), v6(1, 5), v4(2, 5), v6(2, 5)] {
+        let node = usize::from(world.nodes[1].pod.ip("addr").contains(&format!("{address}/")));
+        let socket = world.nodes[node].pod.udp(&at(address, 53).to_string());
+        let (vip, number) =
+            if address.is_ipv4() { (NODE, node as u8 + 1) } else { (NODE6, node as u8 + 1) };
+        world.publish(&[(Protocol::Udp, 30_001, &[(number, 53)])], unchanged);
+        let frontend = at(vip.parse().unwrap(), 30_001);
+        let client = world.client.udp(any(frontend));
+        client.send_to(b"?", frontend).unwrap();
+        let (_, from) = socket.recv_from(&mut [0; 16]).unwrap();
+        world.nodes[node].pod.run(|| socket.connect(from)).unwrap();
+        // The client is gone when the answer comes: its stack says so, about the frontend's packet.
+        drop(client);
+        socket.send(b"!").unwrap();
+        let error = socket.recv(&mut [0; 16]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{address}: {error}");
+    }
+}
+
+#[test]
+fn a_service_without_backends_refuses_and_a_restricted_one_is_silent() {
+    if !privileged() {
+        return;
+    }
+    let world = World::new();
+    teller(&world.nodes[0].pod, 80, "one");
+    let services: &[Published<'_>] = &[(Protocol::Tcp, 30_001, &[]), (Protocol::Udp, 30_001, &[])];
+    world.publish(services, unchanged);
+    for frontend in frontends(30_001) {
+        let error = world.tcp(frontend).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{frontend}: {error}");
+        let socket = world.client.udp(any(frontend));
+        world.client.run(|| socket.connect(frontend)).unwrap();
+        socket.send(b"?").unwrap();
+        let error = socket.recv(&mut [0; 16]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{frontend}: {error}");
+    }
+    assert_eq!(world.nodes[0].counted(EdgeReason::NoBackend), 4, "the stack was not asked");
+    let quick = |frontend| {
+        let patience = std::time::Duration::from_millis(300);
+        world.client.run(|| TcpStream::connect_timeout(&frontend, patience)).map(drop)
+    };
+    world.publish(services, |service| service.local_only = true);
+    for frontend in frontends(30_001) {
+        assert_eq!(quick(frontend).unwrap_err().kind(), std::io::ErrorKind::TimedOut);
+    }
+    let open: &[Published<'_>] = &[(Protocol::Tcp, 30_001, &[(1, 80)])];
+    let ranges = |texts: &[&str]| Some(texts.iter().map(|text| text.parse().unwrap()).collect());
+    world.publish(open, |s| s.sources = ranges(&["198.51.100.0/24", "2001:db8:1::/48"]));
+    for frontend in frontends(30_001) {
+        assert_eq!(quick(frontend).unwrap_err().kind(), std::io::ErrorKind::TimedOut);
+    }
+    assert!(world.nodes[0].counted(EdgeReason::NotAllowed) >= 2);
+    world.publish(open, |s| s.sources = ranges(&["192.0.2.2/32", "2001:db8::/64"]));
+    for frontend in frontends(30_001) {
+        assert!(world.tcp(frontend).unwrap().starts_with("one "));
+    }
+}
+
+#[test]
+fn a_connection_stays_where_it_is_while_backends_come_and_go() {
+    if !privileged() {
+        return;
+    }
+    let world = World::new();
+    for (node, name) in [(0, "one"), (1, "two")] {
+        let address = v4(node as u8 + 1, 5);
+        udp_teller(&world.nodes[node].pod, at(address, 53), name);
+        let listener = world.nodes[node].pod.run(|| TcpListener::bind("[::]:80")).unwrap();
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                std::thread::spawn(move || {
+                    let mut byte = [0];
+                    while stream.read_exact(&mut byte).is_ok()
+                        && stream.write_all(name.as_bytes()).is_ok()
+                    {}
+                });
+            }
+        });
+    }
+    let both: &[Published<'_>] = &[
+        (Protocol::Tcp, 30_001, &[(1, 80), (2, 80)]),
+        (Protocol::Udp, 30_001, &[(1, 53), (2, 53)]),
+    ];
+    world.publish(both, unchanged);
+    let frontend = frontends(30_001)[0];
+    let mut streams: Vec<TcpStream> = (0..40)
+        .map(|_| world.client.run(|| TcpStream::connect_timeout(&frontend, PATIENCE)).unwrap())
+        .collect();
+    let say = |stream: &mut TcpStream| {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(b"?").unwrap();
+        let mut name = [0; 3];
+        stream.read_exact(&mut name).unwrap();
+        String::from_utf8(name.to_vec()).unwrap()
+    };
+    let before: Vec<String> = streams.iter_mut().map(say).collect();
+    for name in ["one", "two"] {
+        let share = before.iter().filter(|n| *n == name).count();
+        assert!((8..=32).contains(&share), "{share} of 40 went to {name}");
+    }
+    let socket = world.client.udp("0.0.0.0:0");
+    let first = ask(&socket, frontend, 1).0;
+    // The second node's pods are taken away: open connections go on, new ones and datagrams go to the first.
+    world.publish(
+        &[(Protocol::Tcp, 30_001, &[(1, 80)]), (Protocol::Udp, 30_001, &[(1, 53)])],
+        unchanged,
+    );
+    let after: Vec<String> = streams.iter_mut().map(say).collect();
+    assert_eq!(after, before);
+    assert!(ask(&socket, frontend, 1).0.starts_with("one"), "it was {first}");
+    for _ in 0..10 {
+        let mut new = world.client.run(|| TcpStream::connect_timeout(&frontend, PATIENCE)).unwrap();
+        assert_eq!(say(&mut new), "one");
+    }
+}
+
+#[test]
+fn every_node_chooses_the_same_and_a_full_memory_drops_nothing() {
+    if !privileged() {
+        return;
+    }
+    let world = World::new();
+    for (node, name) in [(0, "one"), (1, "two")] {
+        let listener = world.nodes[node].pod.run(|| TcpListener::bind("[::]:80")).unwrap();
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                std::thread::spawn(move || {
+                    let mut byte = [0];
+                    while stream.read_exact(&mut byte).is_ok()
+                        && stream.write_all(name.as_bytes()).is_ok()
+                    {}
+                });
+            }
+        });
+    }
+    world.publish(&[(Protocol::Tcp, 30_001, &[(1, 80), (2, 80)])], unchanged);
+    let mut streams: Vec<TcpStream> = frontends(30_001)
+        .into_iter()
+        .cycle()
+        .take(20)
+        .map(|to| world.client.run(|| TcpStream::connect_timeout(&to, PATIENCE)).unwrap())
+        .collect();
+    let say = |stream: &mut TcpStream| {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(b"?").unwrap();
+        let mut name = [0; 3];
+        stream.read_exact(&mut name).unwrap();
+        String::from_utf8(name.to_vec()).unwrap()
+    };
+    let before: Vec<String> = streams.iter_mut().map(say).collect();
+    for _ in 0..3 {
+        // As after eviction, or on another node that takes over the address: nobody remembers anything.
+        for node in &world.nodes {
+            assert!(node.programs.forget_flows().unwrap() > 0);
+        }
+        let after: Vec<String> = streams.iter_mut().map(say).collect();
+        assert_eq!(after, before);
+    }
+}
+
+#[test]
+fn questions_for_a_services_address_are_answered_while_it_is_ours() {
+    if !privileged() {
+        return;
+    }
+    let world = World::new();
+    teller(&world.nodes[0].pod, 80, "one");
+    teller(&world.nodes[1].pod, 80, "two");
+    let vips: [IpAddr; 2] = ["192.0.2.77".parse().unwrap(), "2001:db8::77".parse().unwrap()];
+    let mut desired = world.wanted(&[], unchanged);
+    for vip in vips {
+        let address = |node, host| if vip.is_ipv4() { v4(node, host) } else { v6(node, host) };
+        for (port, backend) in [
+            (80, (at(address(1, 5), 80), None)),
+            (81, (at(address(2, 5), 80), Some(address(2, 1)))),
+        ] {
+            let service = Service { backends: [backend].into(), ..Service::default() };
+            let key = FrontendKey { vip, protocol: Protocol::Tcp, port };
+            desired.services.insert(key, service);
+        }
+    }
+    world.nodes[0].settle(&desired);
+    let quick = |vip: IpAddr| {
+        let patience = std::time::Duration::from_millis(400);
+        world.client.run(|| TcpStream::connect_timeout(&at(vip, 80), patience)).map(drop)
+    };
+    for vip in vips {
+        assert!(quick(vip).is_err(), "nobody is to answer for {vip} yet");
+    }
+    desired.owned = vips.into();
+    world.nodes[0].settle(&desired);
+    world.client.ip("neigh flush dev down0");
+    for vip in vips {
+        assert!(world.tcp(at(vip, 80)).unwrap().starts_with("one "), "{vip}");
+        assert!(world.tcp(at(vip, 81)).unwrap().starts_with("two "), "{vip}");
+    }
+    assert!(world.nodes[0].counted(EdgeReason::Answered) >= 2);
+    let devices = |name: &str| world.nodes[0].net.ip(&format!("-br link show {name}"));
+    let mac = devices("up0").split_whitespace().nth(2).unwrap().to_owned();
+    for family in ["-4", "-6"] {
+        let neighbours = world.client.ip(&format!("{family} neigh show dev down0"));
+        let line = neighbours.lines().find(|line| line.contains("77 ")).unwrap().to_owned();
+        assert!(line.contains(&mac), "{line}");
+    }
+}
+
+#[test]
+fn an_announcement_moves_an_address_to_another_machine() {
+    if !privileged() {
+        return;
+    }
+    let world = World::new();
+    let vips = ["192.0.2.77", "2001:db8::77"];
+    for vip in vips {
+        world.client.ip(&format!("neigh add {vip} lladdr 02:00:00:00:00:09 dev down0 nud stale"));
+    }
+    let node = &world.nodes[0].net;
+    let text = node.ip("-o link show up0");
+    let ifindex: u32 = text.split(':').next().unwrap().parse().unwrap();
+    let mac = node.ip("-br link show up0").split_whitespace().nth(2).unwrap().to_owned();
+    let bytes: Vec<u8> = mac.split(':').map(|b| u8::from_str_radix(b, 16).unwrap()).collect();
+    let devices = [(ifindex, <[u8; 6]>::try_from(bytes).unwrap())].into();
+    let owned = vips.iter().map(|vip| vip.parse().unwrap()).collect();
+    let announcement = node.run(|| mesh_kernel::edge::Announcement::new(owned, &devices)).unwrap();
+    // The group of the IPv6 address, for as long as it is ours.
+    assert!(node.ip("maddr show dev up0").contains("33:33:ff:00:00:77"));
+    node.run(|| announcement.tell()).unwrap();
+    let start = std::time::Instant::now();
+    for vip in vips {
+        while !world.client.ip(&format!("neigh show {vip} dev down0")).contains(&mac) {
+            assert!(start.elapsed() < PATIENCE, "{vip} has not moved");
+            std::thread::yield_now();
+        }
+    }
+    drop(announcement);
+    assert!(!node.ip("maddr show dev up0").contains("33:33:ff:00:00:77"));
+}
+
+#[test]
+fn nobody_but_a_node_can_send_for_a_client() {
+    if !privileged() {
+        return;
+    }
+    let world = World::new();
+    let two = &world.nodes[1];
+    let wrapped = |outer: [u8; 4], inner: [u8; 4]| {
+        let header = |source: [u8; 4], destination: [u8; 4], protocol: u8, length: u16| {
+            let mut bytes = vec![0x45, 0];
+            bytes.extend(length.to_be_bytes());
+            bytes.extend([0, 0, 0, 0, 64, protocol, 0, 0]);
+            bytes.extend(source);
+            bytes.extend(destination);
+            bytes
+        };
+        let mut packet = header(outer, [10, 244, 2, 1], 4, 52);
+        packet.extend(header(inner, [10, 244, 2, 5], 17, 32));
+        packet.extend([0, 9, 0, 53, 0, 12, 0, 0, 1, 2, 3, 4]);
+        packet
+    };
+    let send = |packet: &[u8]| (&world.second).write_all(packet).unwrap();
+    // The device has taken the packet through the program when writing returns.
+    send(&wrapped([10, 244, 1, 1], [192, 0, 2, 2]));
+    assert_eq!(two.counted(EdgeReason::NodeToPod), 1);
+    // A pod of the other node, which is not the node.
+    send(&wrapped([10, 244, 1, 5], [192, 0, 2, 2]));
+    assert_eq!((two.counted(EdgeReason::NodeToPod), two.counted(EdgeReason::Forged)), (1, 0));
+    // A node that lends the address of a pod, here or elsewhere.
+    for pod in [[10, 244, 1, 5], [10, 244, 2, 5]] {
+        send(&wrapped([10, 244, 1, 1], pod));
+    }
+    assert_eq!(two.counted(EdgeReason::NodeToPod), 1);
+    assert_eq!(two.counted(EdgeReason::Forged), 2);
 }

@@ -30,6 +30,8 @@ pub struct ClusterConfig {
     /// Ranges that `externalIPs` of Services may be in. Others are ignored: whoever may create a Service could draw
     /// anybody's traffic to himself (CVE-2020-8554).
     pub external_ip_ranges: Vec<IpNet>,
+    /// Ranges that addresses of `LoadBalancer` services come from; none by default.
+    pub load_balancer_cidrs: Vec<IpNet>,
 }
 
 impl Default for ClusterConfig {
@@ -53,6 +55,7 @@ impl Default for ClusterConfig {
             node_ports: (30_000, 32_767),
             overlay_port: 51_900,
             external_ip_ranges: vec![],
+            load_balancer_cidrs: vec![],
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::{ClusterConfig, NodeName};
 
 mod choice;
 mod dns;
+mod edge;
 mod endpoints;
 mod l7;
 mod nodes;
@@ -60,6 +61,7 @@ pub fn compile(objects: &Objects, node: &NodeName) -> Snapshot {
         cluster: objects.cluster.clone(),
         peers: nodes::peers(objects, &local),
         frontends: services::frontends(objects, &endpoints, &local),
+        edge: edge::edge(objects, &endpoints, &local),
         dns: dns::zone(objects, &endpoints),
         l7: l7::config(objects, &endpoints, &local),
         node_addresses: nodes::all_addresses(objects),

@@ -3,7 +3,7 @@
 //! A snapshot is plain data, ordered, and equal when nothing has to change. The agent keeps the last one on
 //! disk (mode 0600: it carries the Secrets that the node's pods and listeners need).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
@@ -24,6 +24,9 @@ pub struct Snapshot {
     pub peers: Vec<Peer>,
     /// Service frontends and their backends, by address, protocol and port.
     pub frontends: Vec<Frontend>,
+    /// Services as clients outside see them.
+    #[serde(default)]
+    pub edge: Edge,
     /// Names that the node's DNS server answers.
     pub dns: DnsZone,
     /// What the node's proxy serves.
@@ -234,6 +237,64 @@ fn full_weight() -> u16 {
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "the form that serde calls")]
 fn is_full_weight(weight: &u16) -> bool {
     *weight == FULL_WEIGHT
+}
+
+/// Services as clients outside the cluster see them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Edge {
+    /// Service ports by address, protocol and port.
+    pub services: Vec<EdgeService>,
+    /// Addresses that one node answers for on the local network, ordered.
+    pub announced: Vec<Announced>,
+    /// Ports on which the node tells load balancers whether it has backends, ordered.
+    pub health_checks: Vec<HealthCheck>,
+}
+
+/// An address and port that clients outside use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EdgeService {
+    /// The address.
+    pub vip: IpAddr,
+    /// Transport protocol: TCP or UDP.
+    pub protocol: Protocol,
+    /// The port.
+    pub port: u16,
+    /// Where the address comes from.
+    pub kind: FrontendKind,
+    /// The Service.
+    pub service: ObjectKey,
+    /// Whether a client address always gets the same backend.
+    pub affinity: bool,
+    /// Whether other nodes may have backends that this one is not to use.
+    pub local_only: bool,
+    /// Clients that are let in; all when absent.
+    pub sources: Option<BTreeSet<IpNet>>,
+    /// Where connections go, ordered.
+    pub backends: Vec<Backend>,
+}
+
+/// An address that one node answers for on the local network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Announced {
+    /// The address.
+    pub address: IpAddr,
+    /// The nodes that may; all when absent.
+    pub nodes: Option<BTreeSet<NodeName>>,
+}
+
+/// A port on which the node tells whether it has backends (`healthCheckNodePort`).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HealthCheck {
+    /// The TCP port.
+    pub port: u16,
+    /// The Service.
+    pub service: ObjectKey,
+    /// Number of its backends on this node.
+    pub local_endpoints: usize,
 }
 
 /// The names of the cluster domain.

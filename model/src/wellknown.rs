@@ -35,6 +35,8 @@ pub const LABEL_HOSTNAME: &str = "kubernetes.io/hostname";
 pub const LABEL_MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 /// The ingress class that the nodes' proxies serve.
 pub const INGRESS_CLASS: &str = "mesh";
+/// The load balancer class that this cluster serves; so it does services without a class.
+pub const LOAD_BALANCER_CLASS: &str = "mesh.dev/load-balancer";
 /// Organisation in client certificates of cluster administrators.
 pub const GROUP_ADMINS: &str = "system:masters";
 /// Organisation in client certificates of nodes.

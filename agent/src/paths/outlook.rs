@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use ipnet::IpNet;
-use mesh_model::snapshot::{Backend, Frontend, L7Config, Leaving, WgKey};
+use mesh_model::snapshot::{Backend, EdgeService, Frontend, L7Config, Leaving, WgKey};
 use mesh_model::{NodeName, Snapshot};
 use mesh_overlay::paths::{Pair, Via};
 use serde::{Deserialize, Serialize};
@@ -58,6 +58,22 @@ impl Outlook {
             }
         };
         frontends.iter().map(|frontend| narrowed(frontend.borrow())).collect()
+    }
+
+    /// The services as clients outside see them, by the same rule.
+    pub(crate) fn edge(&self, snapshot: &Snapshot) -> Vec<EdgeService> {
+        let away = Away::of(self, snapshot);
+        let mut services = snapshot.edge.services.clone();
+        for service in &mut services {
+            let gone = |b: &Backend| match &b.node {
+                Some(node) => self.away.contains(node),
+                None => away.covers(b.address),
+            };
+            if let Some(backends) = fewer(&service.backends, gone) {
+                service.backends = backends;
+            }
+        }
+        services
     }
 
     /// The proxy's routes, by the same rule.

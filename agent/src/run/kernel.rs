@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use mesh_kernel::node::LinuxNodeNetwork;
 use mesh_kernel::pods::{LinuxPodNetwork, PodNetwork};
-use mesh_kernel::{LoadOptions, NetNs, Programs};
+use mesh_kernel::{LinuxEdge, LoadOptions, NetNs, Programs};
 use mesh_model::wellknown::OVERLAY_DEVICE;
 use tokio::sync::mpsc;
 
@@ -16,6 +16,8 @@ use crate::cni::ledger::{Ledger, LedgerHandle};
 use crate::cni::{self, Cni, journal};
 use crate::errors::chain;
 use crate::reconcile::conflist::Conflist;
+use crate::reconcile::edge::Edge;
+use crate::reconcile::health::HealthChecks;
 use crate::reconcile::node::Node;
 use crate::reconcile::services::Services;
 use crate::sockets;
@@ -31,6 +33,9 @@ impl Agent {
         let (gone, departed) = mpsc::unbounded_channel();
         tokio::spawn(sockets::end_departed(departed, Arc::clone(&programs)));
         self.drive(Services::new(programs.services(), gone));
+        let edge = LinuxEdge::new(NetNs::current(), Arc::clone(&programs));
+        self.drive(Edge::new(edge, self.mtu));
+        self.drive(HealthChecks::default());
         tokio::spawn(Arc::clone(&self).retire(Arc::clone(&programs)));
         let pods: Arc<dyn PodNetwork> = Arc::new(LinuxPodNetwork::new(NetNs::current(), programs));
         let mut pause = Duration::from_millis(100);
@@ -82,7 +87,7 @@ impl Agent {
     async fn retire(self: Arc<Self>, programs: Arc<Programs>) {
         let mut standings = self.board.subscribe();
         let filled = |concern| self.board.standing(concern).ever;
-        while !(filled("services") && filled("node")) {
+        while !(filled("services") && filled("node") && filled("edge")) {
             if standings.changed().await.is_err() {
                 return;
             }

@@ -24,6 +24,7 @@ pub(crate) struct EdgeMaps {
     pub(crate) config: Map<u32, abi::EdgeConfig>,
     pub(crate) uplinks: Map<u32, abi::EdgeUplink>,
     pub(crate) owned: Map<abi::Address, u32>,
+    flows: Map<abi::FlowKey, abi::Flow>,
     counters: Map<u32, abi::Counter>,
 }
 
@@ -38,6 +39,7 @@ impl EdgeMaps {
             config: Map::open(pins, maps::EDGE_CONFIG)?,
             uplinks: Map::open(pins, maps::EDGE_UPLINKS)?,
             owned: Map::open(pins, maps::EDGE_OWNED)?,
+            flows: Map::open(pins, maps::EDGE_FLOWS)?,
             counters: Map::open(pins, maps::EDGE_COUNTERS)?,
         })
     }
@@ -69,6 +71,27 @@ impl Programs {
             sums.insert(reason, sum);
         }
         Ok(sums)
+    }
+
+    /// Number of connections that are remembered, and of entries that there is room for: two for each connection. Beyond that
+    /// those that were used longest ago are forgotten.
+    ///
+    /// # Errors
+    /// When the map cannot be read. Costs time in proportion to the entries.
+    pub fn remembered_flows(&self) -> io::Result<(usize, u32)> {
+        self.edge.flows.pressure()
+    }
+
+    /// Forgets all connections, and tells how many entries that were. They go on: the next packet of each chooses again.
+    ///
+    /// # Errors
+    /// When the map cannot be read or written.
+    pub fn forget_flows(&self) -> io::Result<usize> {
+        let keys = self.edge.flows.keys()?;
+        for key in &keys {
+            self.edge.flows.delete(key)?;
+        }
+        Ok(keys.len())
     }
 
     /// Attaches `from_uplink` to a device of the calling thread's namespace.

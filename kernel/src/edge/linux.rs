@@ -37,14 +37,27 @@ impl LinuxEdge {
     /// # Errors
     /// When a map or the devices cannot be read.
     pub fn observe(&self, desired: &Desired) -> Result<Observed, EdgeError> {
+        let mut observed = self.look(desired)?;
+        self.observe_maps(&mut observed)?;
+        Ok(observed)
+    }
+
+    /// Looks at the devices only; the maps are as they were when `known` was true.
+    ///
+    /// # Errors
+    /// When the devices cannot be read.
+    pub fn observe_again(&self, desired: &Desired, known: Observed) -> Result<Observed, EdgeError> {
+        let Observed { uplinks, stray, .. } = self.look(desired)?;
+        Ok(Observed { uplinks, stray, ..known })
+    }
+
+    fn look(&self, desired: &Desired) -> Result<Observed, EdgeError> {
         let inside = || {
             let mut socket =
                 RouteSocket::open_in(&NetNs::current()).map_err(EdgeError::Namespace)?;
             self.observe_devices(&mut socket, desired)
         };
-        let mut observed = self.node.run(inside).map_err(EdgeError::Namespace)??;
-        self.observe_maps(&mut observed)?;
-        Ok(observed)
+        self.node.run(inside).map_err(EdgeError::Namespace)?
     }
 
     fn observe_devices(

@@ -149,7 +149,7 @@ pub(super) fn cluster_ips(service: &Service) -> Vec<IpAddr> {
     addresses
 }
 
-fn load_balancer_ips(service: &Service) -> impl Iterator<Item = IpAddr> + '_ {
+pub(super) fn load_balancer_ips(service: &Service) -> impl Iterator<Item = IpAddr> + '_ {
     let balancer = service.status.as_ref().and_then(|s| s.load_balancer.as_ref());
     let ingress = balancer.and_then(|b| b.ingress.as_ref()).into_iter().flatten();
     ingress.filter_map(|i| i.ip.as_deref()?.parse().ok())

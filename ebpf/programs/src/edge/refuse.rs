@@ -100,16 +100,13 @@ type Error = (u8, u8, u32);
 /// Turns a packet into an ICMP error about it, which quotes its headers.
 #[inline(always)]
 fn error(ctx: &TcContext, packet: &Packet, error: Error) -> Option<()> {
-    let network = if packet.v4 { 20 } else { 40 };
-    // Options and extensions before the transport header would have to be quoted too.
-    if packet.transport as usize != ETH_HLEN + network {
-        return None;
-    }
-    match (packet.v4, packet.protocol) {
-        (true, TCP) => error_v4::<20>(ctx, packet, error),
-        (true, UDP) => error_v4::<8>(ctx, packet, error),
-        (false, TCP) => error_v6::<20>(ctx, packet, error),
-        (false, UDP) => error_v6::<8>(ctx, packet, error),
+    // What stands before the transport header has to be quoted too: an IPv6 packet's fragment header, and no options.
+    match (packet.transport as usize - ETH_HLEN, packet.protocol) {
+        (20, TCP) if packet.v4 => error_v4::<20>(ctx, packet, error),
+        (20, UDP) if packet.v4 => error_v4::<8>(ctx, packet, error),
+        (40, TCP) if !packet.v4 => error_v6::<20, 40>(ctx, packet, error),
+        (40, UDP) if !packet.v4 => error_v6::<8, 40>(ctx, packet, error),
+        (48, UDP) if !packet.v4 => error_v6::<8, 48>(ctx, packet, error),
         _ => None,
     }
 }
@@ -180,11 +177,15 @@ fn error_v4<const QUOTED: usize>(ctx: &TcContext, packet: &Packet, error: Error)
 }
 
 #[inline(always)]
-fn error_v6<const QUOTED: usize>(ctx: &TcContext, packet: &Packet, error: Error) -> Option<()> {
+fn error_v6<const QUOTED: usize, const NETWORK: usize>(
+    ctx: &TcContext,
+    packet: &Packet,
+    error: Error,
+) -> Option<()> {
     let quoted = cut::<QUOTED>(ctx, packet)?;
-    let network = sum::<40>(ctx, ETH_HLEN)?;
+    let network = sum::<NETWORK>(ctx, ETH_HLEN)?;
     ctx.adjust_room(48, aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, 0).ok()?;
-    let length = (8 + 40 + QUOTED) as u16;
+    let length = (8 + NETWORK + QUOTED) as u16;
     let outer = ipv6_header(length, packet.destination, packet.source, 64);
     ctx.store(ETH_HLEN, &outer, 0).ok()?;
     let pseudo = pseudo_sum(&outer);

@@ -1,0 +1,149 @@
+//! Services for clients outside, in the maps of the programs on the uplinks; and who answers for their addresses.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use mesh_kernel::LinuxEdge;
+use mesh_kernel::edge::{Desired as Wanted, Observed, Service, plan};
+use mesh_kernel::services::FrontendKey;
+use mesh_model::Snapshot;
+use mesh_model::cluster::node_overlay_address;
+use mesh_model::snapshot::Peer;
+
+use super::{Concern, Failures};
+use crate::announce::{Announcer, owned};
+use crate::errors::chain;
+use crate::observe::Desired;
+use crate::paths::outlook::Outlook;
+
+/// Most failures that a report names: a full map fails for every backend.
+const NAMED: usize = 5;
+
+/// Keeps the edge as the snapshot says.
+pub(crate) struct Edge {
+    kernel: Arc<Kernel>,
+    announcer: Announcer,
+    mtu: u16,
+}
+
+/// The kernel's side, and what is known of it.
+struct Kernel {
+    edge: LinuxEdge,
+    mirror: Mutex<Option<Observed>>,
+}
+
+impl Edge {
+    pub(crate) fn new(edge: LinuxEdge, mtu: u16) -> Self {
+        let kernel = Arc::new(Kernel { edge, mirror: Mutex::default() });
+        Self { kernel, announcer: Announcer::start(), mtu }
+    }
+}
+
+impl Concern for Edge {
+    const NAME: &'static str = "edge";
+    // Devices come and go, and with them our program.
+    const HEAL: std::time::Duration = std::time::Duration::from_secs(15);
+    type Slice = Wanted;
+
+    fn slice(&self, desired: &Desired) -> Option<Wanted> {
+        Some(wanted(&desired.snapshot, &desired.outlook, self.mtu))
+    }
+
+    async fn apply(&mut self, slice: &Wanted, heal: bool) -> Result<(), Failures> {
+        let (kernel, wanted) = (Arc::clone(&self.kernel), slice.clone());
+        let round = tokio::task::spawn_blocking(move || kernel.round(&wanted, heal));
+        let uplinks = round.await.unwrap_or_else(|panic| Err(vec![panic.to_string()]))?;
+        self.announcer.announce(slice.owned.clone(), uplinks);
+        Ok(())
+    }
+}
+
+/// Devices by which clients come in: index and MAC address.
+pub(crate) type Uplinks = BTreeMap<u32, [u8; 6]>;
+
+impl Kernel {
+    fn round(&self, wanted: &Wanted, heal: bool) -> Result<Uplinks, Failures> {
+        let mut mirror = self.mirror.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = mirror.take().filter(|_| !heal);
+        let observed = match known {
+            Some(known) => self.edge.observe_again(wanted, known),
+            None => self.edge.observe(wanted),
+        };
+        let mut observed = observed.map_err(|error| vec![chain(&error)])?;
+        let plan = plan(wanted, &observed);
+        if heal && !plan.steps.is_empty() {
+            tracing::warn!(steps = plan.steps.len(), "somebody else changed the edge, repairing");
+        }
+        let applied = self.edge.apply(&plan, &mut observed);
+        let uplinks = observed.uplinks.values().map(|u| (u.ifindex, u.mac)).collect();
+        if applied.failed.is_empty() {
+            *mirror = Some(observed);
+            return Ok(uplinks);
+        }
+        let failed =
+            applied.failed.iter().map(|(step, error)| format!("{step:?}: {}", chain(error)));
+        let mut failures: Failures = failed.take(NAMED).collect();
+        if applied.failed.len() > NAMED {
+            failures.push(format!("and {} more", applied.failed.len() - NAMED));
+        }
+        Err(failures)
+    }
+}
+
+/// What the snapshot asks for, as things are.
+fn wanted(snapshot: &Snapshot, outlook: &Outlook, mtu: u16) -> Wanted {
+    let mut wanted = Wanted {
+        own: of_each_family(snapshot.node.blocks.iter().map(node_overlay_address)),
+        addresses: snapshot.node.addresses.iter().copied().collect(),
+        owned: owned(&snapshot.edge.announced, snapshot, &outlook.away),
+        ..Wanted::default()
+    };
+    for peer in &snapshot.peers {
+        let mtu = outlook.mtus.get(&peer.public_key).map_or(mtu, |narrow| mtu.min(*narrow));
+        wanted.nodes.extend(overlay_addresses(peer).map(|address| (address, u32::from(mtu))));
+    }
+    for service in outlook.edge(snapshot) {
+        let key = FrontendKey { vip: service.vip, protocol: service.protocol, port: service.port };
+        let places = service.backends.iter().filter_map(|backend| {
+            let via = place(snapshot, backend.address)?;
+            Some((SocketAddr::new(backend.address, backend.port), via))
+        });
+        wanted.services.insert(
+            key,
+            Service {
+                affinity: service.affinity,
+                local_only: service.local_only,
+                sources: service.sources.clone(),
+                backends: places.collect(),
+            },
+        );
+    }
+    wanted
+}
+
+fn of_each_family<B: FromIterator<IpAddr>>(addresses: impl Iterator<Item = IpAddr>) -> B {
+    let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = addresses.partition(IpAddr::is_ipv4);
+    v4.into_iter().take(1).chain(v6.into_iter().take(1)).collect()
+}
+
+/// A node's addresses on the overlay by which others know it: of its first block of each family.
+fn overlay_addresses(peer: &Peer) -> impl Iterator<Item = IpAddr> {
+    of_each_family::<Vec<IpAddr>>(peer.allowed_ips.iter().map(node_overlay_address)).into_iter()
+}
+
+/// Where a backend is: on this node, or on the one with this address. Nothing when it is no pod: packets to a node's own
+/// processes could not be followed back.
+fn place(snapshot: &Snapshot, backend: IpAddr) -> Option<Option<IpAddr>> {
+    if snapshot.node.blocks.iter().any(|block| block.contains(&backend)) {
+        return Some(None);
+    }
+    let peer = snapshot
+        .peers
+        .iter()
+        .find(|peer| peer.allowed_ips.iter().any(|block| block.contains(&backend)))?;
+    overlay_addresses(peer).find(|a| a.is_ipv4() == backend.is_ipv4()).map(Some)
+}
+
+#[cfg(test)]
+mod tests;

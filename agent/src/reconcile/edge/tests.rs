@@ -1,0 +1,96 @@
+use std::collections::BTreeSet;
+
+use mesh_model::{Objects, compile};
+use serde_json::{Value, json};
+
+use super::*;
+
+fn object<T: serde::de::DeserializeOwned>(value: Value) -> Arc<T> {
+    Arc::new(serde_json::from_value(value).unwrap())
+}
+
+/// Three nodes; a service with a load balancer's address and a pod on each of the first two.
+fn snapshot(policy: &str) -> Snapshot {
+    let node = |n: u8| {
+        let key = mesh_model::snapshot::WgKey([n; 32]).to_string();
+        let (v4, v6) = (format!("10.244.{n}.0/24"), format!("fd10:244:0:{n}::/64"));
+        object(json!({
+            "metadata": {"name": format!("n{n}"), "annotations": {"mesh.dev/wireguard-public-key": key}},
+            "spec": {"podCIDRs": [v4, v6]},
+            "status": {"addresses": [{"type": "InternalIP", "address": format!("192.0.2.{n}")}]}
+        }))
+    };
+    let objects = Objects {
+        nodes: vec![node(1), node(2), node(3)],
+        services: vec![object(json!({
+            "metadata": {"namespace": "default", "name": "web"},
+            "spec": {"type": "LoadBalancer", "clusterIPs": ["10.96.0.7"], "externalTrafficPolicy": policy,
+                     "loadBalancerSourceRanges": ["198.51.100.0/24"], "healthCheckNodePort": 30999,
+                     "ports": [{"port": 80, "nodePort": 30080}]},
+            "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.200"}]}}
+        }))],
+        endpoint_slices: vec![object(json!({
+            "metadata": {"namespace": "default", "name": "web-a", "labels": {"kubernetes.io/service-name": "web"}},
+            "addressType": "IPv4", "ports": [{"port": 8080}],
+            "endpoints": [{"addresses": ["10.244.1.5"], "nodeName": "n1"},
+                          {"addresses": ["10.244.2.5"], "nodeName": "n2"},
+                          {"addresses": ["192.0.2.3"], "nodeName": "n3"}]
+        }))],
+        ..Objects::default()
+    };
+    compile(&objects, &"n1".parse().unwrap())
+}
+
+fn away(nodes: &[&str]) -> Outlook {
+    let away = nodes.iter().map(|name| name.parse().unwrap()).collect();
+    Outlook { away, ..Outlook::default() }
+}
+
+fn backends(wanted: &Wanted, vip: &str) -> Vec<(String, Option<String>)> {
+    let service = wanted.services.iter().find(|(key, _)| key.vip.to_string() == vip).unwrap().1;
+    let text = |(backend, via): (&SocketAddr, &Option<IpAddr>)| {
+        (backend.to_string(), via.map(|via| via.to_string()))
+    };
+    service.backends.iter().map(text).collect()
+}
+
+#[test]
+fn backends_are_here_or_behind_their_node_and_never_on_a_host() {
+    let wanted = wanted(&snapshot("Cluster"), &Outlook::default(), 1420);
+    let expected = vec![
+        ("10.244.1.5:8080".to_owned(), None),
+        ("10.244.2.5:8080".to_owned(), Some("10.244.2.1".to_owned())),
+    ];
+    assert_eq!(backends(&wanted, "192.0.2.1"), expected);
+    assert_eq!(backends(&wanted, "192.0.2.200"), expected);
+    assert_eq!(wanted.nodes.len(), 4);
+    assert_eq!(wanted.own.len(), 2);
+    assert_eq!(wanted.addresses, ["192.0.2.1".parse().unwrap()].into());
+    let ports: BTreeSet<u16> = wanted.services.keys().map(|key| key.port).collect();
+    assert_eq!(ports, [80, 30_080].into());
+}
+
+#[test]
+fn a_node_that_is_away_gets_nothing_and_a_narrow_way_is_respected() {
+    let snapshot = snapshot("Cluster");
+    let mut outlook = away(&["n2"]);
+    outlook.mtus = [(snapshot.peers[0].public_key, 1300)].into();
+    let wanted = wanted(&snapshot, &outlook, 1420);
+    assert_eq!(backends(&wanted, "192.0.2.1"), [("10.244.1.5:8080".to_owned(), None)]);
+    assert_eq!(wanted.nodes[&"10.244.2.1".parse::<IpAddr>().unwrap()], 1300);
+    assert_eq!(wanted.nodes[&"10.244.3.1".parse::<IpAddr>().unwrap()], 1420);
+}
+
+#[test]
+fn local_traffic_stays_and_only_the_load_balancers_address_is_restricted() {
+    let snapshot = snapshot("Local");
+    let wanted = wanted(&snapshot, &Outlook::default(), 1420);
+    assert_eq!(backends(&wanted, "192.0.2.1"), [("10.244.1.5:8080".to_owned(), None)]);
+    for (key, service) in &wanted.services {
+        assert!(service.local_only);
+        let outside = key.vip.to_string() == "192.0.2.200";
+        assert_eq!(service.sources.is_some(), outside, "{key:?}");
+    }
+    let checks = &snapshot.edge.health_checks;
+    assert_eq!((checks.len(), checks[0].port, checks[0].local_endpoints), (1, 30_999, 1));
+}
