@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::networking::v1::Ingress;
+use k8s_openapi::api::networking::v1::{Ingress, NetworkPolicy};
 
 use crate::snapshot::Snapshot;
 use crate::{ClusterConfig, NodeName};
@@ -19,11 +19,13 @@ mod endpoints;
 mod l7;
 mod nodes;
 mod pods;
+mod policy;
 mod services;
 #[cfg(test)]
 mod tests;
 
 use endpoints::Endpoints;
+pub use policy::is_restricted;
 
 /// The objects that a node's state follows from, in any order.
 #[derive(Debug, Clone, Default)]
@@ -46,6 +48,11 @@ pub struct Objects {
     pub secrets: Vec<Arc<Secret>>,
     /// All ingresses.
     pub ingresses: Vec<Arc<Ingress>>,
+    /// All network policies.
+    pub network_policies: Vec<Arc<NetworkPolicy>>,
+    /// The pods of the whole cluster, where anybody restricts anything ([`is_restricted`]); of them only what policies look
+    /// at.
+    pub cluster_pods: Vec<Arc<Pod>>,
 }
 
 /// The `resourceVersion` of a slice: they grow over all objects of a cluster, and are compared by number.
@@ -72,6 +79,7 @@ pub fn compile(objects: &Objects, node: &NodeName) -> Snapshot {
             .filter_map(|slice| revision(slice))
             .max()
             .unwrap_or(0),
+        policy: policy::set(objects, &local),
         node: local,
     }
 }

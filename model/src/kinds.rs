@@ -92,6 +92,7 @@ pub const KINDS: &[Kind] = &[
         namespaced: false,
         ..kind("networking.k8s.io", "IngressClass", "ingressclasses", "ingressclass", &[])
     },
+    kind("networking.k8s.io", "NetworkPolicy", "networkpolicies", "networkpolicy", &["netpol"]),
 ];
 
 /// The served kind of that group, version and kind.

@@ -2,7 +2,7 @@
 //!
 //! Owns: the vocabulary that all programs share ([`names`], [`kinds`], [`wellknown`]), the cluster's
 //! address plan ([`cluster`]), the node's desired state ([`snapshot`]), the joining messages ([`join`]), the keys
-//! that pairs of nodes share ([`preshared`]), what agents report to people ([`report`]) and what the check of
+//! that pairs of nodes share ([`preshared`]), network policy as a node enforces it ([`policy`]), what agents report to people ([`report`]) and what the check of
 //! encryption says to them ([`encryption`]).
 //!
 //! Never does: I/O, clocks, randomness, logging. Nothing here knows eBPF, netlink, HTTP or DNS messages.
@@ -14,6 +14,7 @@ pub mod encryption;
 pub mod join;
 pub mod kinds;
 pub mod names;
+pub mod policy;
 pub mod preshared;
 pub mod report;
 pub mod snapshot;

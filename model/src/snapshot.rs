@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Serialize};
 
+use crate::policy::PolicySet;
 use crate::{ClusterConfig, NodeName, ObjectKey};
 
 /// The desired state of one node.
@@ -39,6 +40,9 @@ pub struct Snapshot {
     /// The newest endpoint slice that it follows from (`resourceVersion`); 0 when there is none.
     #[serde(default)]
     pub revision: u64,
+    /// Who may speak to them, and to whom they may.
+    #[serde(default)]
+    pub policy: PolicySet,
 }
 
 /// The node that the snapshot is for.

@@ -31,6 +31,12 @@ pub const DNS_SERVICE: &str = "kube-dns";
 pub const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Label on Nodes with the host name.
 pub const LABEL_HOSTNAME: &str = "kubernetes.io/hostname";
+/// Label that every Namespace has: its name.
+pub const LABEL_NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
+/// Label on Namespaces that says how far their pods are open by default.
+pub const LABEL_ISOLATION: &str = "mesh.dev/isolation";
+/// Value of [`LABEL_ISOLATION`]: pods receive from their own namespace and from nodes, unless a policy allows more.
+pub const ISOLATION_NAMESPACE: &str = "namespace";
 /// Label on objects that says who maintains them.
 pub const LABEL_MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 /// The ingress class that the nodes' proxies serve.

@@ -78,7 +78,7 @@ fn peer(node: &Node, overlay_port: u16) -> Option<Peer> {
     Some(Peer { node: name, public_key, keys, endpoints, allowed_ips: blocks(node) })
 }
 
-fn blocks(node: &Node) -> Vec<IpNet> {
+pub(super) fn blocks(node: &Node) -> Vec<IpNet> {
     let Some(spec) = &node.spec else { return vec![] };
     let single = spec.pod_cidr.iter();
     let all = spec.pod_cidrs.iter().flatten();
@@ -90,7 +90,7 @@ fn blocks(node: &Node) -> Vec<IpNet> {
         .collect()
 }
 
-fn addresses(node: &Node) -> Vec<IpAddr> {
+pub(super) fn addresses(node: &Node) -> Vec<IpAddr> {
     let status = node.status.as_ref();
     status
         .and_then(|s| s.addresses.as_ref())
