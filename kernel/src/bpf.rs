@@ -1,9 +1,9 @@
 //! Loading, pinning, attaching and replacing the eBPF programs.
 //!
 //! ```text
-//! BPF_DIR/v1/maps/SERVICES ...           pinned maps, reused by the next agent
-//! BPF_DIR/v1/links/cgroup-connect4 ...   pinned links: programs stay attached without an agent
-//! BPF_DIR/v1/links/overlay-mesh-wg
+//! BPF_DIR/v2/maps/SERVICES ...           pinned maps, reused by the next agent
+//! BPF_DIR/v2/links/cgroup-connect4 ...   pinned links: programs stay attached without an agent
+//! BPF_DIR/v2/links/overlay-mesh-wg
 //! ```
 //!
 //! Pods' veths carry a clsact filter instead of a link (see `netlink/tc.rs`): it lives and dies with the device.
@@ -41,6 +41,7 @@ use crate::ifname::MacAddress;
 use crate::netlink::device::Device;
 use crate::netlink::message::RouteRequest;
 use crate::netlink::{Answer, NetlinkError, RouteSocket, tc};
+use crate::policy::BpfPolicyTable;
 use crate::services::BpfServiceTable;
 use bpffs::Pins;
 use link::{LinkSpec, put_link};
@@ -91,6 +92,7 @@ pub struct Programs {
     pub(crate) flow_config: Map<u32, abi::FlowConfig>,
     pub(crate) flow_counters: Map<u32, u64>,
     lacking: Vec<String>,
+    pub(crate) policy: BpfPolicyTable,
 }
 
 /// Hooks of a cgroup: program and attach type.
@@ -153,6 +155,14 @@ impl Programs {
             namespaces: Map::open(&pins, maps::NAMESPACES)?,
             flow_config: Map::open(&pins, maps::FLOW_CONFIG)?,
             flow_counters: Map::open(&pins, maps::FLOW_COUNTERS)?,
+            policy: BpfPolicyTable {
+                state: Map::open(&pins, maps::POLICY_STATE)?,
+                pods: Map::open(&pins, maps::POD_POLICIES)?,
+                identities: Map::open(&pins, maps::IDENTITIES)?,
+                blocks: Map::open(&pins, maps::POLICY_BLOCKS)?,
+                rules: Map::open(&pins, maps::POLICY_RULES)?,
+                host_ports: Map::open(&pins, maps::HOST_PORTS)?,
+            },
             pins,
             programs: loaded.programs,
             instructions: loaded.instructions,
@@ -173,6 +183,11 @@ impl Programs {
         let pods = self.local_pods.entries()?;
         let macs = pods.into_iter().map(|(_, pod)| MacAddress(pod.pod_mac));
         NetNs::with_devices(&macs.collect())
+    }
+
+    /// The tables of network policy. Cheap to clone.
+    pub fn policy(&self) -> BpfPolicyTable {
+        self.policy.clone()
     }
 
     /// Packets and bytes by reason, summed over all CPUs.
@@ -218,6 +233,7 @@ impl Programs {
     pub fn pressure(&self) -> io::Result<BTreeMap<&'static str, (usize, u32)>> {
         let mut all = self.services.pressure()?;
         all.extend(self.edge.pressure()?);
+        all.extend(self.policy.pressure()?);
         all.insert(abi::maps::LOCAL_PODS, self.local_pods.pressure()?);
         all.insert(abi::maps::POD_PORTS, self.pod_ports.pressure()?);
         all.insert(abi::maps::REMOTE_BLOCKS, self.remote_blocks.pressure()?);
@@ -245,10 +261,14 @@ impl Programs {
         test_run::run(self.program(name)?.as_fd(), input)
     }
 
-    /// The request that attaches `from_pod` to a prepared host-side veth, or switches it there.
-    pub(crate) fn guard_request(&self, ifindex: u32) -> Result<RouteRequest, NetlinkError> {
-        let program = self.program(abi::programs::FROM_POD).map_err(NetlinkError::Socket)?;
-        Ok(tc::attach(ifindex, program.as_fd(), abi::programs::FROM_POD))
+    /// The requests that attach `from_pod` and `to_pod` to a prepared host-side veth, or switch them there.
+    pub(crate) fn guard_requests(&self, ifindex: u32) -> Result<[RouteRequest; 2], NetlinkError> {
+        let from = self.program(abi::programs::FROM_POD).map_err(NetlinkError::Socket)?;
+        let to = self.program(abi::programs::TO_POD).map_err(NetlinkError::Socket)?;
+        Ok([
+            tc::attach(ifindex, tc::Hook::Ingress, from.as_fd(), abi::programs::FROM_POD),
+            tc::attach(ifindex, tc::Hook::Egress, to.as_fd(), abi::programs::TO_POD),
+        ])
     }
 
     /// Attaches `from_overlay` to the overlay device of the calling thread's namespace.
@@ -274,7 +294,7 @@ impl Programs {
             // A kernel before 6.6 does not know the kind of link.
             Err(AttachError::Create(error)) if error.raw_os_error() == Some(libc::EINVAL) => {
                 let program = self.program(name).map_err(AttachError::Create)?.as_fd();
-                let filter = tc::attach(ifindex, program, name);
+                let filter = tc::attach(ifindex, tc::Hook::Ingress, program, name);
                 attach_filters(socket, ifindex, filter).map_err(AttachError::Filter)
             }
             other => other,
@@ -289,7 +309,7 @@ impl Programs {
         ifindex: u32,
     ) -> Result<bool, NetlinkError> {
         Ok(link::is_attached(&self.pins.link(&overlay_pin(name)), ifindex)
-            || tc::is_attached(socket, ifindex, abi::programs::FROM_OVERLAY)?)
+            || tc::is_attached(socket, ifindex, tc::Hook::Ingress, abi::programs::FROM_OVERLAY)?)
     }
 
     fn program(&self, name: &str) -> io::Result<&OwnedFd> {
@@ -330,7 +350,7 @@ impl Programs {
         let mut requests = Vec::new();
         for device in Device::of_pods(&mut socket).map_err(failed)? {
             if self.pod_ports.lookup(&device.ifindex).is_ok_and(|port| port.is_some()) {
-                requests.push(self.guard_request(device.ifindex).map_err(failed)?);
+                requests.extend(self.guard_requests(device.ifindex).map_err(failed)?);
             }
         }
         for answer in socket.batch(requests).map_err(failed)? {

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 use mesh_abi as abi;
+use mesh_model::policy::{Ports, Rule};
 use mesh_model::snapshot::Protocol;
 
 use crate::pods::PodPort;
@@ -92,6 +93,25 @@ pub(crate) fn remote_block(block: &IpNet) -> abi::RemoteBlockKey {
     }
 }
 
+pub(crate) fn policy_block(block: &IpNet) -> abi::BlockKey {
+    let abi::RemoteBlockKey { prefix_len, address } = remote_block(block);
+    abi::BlockKey { prefix_len, address }
+}
+
+pub(crate) fn rule(rule: &Rule) -> abi::RuleKey {
+    let mut matches =
+        abi::RuleMatch { policy: rule.policy, identity: rule.identity, ..Default::default() };
+    let prefix_len = match rule.ports {
+        Ports::Everything => abi::RuleKey::IDENTITY_BITS,
+        Ports::Prefix { protocol, first, bits } => {
+            matches.protocol = protocol.number();
+            matches.port = first.to_be_bytes();
+            abi::RuleKey::PROTOCOL_BITS + u32::from(bits)
+        }
+    };
+    abi::RuleKey { prefix_len, matches }
+}
+
 /// Nothing for a prefix length that does not fit the family.
 pub(crate) fn block(key: &abi::RemoteBlockKey) -> Option<IpNet> {
     let address = ip(key.address);
@@ -138,6 +158,14 @@ pub(crate) fn source(key: &abi::EdgeSourceKey) -> Option<(u32, IpNet)> {
     let net = block(&abi::RemoteBlockKey { prefix_len, address: key.address })?;
     Some((key.service, net))
 }
+// What the model and the programs have to agree on without knowing each other.
+const _: () = {
+    use mesh_model::policy as model;
+    assert!(model::ANYBODY == abi::policy::ANYBODY && model::OPEN == abi::policy::OPEN);
+    assert!(model::THIS_NODE == abi::policy::THIS_NODE);
+    assert!(model::OTHER_NODE == abi::policy::OTHER_NODE);
+    assert!(model::FIRST_FREE == abi::policy::FIRST_FREE);
+};
 
 #[cfg(test)]
 mod tests {

@@ -9,6 +9,7 @@
 //! - [`node`]: the node's own addresses, routes to other nodes, sysctls, masquerading ([`NodeNetwork`]);
 //! - [`edge`]: services for clients outside, and the devices by which they come in ([`LinuxEdge`]);
 //! - [`wireguard`]: the kernel's WireGuard device ([`WireGuardDevice`]);
+//! - [`policy`]: which pods may speak to whom ([`PolicyTable`]);
 //! - [`netns`]: doing things inside a network namespace;
 //! - [`flows`]: events of connections and drops ([`FlowReader`]);
 //! - [`capture`]: what passes on the node's links ([`Capture`]).
@@ -30,6 +31,7 @@ pub mod netlink;
 pub mod netns;
 pub mod node;
 pub mod pods;
+pub mod policy;
 pub mod services;
 pub mod sockets;
 pub mod sysctl;
@@ -43,5 +45,6 @@ pub use ifname::IfName;
 pub use netns::NetNs;
 pub use node::NodeNetwork;
 pub use pods::PodNetwork;
+pub use policy::PolicyTable;
 pub use services::ServiceTable;
 pub use wireguard::WireGuardDevice;

@@ -255,6 +255,15 @@ pub enum ListError {
     },
 }
 
+/// Who has to know of a pod before anybody can reach it.
+pub trait Guard: Send + Sync {
+    /// Prepares for the pod whose host-side interface has that index. It is marked as ours already, and gets no packets yet.
+    ///
+    /// # Errors
+    /// When it cannot; the attachment fails then.
+    fn place(&self, port: &PodPort, ifindex: u32) -> io::Result<()>;
+}
+
 /// Pods' interfaces on this node. Calls for different pods may run at the same time.
 pub trait PodNetwork: Send + Sync {
     /// Makes the interface; when this returns, the pod can talk and is guarded. Repeating it for the same port succeeds

@@ -1,7 +1,7 @@
 //! Keys and values of the eBPF maps: the contract between `ebpf/programs` and `kernel`.
 //!
-//! Owns: the layout of every map ([`service`], [`pod`], [`flow`], [`edge`]), their names ([`maps`]), the program names
-//! ([`programs`]) and the [`VERSION`] that is part of the path under which all of it is pinned.
+//! Owns: the layout of every map ([`service`], [`pod`], [`policy`], [`edge`], [`flow`]), their names ([`maps`]), the program
+//! names ([`programs`]) and the [`VERSION`] that is part of the path under which all of it is pinned.
 //!
 //! Never does: anything. These are plain `repr(C)` structs without padding; host code converts them to and from
 //! the model's types in one file (`kernel/src/convert.rs`).
@@ -13,6 +13,7 @@
 pub mod edge;
 pub mod flow;
 pub mod pod;
+pub mod policy;
 pub mod service;
 
 pub use edge::{
@@ -24,13 +25,17 @@ pub use flow::{
     FlowLimitKey, FlowSocket,
 };
 pub use pod::{Counter, LocalPod, NodeConfig, PodPort, Reason, RemoteBlock, RemoteBlockKey};
+pub use policy::{
+    BlockKey, Connection, ConnectionKey, ConnectionState, HostPort, PieceKey, PodPolicy,
+    PolicyRule, PolicyState, RuleKey, RuleMatch,
+};
 pub use service::{
     AffinityKey, AffinityValue, Member, MemberKey, Peer, Reverse, ReverseKey, Service, ServiceKey,
     Slot, SlotKey, Sticky, StickyKey,
 };
 
 /// Version of this layout. Increase it with every change that an older program or agent would misread.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Plain data: any bit pattern is a value, and there is no padding.
 ///
@@ -176,6 +181,23 @@ pub mod maps {
     /// user space.
     pub const NAMESPACES: &str = "NAMESPACES";
 
+    /// One [`PolicyState`](crate::PolicyState) at index 0; written by user space.
+    pub const POLICY_STATE: &str = "POLICY_STATE";
+    /// Interface index of a host-side veth -> [`PodPolicy`](crate::PodPolicy); written by user space.
+    pub const POD_POLICIES: &str = "POD_POLICIES";
+    /// [`Address`](crate::Address) -> identity; written by user space.
+    pub const IDENTITIES: &str = "IDENTITIES";
+    /// [`BlockKey`](crate::BlockKey) -> identity; written by user space.
+    pub const POLICY_BLOCKS: &str = "POLICY_BLOCKS";
+    /// [`RuleKey`](crate::RuleKey) -> [`PolicyRule`](crate::PolicyRule); written by user space.
+    pub const POLICY_RULES: &str = "POLICY_RULES";
+    /// [`ConnectionKey`](crate::ConnectionKey) -> [`Connection`](crate::Connection), LRU; written by the TC programs.
+    pub const CONNECTIONS: &str = "CONNECTIONS";
+    /// [`PieceKey`](crate::PieceKey) -> second of its first fragment, LRU; written by the TC programs.
+    pub const FRAGMENTS: &str = "FRAGMENTS";
+    /// [`HostPort`](crate::HostPort) -> 1; written by user space.
+    pub const HOST_PORTS: &str = "HOST_PORTS";
+
     /// All of them, with the sizes of key and value in bytes.
     pub const ALL: &[(&str, usize, usize)] = &[
         (SERVICES, size::<crate::ServiceKey>(), size::<crate::Service>()),
@@ -209,6 +231,14 @@ pub mod maps {
         (EDGE_UPLINKS, 4, size::<crate::EdgeUplink>()),
         (EDGE_OWNED, size::<crate::Address>(), 4),
         (EDGE_COUNTERS, 4, size::<crate::Counter>()),
+        (POLICY_STATE, 4, size::<crate::PolicyState>()),
+        (POD_POLICIES, 4, size::<crate::PodPolicy>()),
+        (IDENTITIES, size::<crate::Address>(), 4),
+        (POLICY_BLOCKS, size::<crate::BlockKey>(), 4),
+        (POLICY_RULES, size::<crate::RuleKey>(), size::<crate::PolicyRule>()),
+        (CONNECTIONS, size::<crate::ConnectionKey>(), size::<crate::Connection>()),
+        (FRAGMENTS, size::<crate::PieceKey>(), 4),
+        (HOST_PORTS, size::<crate::HostPort>(), 4),
     ];
 
     const fn size<T>() -> usize {
@@ -236,6 +266,8 @@ pub mod programs {
     pub const GETPEERNAME6: &str = "getpeername6";
     /// TC ingress of a pod's host-side veth.
     pub const FROM_POD: &str = "from_pod";
+    /// TC egress of a pod's host-side veth: what the node's stack sends to the pod.
+    pub const TO_POD: &str = "to_pod";
     /// TC ingress of the overlay device.
     pub const FROM_OVERLAY: &str = "from_overlay";
     /// Life of TCP sockets.

@@ -102,11 +102,19 @@ pub enum Reason {
     Noise = 11,
     /// Dropped: the packet could not be prepared for delivery (no memory for a header).
     NoRoom = 12,
+    /// Dropped: the sending pod's policies do not allow it.
+    PolicyEgress = 13,
+    /// Dropped: the receiving pod's policies do not allow it.
+    PolicyIngress = 14,
+    /// Dropped: a fragment for a pod with policies, without an allowed first fragment before it.
+    PolicyFragment = 15,
+    /// Dropped: from a pod to a port of the node that is none of its business.
+    HostProtected = 16,
 }
 
 impl Reason {
     /// Number of reasons, and of entries in the counters map.
-    pub const COUNT: u32 = 13;
+    pub const COUNT: u32 = 17;
 
     /// All of them, in order.
     pub const ALL: [Self; Self::COUNT as usize] = [
@@ -123,6 +131,10 @@ impl Reason {
         Self::UnknownProtocol,
         Self::Noise,
         Self::NoRoom,
+        Self::PolicyEgress,
+        Self::PolicyIngress,
+        Self::PolicyFragment,
+        Self::HostProtected,
     ];
 
     /// A stable name for metrics.
@@ -141,6 +153,10 @@ impl Reason {
             Self::UnknownProtocol => "unknown_protocol",
             Self::Noise => "noise",
             Self::NoRoom => "no_room",
+            Self::PolicyEgress => "policy_egress",
+            Self::PolicyIngress => "policy_ingress",
+            Self::PolicyFragment => "policy_fragment",
+            Self::HostProtected => "host_protected",
         }
     }
 

@@ -17,7 +17,7 @@ pub fn local_pod(destination: &Address) -> Option<LocalPod> {
 
 /// Hands the packet to the pod's own device, past the node's stack. The packet has an Ethernet header, maybe an old one.
 ///
-/// Ingress policy of the receiving pod belongs here: the egress hook of its host-side veth is not run on this way.
+/// The caller has asked the policies ([`crate::policy::admit`]): the egress hook of the host-side veth is not run on this way.
 #[inline(always)]
 pub fn to_pod(ctx: &TcContext, pod: &LocalPod, ethertype_be: u16, reason: Reason) -> Option<i32> {
     let header = Ethernet { destination: pod.pod_mac, source: pod.host_mac, ethertype_be };

@@ -5,17 +5,27 @@ use aya_ebpf::programs::TcContext;
 use mesh_abi::{Address, Reason};
 
 use crate::deliver::{local_pod, to_pod};
-use crate::edge;
 use crate::packet::{ETH_HLEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ipv4, Ipv6, drop, drop_at, pass};
+use crate::policy::{self, Ends};
+use crate::{edge, host};
 
 pub fn run(ctx: &TcContext) -> i32 {
     if let Some(verdict) = edge::tunnel::receive(ctx) {
         return verdict;
     }
-    let Some((destination, ethertype)) = destination(ctx) else {
+    let Some((source, destination, ethertype)) = ends(ctx) else {
         return pass(ctx, Reason::OverlayToStack);
     };
-    let Some(pod) = local_pod(&destination) else { return pass(ctx, Reason::OverlayToStack) };
+    let Some(pod) = local_pod(&destination) else {
+        if !host::is_node(&source) && host::is_protected(ctx, 0, ethertype) {
+            return drop(ctx, Reason::HostProtected);
+        }
+        return pass(ctx, Reason::OverlayToStack);
+    };
+    let ends = Ends { sender: 0, receiver: pod.ifindex, trusted: false };
+    if let Err(reason) = policy::admit(ctx, 0, ethertype, ends) {
+        return drop(ctx, reason);
+    }
     // A pod's device expects an Ethernet header. Without room for one the packet cannot be delivered at all.
     // SAFETY: a valid context.
     if unsafe { bpf_skb_change_head(ctx.skb.skb, ETH_HLEN as u32, 0) } != 0 {
@@ -25,12 +35,20 @@ pub fn run(ctx: &TcContext) -> i32 {
         .unwrap_or_else(|| drop(ctx, Reason::NoRoom))
 }
 
-/// Where the packet goes, by the version in its first byte: there is no link layer that could say otherwise.
+/// From where to where, by the version in its first byte: there is no link layer that could say otherwise.
 #[inline(always)]
-fn destination(ctx: &TcContext) -> Option<(Address, u16)> {
+fn ends(ctx: &TcContext) -> Option<(Address, Address, u16)> {
     match ctx.load::<u8>(0).ok()? >> 4 {
-        4 => Some((Address::v4(ctx.load::<Ipv4>(0).ok()?.destination), ETHERTYPE_IPV4)),
-        6 => Some((ctx.load::<Ipv6>(0).ok()?.destination, ETHERTYPE_IPV6)),
+        4 => {
+            let header = ctx.load::<Ipv4>(0).ok()?;
+            let (source, destination) =
+                (Address::v4(header.source), Address::v4(header.destination));
+            Some((source, destination, ETHERTYPE_IPV4))
+        }
+        6 => {
+            let header = ctx.load::<Ipv6>(0).ok()?;
+            Some((header.source, header.destination, ETHERTYPE_IPV6))
+        }
         _ => None,
     }
 }

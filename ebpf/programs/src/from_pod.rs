@@ -1,15 +1,18 @@
 //! What comes out of a pod: first whether it may say who it says it is, then where it goes.
 
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT};
 use aya_ebpf::programs::TcContext;
 use mesh_abi::{Address, PodPort, Reason};
 
+use crate::connection;
 use crate::deliver::{local_pod, to_overlay, to_pod};
-use crate::edge;
 use crate::maps::POD_PORTS;
 use crate::packet::{
     Arp, ETH_HLEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPPROTO_HOPOPTS,
     IPPROTO_ICMPV6, IPPROTO_UDP, Ipv4, Ipv6, drop, ifindex, pass,
 };
+use crate::policy::{self, Ends};
+use crate::{edge, host};
 
 const DHCP_SERVER: u16 = 67_u16.to_be();
 const DHCPV6_SERVER: u16 = 547_u16.to_be();
@@ -35,22 +38,46 @@ pub fn run(ctx: &TcContext) -> i32 {
         _ => Err(Reason::UnknownProtocol),
     };
     match checked {
-        Ok(Some(destination)) => forward(ctx, destination, ethernet.ethertype_be),
+        Ok(Some(destination)) => {
+            forward(ctx.skb.skb, &destination, u32::from(ethernet.ethertype_be)) as i32
+        }
         Ok(None) => pass(ctx, Reason::PodToStack),
         Err(reason) => drop(ctx, reason),
     }
 }
 
-/// Egress policy of the sending pod belongs at the top of this function.
+/// A function of its own, so that the verifier looks at it once and not for each way that leads here.
+#[inline(never)]
+fn forward(skb: *mut __sk_buff, destination: &Address, ethertype_be: u32) -> u32 {
+    // What is known about the address depends on the way here, and is of no use: a value of a map is just any.
+    let Some(scratch) = connection::scratch() else { return TC_ACT_SHOT as u32 };
+    scratch.destination = *destination;
+    (deliver(&TcContext::new(skb), &scratch.destination, ethertype_be as u16)) as u32
+}
+
 #[inline(always)]
-fn forward(ctx: &TcContext, destination: Address, ethertype_be: u16) -> i32 {
-    if let Some(pod) = local_pod(&destination) {
+fn deliver(ctx: &TcContext, destination: &Address, ethertype_be: u16) -> i32 {
+    let local = local_pod(destination);
+    let receiver = local.as_ref().map_or(0, |pod| pod.ifindex);
+    let ends = Ends { sender: ifindex(ctx), receiver, trusted: false };
+    let ethertype = u16::from_be(ethertype_be);
+    if let Err(reason) = policy::admit(ctx, ETH_HLEN, ethertype, ends) {
+        return drop(ctx, reason);
+    }
+    if let Some(pod) = local {
         return to_pod(ctx, &pod, ethertype_be, Reason::PodToPod)
             .unwrap_or_else(|| drop(ctx, Reason::NoRoom));
     }
-    to_overlay(ctx, destination)
-        .or_else(|| edge::outbound::from_pod(ctx, u16::from_be(ethertype_be)))
-        .unwrap_or_else(|| pass(ctx, Reason::PodToStack))
+    if let Some(verdict) = to_overlay(ctx, *destination) {
+        return verdict;
+    }
+    if let Some(verdict) = edge::outbound::from_pod(ctx, u16::from_be(ethertype_be)) {
+        return verdict;
+    }
+    if host::is_protected(ctx, ETH_HLEN, ethertype) {
+        return drop(ctx, Reason::HostProtected);
+    }
+    pass(ctx, Reason::PodToStack)
 }
 
 /// The address that the packet may go to; nothing for what is the stack's business alone.

@@ -17,25 +17,29 @@
 //!
 //! # Rules
 //!
-//! - A map miss falls through to the node's stack, which has routes for everything; only the anti-spoofing verdict fails
+//! - A map miss falls through to the node's stack, which has routes for everything; only the anti-spoofing and policy verdicts fail
 //!   closed. So the death of the agent changes no verdict.
 //! - Addresses are 16 bytes, IPv4 as mapped: one code path.
 //! - No loops over packets, no indexing that could panic: small enough for any verifier since Linux 5.10.
 #![no_std]
 #![no_main]
 
+mod connection;
 mod deliver;
 mod edge;
 mod flow;
 mod from_overlay;
 mod from_pod;
 mod from_uplink;
+mod host;
 mod kernel_drop;
 mod maps;
 mod packet;
+mod policy;
 mod service;
 mod sock_addr;
 mod sock_ops;
+mod to_pod;
 
 use aya_ebpf::macros::{
     cgroup_sock_addr, classifier, raw_tracepoint, sock_ops as sock_ops_program,
@@ -108,6 +112,11 @@ pub fn kernel_drop(ctx: RawTracePointContext) -> i32 {
 #[classifier]
 pub fn from_uplink(ctx: TcContext) -> i32 {
     from_uplink::run(&ctx)
+}
+
+#[classifier]
+pub fn to_pod(ctx: TcContext) -> i32 {
+    to_pod::run(&ctx)
 }
 
 #[panic_handler]

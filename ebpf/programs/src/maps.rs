@@ -99,3 +99,28 @@ pub static EDGE_SCRATCH: PerCpuArray<crate::edge::Scratch> = PerCpuArray::with_m
 #[map]
 pub static EDGE_COUNTERS: PerCpuArray<abi::Counter> =
     PerCpuArray::with_max_entries(abi::EdgeReason::COUNT, 0);
+#[map]
+pub static POLICY_STATE: Array<abi::PolicyState> = Array::with_max_entries(1, 0);
+#[map]
+pub static POD_POLICIES: HashMap<u32, abi::PodPolicy> =
+    HashMap::with_max_entries(4_096, BPF_F_NO_PREALLOC);
+#[map]
+pub static IDENTITIES: HashMap<abi::Address, u32> =
+    HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
+#[map]
+pub static POLICY_BLOCKS: LpmTrie<abi::Address, u32> =
+    LpmTrie::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+#[map]
+pub static POLICY_RULES: LpmTrie<abi::RuleMatch, abi::PolicyRule> =
+    LpmTrie::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+#[map]
+pub static CONNECTIONS: LruHashMap<abi::ConnectionKey, abi::Connection> =
+    LruHashMap::with_max_entries(65_536, 0);
+#[map]
+pub static FRAGMENTS: LruHashMap<abi::PieceKey, u32> = LruHashMap::with_max_entries(1_024, 0);
+// Not part of the ABI: nobody else looks at it.
+#[map]
+pub static SCRATCH: PerCpuArray<crate::connection::Scratch> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+pub static HOST_PORTS: HashMap<abi::HostPort, u32> =
+    HashMap::with_max_entries(256, BPF_F_NO_PREALLOC);

@@ -84,7 +84,7 @@ pub enum LoadError {
 }
 
 /// All programs that the object must have.
-const PROGRAMS: [&str; 11] = [
+const PROGRAMS: [&str; 12] = [
     abi::programs::CONNECT4,
     abi::programs::CONNECT6,
     abi::programs::SENDMSG4,
@@ -96,6 +96,7 @@ const PROGRAMS: [&str; 11] = [
     abi::programs::FROM_POD,
     abi::programs::FROM_OVERLAY,
     abi::programs::FROM_UPLINK,
+    abi::programs::TO_POD,
 ];
 
 /// Programs that only tell: a kernel that refuses them still gets all the others.

@@ -20,7 +20,26 @@ const CLSACT: &str = "clsact";
 const BPF: &str = "bpf";
 const CLSACT_HANDLE: TcHandle = TcHandle { major: 0xffff, minor: 0 };
 const CLSACT_PARENT: TcHandle = TcHandle { major: 0xffff, minor: 0xfff1 };
-const INGRESS: TcHandle = TcHandle { major: 0xffff, minor: 0xfff2 };
+
+/// One of the two places of a device where programs run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hook {
+    /// On what the device receives.
+    Ingress,
+    /// On what is sent through it.
+    Egress,
+}
+
+impl Hook {
+    fn parent(self) -> TcHandle {
+        let minor = match self {
+            Self::Ingress => 0xfff2,
+            Self::Egress => 0xfff3,
+        };
+        TcHandle { major: 0xffff, minor }
+    }
+}
+
 /// Our place on the hook: priority and handle.
 const PRIORITY: u32 = 1;
 const HANDLE: TcHandle = TcHandle { major: 0, minor: 1 };
@@ -42,9 +61,14 @@ pub(crate) fn prepare(ifindex: u32) -> RouteRequest {
     }
 }
 
-/// Runs a program on what a prepared device receives; replaces an earlier one in one step.
-pub(crate) fn attach(ifindex: u32, program: BorrowedFd<'_>, name: &str) -> RouteRequest {
-    let mut message = message(ifindex, HANDLE, INGRESS);
+/// Runs a program at a hook of a prepared device; replaces an earlier one in one step.
+pub(crate) fn attach(
+    ifindex: u32,
+    hook: Hook,
+    program: BorrowedFd<'_>,
+    name: &str,
+) -> RouteRequest {
+    let mut message = message(ifindex, HANDLE, hook.parent());
     let all_protocols = u32::from(u16::to_be(libc::ETH_P_ALL.cast_unsigned() as u16));
     message.header.info = PRIORITY << 16 | all_protocols;
     message.attributes.push(TcAttribute::Kind(BPF.to_owned()));
@@ -56,13 +80,14 @@ pub(crate) fn attach(ifindex: u32, program: BorrowedFd<'_>, name: &str) -> Route
     Request { message: RouteNetlinkMessage::NewTrafficFilter(message), flags: NLM_F_CREATE }
 }
 
-/// Whether a program of this name runs on what the device receives.
+/// Whether a program of this name runs at that hook of the device.
 pub(crate) fn is_attached(
     socket: &mut RouteSocket,
     ifindex: u32,
+    hook: Hook,
     name: &str,
 ) -> Result<bool, NetlinkError> {
-    let query = message(ifindex, TcHandle::UNSPEC, INGRESS);
+    let query = message(ifindex, TcHandle::UNSPEC, hook.parent());
     let filters = match socket.dump(RouteNetlinkMessage::GetTrafficFilter(query)) {
         Ok(filters) => filters,
         // A device that was never prepared.

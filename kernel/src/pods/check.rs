@@ -39,7 +39,12 @@ pub(super) fn check(network: &LinuxPodNetwork, port: &PodPort) -> Result<Vec<Mis
         missing.push(Missing::Down(port.host_interface.clone()));
     }
     host_side(&mut socket, port, host.ifindex, &mut missing)?;
-    if !tc::is_attached(&mut socket, host.ifindex, programs::FROM_POD)? {
+    let guards = [(tc::Hook::Ingress, programs::FROM_POD), (tc::Hook::Egress, programs::TO_POD)];
+    let mut guarded = true;
+    for (hook, name) in guards {
+        guarded &= tc::is_attached(&mut socket, host.ifindex, hook, name)?;
+    }
+    if !guarded {
         missing.push(Missing::Program(port.host_interface.clone()));
     }
     bpf_side(network, port, host.ifindex, &mut missing)?;

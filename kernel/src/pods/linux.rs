@@ -11,7 +11,7 @@ use mesh_model::wellknown::POD_GATEWAY;
 use netlink_packet_route::RouteNetlinkMessage;
 
 use super::{
-    ALIAS_PREFIX, AttachError, Attached, DetachError, ListError, Missing, ObservedPort,
+    ALIAS_PREFIX, AttachError, Attached, DetachError, Guard, ListError, Missing, ObservedPort,
     POD_GATEWAY_V6, POD_ROUTE_PROTOCOL, PodNetwork, PodPort, check, gone, ready,
 };
 use crate::ifname::MacAddress;
@@ -21,18 +21,24 @@ use crate::netlink::{Answer, NetlinkError, RouteSocket, tc};
 use crate::{IfName, NetNs, Programs, convert, sysctl};
 
 /// A [`PodNetwork`] in the kernel.
-#[derive(Debug)]
 pub struct LinuxPodNetwork {
     pub(super) node: NetNs,
     pub(super) programs: Arc<Programs>,
     /// Held for writing by garbage collection only, so that it never takes what an attachment is just making.
     collecting: RwLock<()>,
+    guard: Option<Arc<dyn Guard>>,
 }
 
 impl LinuxPodNetwork {
     /// Pods of the node whose network namespace is `node`.
     pub fn new(node: NetNs, programs: Arc<Programs>) -> Self {
-        Self { node, programs, collecting: RwLock::new(()) }
+        Self { node, programs, collecting: RwLock::new(()), guard: None }
+    }
+
+    /// The same, with somebody who prepares for each pod.
+    #[must_use]
+    pub fn guarded(self, guard: Arc<dyn Guard>) -> Self {
+        Self { guard: Some(guard), ..self }
     }
 
     pub(super) fn socket(&self) -> io::Result<RouteSocket> {
@@ -97,6 +103,10 @@ impl LinuxPodNetwork {
             .map_err(|source| map_error(maps::POD_PORTS, port, source))?;
         self.configure_host(socket, port, ifindex)
             .map_err(|source| netlink_error("configure the node's side", port, source))?;
+        if let Some(guard) = &self.guard {
+            let failed = |source| map_error(maps::POD_POLICIES, port, source);
+            guard.place(port, ifindex).map_err(failed)?;
+        }
         configure_pod(port, host, pod)?;
         ready::wait(socket, port.host_interface.as_str(), &[])
             .map_err(|source| netlink_error("wait for the node's side", port, source))?;
@@ -116,7 +126,8 @@ impl LinuxPodNetwork {
         port: &PodPort,
         ifindex: u32,
     ) -> Result<(), NetlinkError> {
-        let mut requests = vec![tc::prepare(ifindex), self.programs.guard_request(ifindex)?];
+        let mut requests = vec![tc::prepare(ifindex)];
+        requests.extend(self.programs.guard_requests(ifindex)?);
         requests.extend(host_requests(port, ifindex));
         let mut answers = socket.batch(requests)?.into_iter();
         match answers.next() {
@@ -148,11 +159,13 @@ impl LinuxPodNetwork {
     }
 
     fn forget_port(&self, host_interface: &IfName, ifindex: u32) -> Result<(), DetachError> {
-        self.programs.pod_ports.delete(&ifindex).map(drop).map_err(|source| DetachError::Bpf {
-            what: maps::POD_PORTS,
-            interface: host_interface.clone(),
-            source,
-        })
+        let failed = |what| {
+            move |source| DetachError::Bpf { what, interface: host_interface.clone(), source }
+        };
+        let policies = &self.programs.policy.pods;
+        let forgotten = policies.delete(&ifindex).map(drop).map_err(failed(maps::POD_POLICIES));
+        self.programs.pod_ports.delete(&ifindex).map_err(failed(maps::POD_PORTS))?;
+        forgotten
     }
 
     /// Addresses that the map knows for a device.
@@ -165,6 +178,12 @@ impl LinuxPodNetwork {
     fn devices(&self) -> Result<Vec<Device>, ListError> {
         let mut socket = self.socket().map_err(ListError::NodeNamespace)?;
         Ok(Device::of_pods(&mut socket)?)
+    }
+}
+
+impl std::fmt::Debug for LinuxPodNetwork {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LinuxPodNetwork").field("node", &self.node).finish_non_exhaustive()
     }
 }
 
@@ -243,6 +262,13 @@ impl PodNetwork for LinuxPodNetwork {
                 removed += 1;
             }
         }
+        let policies = &programs.policy.pods;
+        for (ifindex, _) in policies.entries().map_err(failed(maps::POD_POLICIES))? {
+            if !live.contains(&ifindex) {
+                policies.delete(&ifindex).map_err(failed(maps::POD_POLICIES))?;
+                removed += 1;
+            }
+        }
         for (ifindex, _) in programs.pod_ports.entries().map_err(failed(maps::POD_PORTS))? {
             if !live.contains(&ifindex) {
                 programs.pod_ports.delete(&ifindex).map_err(failed(maps::POD_PORTS))?;
@@ -264,6 +290,7 @@ impl LinuxPodNetwork {
         let _ = self.forget(&port.host_interface, &port.addresses().collect());
         let _ = socket.batch(vec![message::delete_link(ifindex)]);
         let _ = self.programs.pod_ports.delete(&ifindex);
+        let _ = self.programs.policy.pods.delete(&ifindex);
     }
 }
 

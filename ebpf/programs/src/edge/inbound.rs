@@ -1,9 +1,11 @@
 //! From a client to a backend.
 
+use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
 use mesh_abi::{
-    Address, EdgeBackend, EdgeReason, EdgeService, EdgeSource, Flow, FlowKey, Reason, ServiceKey,
+    Address, EdgeBackend, EdgeReason, EdgeService, EdgeSource, Flow, FlowKey, LocalPod, Reason,
+    ServiceKey,
 };
 
 use super::packet::{self, Packet, Part, TCP, has_ports};
@@ -11,7 +13,8 @@ use super::translate::{Side, clamp, rewrite};
 use super::{Scratch, choose, count, drop, flow, icmp, refuse, scratch, tunnel};
 use crate::deliver::{local_pod, to_pod};
 use crate::maps::{EDGE_SERVICES, EDGE_SOURCES, REMOTE_BLOCKS};
-use crate::packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, NEXT, ifindex};
+use crate::packet::{ETH_HLEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, NEXT, ifindex};
+use crate::policy::{self, Ends};
 
 /// A packet that came in by an uplink.
 #[inline(always)]
@@ -162,10 +165,21 @@ fn onward(ctx: &TcContext, v4: bool, backend: &Address, via: &Address) -> i32 {
         // A pod that is gone: the stack refuses for it.
         return NEXT;
     };
-    count(ctx, EdgeReason::ClientToPod);
+    hand_over(ctx.skb.skb, &pod, v4, EdgeReason::ClientToPod) as i32
+}
+
+/// Gives a packet to a pod that accepts it. A function of its own, so that the verifier looks at it once.
+#[inline(never)]
+fn hand_over(skb: *mut __sk_buff, pod: &LocalPod, v4: bool, reason: EdgeReason) -> u32 {
+    let ctx = &TcContext::new(skb);
     let ethertype = if v4 { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 };
-    to_pod(ctx, &pod, ethertype.to_be(), Reason::OverlayToPod)
-        .unwrap_or_else(|| drop(ctx, EdgeReason::NoRoom))
+    let ends = Ends { sender: 0, receiver: pod.ifindex, trusted: false };
+    if let Err(denied) = policy::admit(ctx, ETH_HLEN, ethertype, ends) {
+        return crate::packet::drop(ctx, denied) as u32;
+    }
+    count(ctx, reason);
+    to_pod(ctx, pod, ethertype.to_be(), Reason::OverlayToPod)
+        .unwrap_or_else(|| drop(ctx, EdgeReason::NoRoom)) as u32
 }
 
 /// A client's packet that another node has sent here: to a pod of this node, and the way back is remembered.
@@ -184,10 +198,7 @@ pub fn from_node(ctx: &TcContext, packet: &mut Packet, from: &Address) -> i32 {
     } else if packet.part == Part::Later {
         return drop(ctx, EdgeReason::LostFragment);
     }
-    count(ctx, EdgeReason::NodeToPod);
-    let ethertype = if packet.v4 { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 };
-    to_pod(ctx, &pod, ethertype.to_be(), Reason::OverlayToPod)
-        .unwrap_or_else(|| drop(ctx, EdgeReason::NoRoom))
+    hand_over(ctx.skb.skb, &pod, packet.v4, EdgeReason::NodeToPod) as i32
 }
 
 #[inline(never)]

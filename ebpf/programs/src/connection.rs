@@ -1,0 +1,355 @@
+//! Which connection a packet belongs to, and what is remembered about it.
+
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use aya_ebpf::programs::TcContext;
+use mesh_abi::{Address, Connection, ConnectionKey, ConnectionState, PieceKey};
+
+use crate::maps::{CONNECTIONS, FRAGMENTS, SCRATCH};
+use crate::packet::{
+    ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPPROTO_FRAGMENT, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_SCTP,
+    IPPROTO_TCP, IPPROTO_UDP, Ipv4, Ipv6,
+};
+
+/// TCP: begins a connection.
+pub const SYN: u32 = 1;
+/// TCP: answers the beginning.
+pub const SYN_ACK: u32 = 2;
+/// TCP: this side is done.
+pub const FIN: u32 = 4;
+/// TCP: over.
+pub const RST: u32 = 8;
+/// ICMP: says that something about another packet is wrong.
+pub const ICMP_ERROR: u32 = 16;
+/// Has a transport header, and more fragments follow.
+pub const FIRST_FRAGMENT: u32 = 32;
+/// Has no transport header.
+pub const LATER_FRAGMENT: u32 = 64;
+
+/// Longest time between the fragments of one packet, in seconds.
+const FRAGMENT_SECS: u32 = 30;
+/// Ports that clients are given begin here on Linux (`net.ipv4.ip_local_port_range`).
+const FIRST_EPHEMERAL: u16 = 32_768;
+
+/// What the headers of a packet say. It lies in a map: what the verifier does not know, it need not tell apart.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Packet {
+    /// As if this packet were the first of its connection.
+    pub key: ConnectionKey,
+    /// Any of the constants above.
+    pub flags: u32,
+    /// Where the transport header is.
+    pub transport: u32,
+    /// Identification of a fragment.
+    pub fragment: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// Room for one packet; of the CPU's own.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Scratch {
+    /// The packet.
+    pub packet: Packet,
+    /// The packet that an ICMP error quotes.
+    pub quoted: Packet,
+    /// The connection, as the side would have begun it that did not send this packet.
+    pub reversed: ConnectionKey,
+    /// The connection, as it was begun.
+    pub key: ConnectionKey,
+    /// What is remembered about it.
+    pub entry: Connection,
+    /// The fragment.
+    pub fragment: PieceKey,
+    /// Where a pod's packet goes.
+    pub destination: Address,
+}
+
+/// The CPU's own room. Programs of this kind do not interrupt each other.
+#[inline(always)]
+pub fn scratch() -> Option<&'static mut Scratch> {
+    // SAFETY: a value of a per-CPU map, which stays, and nobody else uses it while the program runs.
+    SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+}
+
+/// Reads the headers; returns whether they are whole. `network` is the place of the IP header.
+#[inline(always)]
+pub fn parse(ctx: &TcContext, packet: &mut Packet, network: u32, ethertype: u16) -> bool {
+    read(ctx.skb.skb, packet, network, u32::from(ethertype)) != 0
+}
+
+/// A function of its own, so that the programs have it once; with plain numbers, for the same reason.
+#[inline(never)]
+fn read(skb: *mut __sk_buff, packet: &mut Packet, network: u32, ethertype: u32) -> u32 {
+    let ctx = TcContext::new(skb);
+    let whole = match ethertype as u16 {
+        ETHERTYPE_IPV4 => ipv4(&ctx, packet, network),
+        ETHERTYPE_IPV6 => ipv6(&ctx, packet, network),
+        _ => None,
+    };
+    if whole.is_none() {
+        return 0;
+    }
+    if packet.flags & LATER_FRAGMENT != 0 {
+        return 1;
+    }
+    u32::from(transport(&ctx, packet).is_some())
+}
+
+#[inline(always)]
+fn set(packet: &mut Packet, source: Address, destination: Address, protocol: u8, transport: u32) {
+    let (source_port_be, destination_port_be) = (0, 0);
+    packet.key = ConnectionKey {
+        source,
+        destination,
+        source_port_be,
+        destination_port_be,
+        protocol,
+        pad: [0; 3],
+    };
+    packet.flags = 0;
+    packet.transport = transport;
+    packet.fragment = 0;
+}
+
+#[inline(always)]
+fn ipv4(ctx: &TcContext, packet: &mut Packet, network: u32) -> Option<()> {
+    let header = ctx.load::<Ipv4>(network as usize).ok()?;
+    let transport = network + header.header_bytes()? as u32;
+    let (source, destination) = (Address::v4(header.source), Address::v4(header.destination));
+    set(packet, source, destination, header.protocol, transport);
+    packet.fragment = u32::from(header.id_be);
+    if !header.has_transport_header() {
+        packet.flags = LATER_FRAGMENT;
+    } else if header.fragment_be & 0x2000_u16.to_be() != 0 {
+        packet.flags = FIRST_FRAGMENT;
+    }
+    Some(())
+}
+
+/// Known gap: of the extension headers only that of a fragment is read. Behind another one there are no ports to be
+/// seen, and only rules for all ports match.
+#[inline(always)]
+fn ipv6(ctx: &TcContext, packet: &mut Packet, network: u32) -> Option<()> {
+    let header = ctx.load::<Ipv6>(network as usize).ok()?;
+    set(packet, header.source, header.destination, header.next, network + 40);
+    if header.next == IPPROTO_FRAGMENT {
+        let words = ctx.load::<[u32; 2]>(network as usize + 40).ok()?;
+        let first = u32::from_be(words[0]);
+        packet.key.protocol = (first >> 24) as u8;
+        packet.transport = network + 48;
+        packet.fragment = words[1];
+        if first & 0xfff8 != 0 {
+            packet.flags = LATER_FRAGMENT;
+        } else if first & 1 != 0 {
+            packet.flags = FIRST_FRAGMENT;
+        }
+    }
+    Some(())
+}
+
+#[inline(always)]
+fn transport(ctx: &TcContext, packet: &mut Packet) -> Option<()> {
+    match packet.key.protocol {
+        IPPROTO_TCP => {
+            ports(ctx, packet)?;
+            packet.flags |= tcp_flags(ctx.load::<u8>(packet.transport as usize + 13).ok()?);
+        }
+        IPPROTO_UDP | IPPROTO_SCTP => ports(ctx, packet)?,
+        IPPROTO_ICMP | IPPROTO_ICMPV6 => icmp(ctx, packet)?,
+        _ => {}
+    }
+    Some(())
+}
+
+#[inline(always)]
+fn ports(ctx: &TcContext, packet: &mut Packet) -> Option<()> {
+    let ports = ctx.load::<[u16; 2]>(packet.transport as usize).ok()?;
+    [packet.key.source_port_be, packet.key.destination_port_be] = ports;
+    Some(())
+}
+
+#[inline(always)]
+fn tcp_flags(bits: u8) -> u32 {
+    let bits = u32::from(bits);
+    // FIN and RST are bits 0 and 2 there; SYN without ACK and with it are bits 1 and 4.
+    let begins = u32::from(bits & 0x12 == 0x02) * SYN + u32::from(bits & 0x12 == 0x12) * SYN_ACK;
+    begins | (bits & 0x01) * FIN | (bits >> 2 & 0x01) * RST
+}
+
+/// An echo request has its identifier as source port, the reply as destination port: so one is the other reversed.
+#[inline(always)]
+fn icmp(ctx: &TcContext, packet: &mut Packet) -> Option<()> {
+    let [kind, _, _, _, high, low] = ctx.load::<[u8; 6]>(packet.transport as usize).ok()?;
+    let identifier = u16::from_ne_bytes([high, low]);
+    match (packet.key.protocol, kind) {
+        (IPPROTO_ICMP, 8) | (IPPROTO_ICMPV6, 128) => packet.key.source_port_be = identifier,
+        (IPPROTO_ICMP, 0) | (IPPROTO_ICMPV6, 129) => packet.key.destination_port_be = identifier,
+        (IPPROTO_ICMP, 3 | 11 | 12) | (IPPROTO_ICMPV6, 1..=4) => packet.flags |= ICMP_ERROR,
+        _ => {}
+    }
+    Some(())
+}
+
+/// Whether an ICMP error is about a connection that is remembered. The packet that it quotes was sent by whom it goes to.
+#[inline(never)]
+fn is_related(skb: *mut __sk_buff, scratch: &mut Scratch, now: u32) -> u32 {
+    let ctx = TcContext::new(skb);
+    let quoted = &mut scratch.quoted;
+    let network = scratch.packet.transport.wrapping_add(8);
+    let read = match scratch.packet.key.protocol {
+        IPPROTO_ICMP => ipv4(&ctx, quoted, network),
+        _ => ipv6(&ctx, quoted, network),
+    };
+    if read.is_none()
+        || quoted.key.source != scratch.packet.key.destination
+        || quoted.flags & LATER_FRAGMENT != 0
+    {
+        return 0;
+    }
+    // Eight bytes behind the header are all that has to be quoted: enough for ports, not for TCP's flags.
+    let read = match quoted.key.protocol {
+        IPPROTO_TCP | IPPROTO_UDP | IPPROTO_SCTP => ports(&ctx, quoted),
+        IPPROTO_ICMP | IPPROTO_ICMPV6 => icmp(&ctx, quoted),
+        _ => Some(()),
+    };
+    if read.is_none() {
+        return 0;
+    }
+    scratch.key = quoted.key.reversed();
+    let related = find(&quoted.key, now).is_some() || find(&scratch.key, now).is_some();
+    scratch.key = scratch.packet.key;
+    u32::from(related)
+}
+
+/// What is remembered, unless that was too long ago.
+#[inline(always)]
+pub fn find(key: &ConnectionKey, now: u32) -> Option<*mut Connection> {
+    let connection = CONNECTIONS.get_ptr_mut(key)?;
+    // SAFETY: a value of the map, which stays in place while the program runs. Others may write it at the same time: each
+    // field is meaningful alone.
+    let (seen, state) = unsafe { ((*connection).seen_secs, (*connection).state) };
+    let lifetime = ConnectionState::lifetime_secs(state, key.protocol);
+    // Another CPU may have been here a moment later than `now`.
+    (now.saturating_sub(seen) <= lifetime).then_some(connection)
+}
+
+/// An ICMP error about a connection that is remembered.
+pub const RELATED: u32 = 0;
+/// The sender of the packet began the connection.
+pub const SENDER: u32 = 1;
+/// The receiver of the packet did.
+pub const RECEIVER: u32 = 2;
+/// One of them did: the connection is older than the policy, or was forgotten.
+pub const EITHER: u32 = 3;
+
+/// Finds the connection of the packet, and who began it. `key` and `entry` are filled then, with an entry that was never
+/// asked about where nothing is remembered.
+#[inline(never)]
+pub fn locate(skb: *mut __sk_buff, scratch: &mut Scratch, now: u32) -> u32 {
+    scratch.key = scratch.packet.key;
+    scratch.reversed = scratch.packet.key.reversed();
+    let flags = scratch.packet.flags;
+    // The first packet of a TCP connection is never an answer, whatever was there before.
+    if flags & SYN == 0 {
+        if let Some(found) = find(&scratch.key, now) {
+            // SAFETY: a value of the map; see `find`.
+            scratch.entry = unsafe { *found };
+            return SENDER;
+        }
+        if let Some(found) = find(&scratch.reversed, now) {
+            // SAFETY: as above.
+            scratch.entry = unsafe { *found };
+            scratch.key = scratch.reversed;
+            return RECEIVER;
+        }
+        if flags & ICMP_ERROR != 0 && is_related(skb, scratch, now) != 0 {
+            return RELATED;
+        }
+    }
+    scratch.entry = Connection { egress: 0, ingress: 0, seen_secs: 0, state: 0 };
+    let origin = guess(&scratch.packet);
+    if origin == RECEIVER {
+        scratch.key = scratch.reversed;
+    }
+    origin
+}
+
+/// TCP tells by its first two packets; later ones by who has a port that clients are given. Other protocols begin anew.
+#[inline(always)]
+fn guess(packet: &Packet) -> u32 {
+    if packet.key.protocol != IPPROTO_TCP || packet.flags & SYN != 0 {
+        return SENDER;
+    }
+    if packet.flags & SYN_ACK != 0 {
+        return RECEIVER;
+    }
+    let ephemeral = |port_be| u16::from_be(port_be) >= FIRST_EPHEMERAL;
+    match (ephemeral(packet.key.source_port_be), ephemeral(packet.key.destination_port_be)) {
+        (true, false) => SENDER,
+        (false, true) => RECEIVER,
+        _ => EITHER,
+    }
+}
+
+/// The state after a packet of the side that began (`forth`) or of the other.
+#[inline(always)]
+pub fn advance(state: u32, flags: u32, forth: bool) -> u32 {
+    if flags & RST != 0 {
+        return ConnectionState::Closed as u32;
+    }
+    if flags & FIN != 0 {
+        let (mine, others) = if forth {
+            (ConnectionState::ClosingForth as u32, ConnectionState::ClosingBack as u32)
+        } else {
+            (ConnectionState::ClosingBack as u32, ConnectionState::ClosingForth as u32)
+        };
+        return if state == others || state == ConnectionState::Closed as u32 {
+            ConnectionState::Closed as u32
+        } else {
+            mine
+        };
+    }
+    if state == ConnectionState::Opening as u32 && !forth {
+        return ConnectionState::Established as u32;
+    }
+    state
+}
+
+/// Remembers a connection anew. When there is no room, its packets are judged one by one.
+#[inline(always)]
+pub fn remember(scratch: &Scratch) {
+    let _ = CONNECTIONS.insert(&scratch.key, &scratch.entry, 0);
+}
+
+#[inline(always)]
+fn name_fragment(scratch: &mut Scratch) {
+    let Packet { key, fragment: id, .. } = scratch.packet;
+    let ConnectionKey { source, destination, protocol, .. } = key;
+    scratch.fragment = PieceKey { source, destination, id, protocol, pad: [0; 3] };
+}
+
+/// Lets the fragments pass that follow.
+#[inline(always)]
+pub fn remember_fragment(scratch: &mut Scratch, now: u32) {
+    name_fragment(scratch);
+    let _ = FRAGMENTS.insert(&scratch.fragment, &now, 0);
+}
+
+/// Whether the first fragment of this packet was allowed.
+#[inline(always)]
+pub fn follows_fragment(scratch: &mut Scratch, now: u32) -> bool {
+    name_fragment(scratch);
+    // SAFETY: the value is copied.
+    let first = unsafe { FRAGMENTS.get(&scratch.fragment) }.copied();
+    first.is_some_and(|seen| now.saturating_sub(seen) <= FRAGMENT_SECS)
+}
+
+/// Seconds of the monotonic clock.
+#[inline(always)]
+pub fn now_secs() -> u32 {
+    // SAFETY: no arguments.
+    (unsafe { bpf_ktime_get_ns() } / 1_000_000_000) as u32
+}

@@ -1,0 +1,184 @@
+//! Network policy: who may speak to whom, by connection.
+//!
+//! The side that began a connection needs permission to send, the side that is spoken to has to accept; answers need neither.
+//! Both are asked with the first packet, and again with the first after the policies have changed.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::programs::TcContext;
+use mesh_abi::policy::{ANYBODY, OPEN, THIS_NODE};
+use mesh_abi::{Address, Connection, PodPolicy, Reason, RuleKey, RuleMatch};
+
+use crate::connection::{
+    self, EITHER, FIRST_FRAGMENT, LATER_FRAGMENT, Packet, RECEIVER, RELATED, Scratch, advance,
+};
+use crate::maps::{IDENTITIES, POD_POLICIES, POLICY_BLOCKS, POLICY_RULES, POLICY_STATE};
+
+/// The two ends of a packet's way on this node.
+#[derive(Clone, Copy)]
+pub struct Ends {
+    /// The host-side veth of the pod that sent it; 0 when none of this node did.
+    pub sender: u32,
+    /// The host-side veth of the pod that gets it; 0 when none of this node does.
+    pub receiver: u32,
+    /// Whether a process of the node sent it: that is always allowed.
+    pub trusted: bool,
+}
+
+/// Whether the packet may go on. `network` is the place of its IP header. Costs the read of one word while there are no
+/// policies.
+#[inline(always)]
+pub fn admit(ctx: &TcContext, network: usize, ethertype: u16, ends: Ends) -> Result<(), Reason> {
+    let Some(state) = POLICY_STATE.get(0).filter(|state| state.active != 0) else {
+        return Ok(());
+    };
+    // Read before anything that it stands for: what is found below may be newer than it says, never older.
+    // SAFETY: a valid reference.
+    let generation = unsafe { (&raw const state.generation).read_volatile() };
+    let (from, to) = (policies(ends.sender), policies(ends.receiver));
+    if from == PodPolicy::OPEN && to == PodPolicy::OPEN {
+        return Ok(());
+    }
+    let scratch = connection::scratch().ok_or(Reason::NoRoom)?;
+    if !connection::parse(ctx, &mut scratch.packet, network as u32, ethertype) {
+        return Err(Reason::Malformed);
+    }
+    let verdict = judge(ctx, scratch, from, to, generation, ends.trusted);
+    if let Err(reason) = verdict {
+        denied(ctx, &scratch.packet, reason);
+    }
+    verdict
+}
+
+/// A packet was denied. The place for an event that tells so; the counter is the caller's.
+#[inline(always)]
+fn denied(_ctx: &TcContext, _packet: &Packet, _reason: Reason) {}
+
+#[inline(always)]
+fn policies(ifindex: u32) -> PodPolicy {
+    if ifindex == 0 {
+        return PodPolicy::OPEN;
+    }
+    // SAFETY: the value is copied; user space replaces it as a whole.
+    unsafe { POD_POLICIES.get(&ifindex) }.copied().unwrap_or(PodPolicy::PENDING)
+}
+
+#[inline(always)]
+fn judge(
+    ctx: &TcContext,
+    scratch: &mut Scratch,
+    from: PodPolicy,
+    to: PodPolicy,
+    generation: u32,
+    trusted: bool,
+) -> Result<(), Reason> {
+    let now = connection::now_secs();
+    if scratch.packet.flags & LATER_FRAGMENT != 0 {
+        return match trusted || connection::follows_fragment(scratch, now) {
+            true => Ok(()),
+            false => Err(Reason::PolicyFragment),
+        };
+    }
+    let origin = connection::locate(ctx.skb.skb, scratch, now);
+    if origin == RELATED {
+        return Ok(());
+    }
+    // The side that began needs permission to send, the one that it spoke to has to accept.
+    let forth = (from.egress, to.ingress);
+    let back = (to.egress, from.ingress);
+    let (egress, ingress) = if origin == RECEIVER { back } else { forth };
+    if !trusted {
+        refusal(evaluate(scratch, egress, ingress, generation))?;
+        if origin == EITHER {
+            scratch.key = scratch.reversed;
+            refusal(evaluate(scratch, back.0, back.1, generation))?;
+            scratch.key = scratch.packet.key;
+        }
+    }
+    let Connection { egress: egress_asked, ingress: ingress_asked, state, .. } = scratch.entry;
+    let fresh = Connection {
+        egress: if egress == OPEN { egress_asked } else { generation },
+        ingress: if ingress == OPEN { ingress_asked } else { generation },
+        seen_secs: now,
+        state: advance(state, scratch.packet.flags, origin != RECEIVER),
+    };
+    // Once a second at most: other CPUs read it, too.
+    if fresh != scratch.entry {
+        scratch.entry = fresh;
+        connection::remember(scratch);
+    }
+    if scratch.packet.flags & FIRST_FRAGMENT != 0 {
+        connection::remember_fragment(scratch, now);
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn refusal(answer: u32) -> Result<(), Reason> {
+    match answer {
+        ALLOWED => Ok(()),
+        NOT_SENT => Err(Reason::PolicyEgress),
+        _ => Err(Reason::PolicyIngress),
+    }
+}
+
+const ALLOWED: u32 = 0;
+const NOT_SENT: u32 = 1;
+const NOT_ACCEPTED: u32 = 2;
+
+/// Asks both policies about the connection, but for those that were asked already.
+#[inline(never)]
+fn evaluate(scratch: &mut Scratch, egress: u32, ingress: u32, generation: u32) -> u32 {
+    let (key, entry) = (&scratch.key, &scratch.entry);
+    let (protocol, port_be) = (u32::from(key.protocol), u32::from(key.destination_port_be));
+    if egress != OPEN
+        && entry.egress != generation
+        && allows(egress, &key.destination, protocol, port_be) == 0
+    {
+        return NOT_SENT;
+    }
+    if ingress != OPEN
+        && entry.ingress != generation
+        && allows(ingress, &key.source, protocol, port_be) == 0
+    {
+        return NOT_ACCEPTED;
+    }
+    ALLOWED
+}
+
+/// Whether the policy allows that other side on that port. A function of its own, with plain numbers, so that the programs
+/// have it once.
+#[inline(never)]
+fn allows(policy: u32, other: &Address, protocol: u32, port_be: u32) -> u32 {
+    // SAFETY: the value is copied.
+    let identity = unsafe { IDENTITIES.get(other) }.copied();
+    if identity == Some(THIS_NODE) {
+        return 1;
+    }
+    if let Some(identity) = identity
+        && rule(policy, identity, protocol, port_be)
+    {
+        return 1;
+    }
+    if let Some(&identity) = POLICY_BLOCKS.get(Key::new(128, *other))
+        && rule(policy, identity, protocol, port_be)
+    {
+        return 1;
+    }
+    u32::from(rule(policy, ANYBODY, protocol, port_be))
+}
+
+#[inline(always)]
+fn rule(policy: u32, identity: u32, protocol: u32, port_be: u32) -> bool {
+    let port = (port_be as u16).to_ne_bytes();
+    let matches = RuleMatch { policy, identity, protocol: protocol as u8, port, pad: 0 };
+    POLICY_RULES.get(Key::new(RuleKey::PORT_BITS, matches)).is_some()
+}
+
+/// Whether the packet was made on this node: it came in by no device.
+#[inline(always)]
+pub fn is_from_host(ctx: &TcContext) -> bool {
+    let skb = ctx.as_ptr().cast::<aya_ebpf::bindings::__sk_buff>();
+    // SAFETY: the kernel hands a valid context to the program.
+    unsafe { (&raw const (*skb).ingress_ifindex).read_volatile() == 0 }
+}

@@ -1,0 +1,32 @@
+//! What the node's stack sends to a pod: from processes of the node, from outside, or from where the short ways did not
+//! lead. `redirect_peer` passes by this hook, so each packet meets its policy once.
+
+use aya_ebpf::programs::TcContext;
+
+use crate::packet::{
+    ETH_HLEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPPROTO_ICMPV6, Ipv6, NEXT, drop, ifindex,
+};
+use crate::policy::{self, Ends};
+
+pub fn run(ctx: &TcContext) -> i32 {
+    let Ok(ethernet) = ctx.load::<Ethernet>(0) else { return NEXT };
+    let ethertype = u16::from_be(ethernet.ethertype_be);
+    let is_ip = ethertype == ETHERTYPE_IPV4 || ethertype == ETHERTYPE_IPV6;
+    if !is_ip || is_neighbour_discovery(ctx, ethertype) {
+        return NEXT;
+    }
+    let trusted = policy::is_from_host(ctx);
+    let ends = Ends { sender: 0, receiver: ifindex(ctx), trusted };
+    match policy::admit(ctx, ETH_HLEN, ethertype, ends) {
+        Ok(()) => NEXT,
+        Err(reason) => drop(ctx, reason),
+    }
+}
+
+/// Router and neighbour discovery belongs to the link.
+#[inline(always)]
+fn is_neighbour_discovery(ctx: &TcContext, ethertype: u16) -> bool {
+    ethertype == ETHERTYPE_IPV6
+        && ctx.load::<Ipv6>(ETH_HLEN).is_ok_and(|header| header.next == IPPROTO_ICMPV6)
+        && ctx.load::<u8>(ETH_HLEN + 40).is_ok_and(|kind| (133..=137).contains(&kind))
+}

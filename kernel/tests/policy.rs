@@ -1,0 +1,425 @@
+//! Network policy in the programs: golden packets on tables that a test fills.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use mesh_abi::{Reason, maps, programs as names};
+use mesh_kernel::Programs;
+use mesh_kernel::bpf::test_run::Input;
+use mesh_kernel::pods::{LinuxPodNetwork, PodNetwork, PodPort};
+use mesh_kernel::policy::{BpfPolicyTable, Place, PolicyReconciler, Tables};
+use mesh_model::ObjectKey;
+use mesh_model::policy::{PodPolicy, PolicySet, Ports, Rule, THIS_NODE};
+use mesh_model::snapshot::Protocol;
+
+use crate::lab::{Lab, Net, privileged};
+use crate::packets::{self, ACK, FIN, RST, SYN, SYN_ACK, Segment};
+
+const NEXT: u32 = u32::MAX;
+const DROP: u32 = 2;
+const REDIRECT: u32 = 7;
+
+/// Identities and policies of the tests.
+const ALICE: u32 = 100;
+const BOB: u32 = 101;
+const RANGE: u32 = 102;
+const IN: u32 = 200;
+const OUT: u32 = 201;
+
+const POD: [u8; 4] = [10, 244, 1, 5];
+const NEAR: [u8; 4] = [10, 244, 1, 6];
+const FAR: [u8; 4] = [10, 244, 2, 7];
+const NODE: [u8; 4] = [10, 244, 1, 1];
+const WORLD: [u8; 4] = [192, 0, 2, 1];
+
+/// A pod with policies and another one on the same node.
+struct Bench {
+    programs: Arc<Programs>,
+    table: PolicyReconciler<BpfPolicyTable>,
+    node: Net,
+    _lab: Lab,
+    _pods: [Net; 2],
+    port: PodPort,
+    other: PodPort,
+    ifindex: u32,
+    other_ifindex: u32,
+    set: PolicySet,
+    places: BTreeMap<u32, Place>,
+}
+
+fn port(pod: &Net, container: &str, number: u8) -> PodPort {
+    PodPort {
+        netns: pod.path(),
+        interface: "eth0".parse().unwrap(),
+        host_interface: mesh_kernel::IfName::for_pod(container, "eth0"),
+        owner: format!("default/{container}"),
+        v4: Some([10, 244, 1, number].into()),
+        v6: Some([0xfd10, 0x244, 0, 1, 0, 0, 0, u16::from(number)].into()),
+        mtu: 1420,
+    }
+}
+
+fn rule(policy: u32, identity: u32, ports: Ports) -> Rule {
+    Rule { policy, identity, ports, number: 300 }
+}
+
+fn tcp(port: u16) -> Ports {
+    Ports::Prefix { protocol: Protocol::Tcp, first: port, bits: 16 }
+}
+
+impl Bench {
+    /// The pod `default/one` with these policies and rules. `default/two` has none, and is Bob.
+    fn new(ingress: u32, egress: u32, rules: Vec<Rule>) -> Self {
+        let (lab, node) = (Lab::new(), Net::new());
+        let pods = [Net::new(), Net::new()];
+        let programs = Arc::new(lab.load());
+        let network = LinuxPodNetwork::new(node.handle(), programs.clone());
+        let [port, other] = [port(&pods[0], "one", 5), port(&pods[1], "two", 6)];
+        let ifindex = network.attach(&port).unwrap().host_ifindex;
+        let other_ifindex = network.attach(&other).unwrap().host_ifindex;
+        let key = |name| ObjectKey::new("default", name);
+        let own = PodPolicy { identity: ALICE, ingress, egress };
+        let two = PodPolicy { identity: BOB, ..PodPolicy::default() };
+        let set = PolicySet {
+            active: true,
+            pods: [(key("one"), own), (key("two"), two)].into(),
+            identities: [(IpAddr::from(NODE), THIS_NODE), (IpAddr::from(FAR), BOB)].into(),
+            rules,
+            ..PolicySet::default()
+        };
+        let place = |name, port: &PodPort| Place {
+            pod: Some(key(name)),
+            addresses: port.addresses().collect(),
+        };
+        let places = [(ifindex, place("one", &port)), (other_ifindex, place("two", &other))].into();
+        let table = PolicyReconciler::new(programs.policy());
+        let (_lab, _pods) = (lab, pods);
+        let mut bench = Self {
+            programs,
+            table,
+            node,
+            _lab,
+            _pods,
+            port,
+            other,
+            ifindex,
+            other_ifindex,
+            set,
+            places,
+        };
+        bench.publish();
+        bench
+    }
+
+    fn publish(&mut self) {
+        let mut set = self.set.clone();
+        set.rules.sort();
+        let wanted = Tables::wanted(&set, &self.places, &[(Protocol::Tcp, 10_250)]);
+        let outcome = self.table.reconcile(&wanted).unwrap();
+        assert!(outcome.failed.is_empty(), "{:?}", outcome.failed);
+    }
+
+    fn dropped(&self, reason: Reason) -> u64 {
+        self.programs.counters().unwrap()[&reason].packets
+    }
+
+    fn run(&self, program: &str, ifindex: u32, packet: &[u8]) -> u32 {
+        let input = Input { packet, ifindex, repeat: 1 };
+        self.node.run(|| self.programs.test_run(program, &input)).unwrap().verdict
+    }
+
+    /// The pod sends the IP packet; the verdict.
+    fn sends(&self, packet: &[u8]) -> u32 {
+        self.sent_by(&self.port, self.ifindex, packet)
+    }
+
+    fn sent_by(&self, port: &PodPort, ifindex: u32, packet: &[u8]) -> u32 {
+        let ethertype: [u8; 2] = if packet[0] >> 4 == 4 { [8, 0] } else { [0x86, 0xdd] };
+        let ethernet = [&port.host_mac().0[..], &port.pod_mac().0, &ethertype].concat();
+        self.run(names::FROM_POD, ifindex, &[&ethernet, packet].concat())
+    }
+
+    /// The IP packet comes out of the overlay; the verdict.
+    fn arrives(&self, packet: &[u8]) -> u32 {
+        self.run(names::FROM_OVERLAY, self.ifindex, packet)
+    }
+}
+
+fn segment(from: [u8; 4], from_port: u16, to: [u8; 4], to_port: u16, flags: u8) -> Vec<u8> {
+    packets::tcp(&Segment { from, from_port, to, to_port, flags })
+}
+
+#[test]
+fn ingress_is_by_identity_protocol_and_port_and_answers_pass() {
+    if !privileged() {
+        return;
+    }
+    let bench = Bench::new(IN, 0, vec![rule(IN, BOB, tcp(80))]);
+    let syn = |to_port| bench.arrives(&segment(FAR, 40_000, POD, to_port, SYN));
+    assert_eq!(syn(81), DROP);
+    assert_eq!(bench.dropped(Reason::PolicyIngress), 1);
+    assert_eq!(syn(80), REDIRECT);
+    assert_eq!(bench.arrives(&segment([10, 244, 2, 8], 40_000, POD, 80, SYN)), DROP, "a stranger");
+    assert_eq!(bench.arrives(&packets::udp(FAR, 40_000, POD, 80)), DROP, "another protocol");
+    // The same from the pod beside it, which has no policy of its own.
+    let near = |port| {
+        let packet = segment(NEAR, 40_000, POD, port, SYN);
+        bench.sent_by(&bench.other, bench.other_ifindex, &packet)
+    };
+    assert_eq!((near(80), near(81)), (REDIRECT, DROP));
+    assert_eq!(bench.sends(&segment(POD, 80, NEAR, 40_000, SYN_ACK)), REDIRECT);
+    // What the pod begins itself is answered.
+    assert_eq!(bench.sends(&segment(POD, 50_000, WORLD, 443, SYN)), NEXT);
+    assert_eq!(
+        bench.run(
+            names::TO_POD,
+            bench.ifindex,
+            &bench.framed(&segment(WORLD, 443, POD, 50_000, SYN_ACK))
+        ),
+        NEXT
+    );
+    assert_eq!(bench.sends(&packets::udp(POD, 5_353, FAR, 53)), NEXT);
+    assert_eq!(bench.arrives(&packets::udp(FAR, 53, POD, 5_353)), REDIRECT);
+    assert_eq!(bench.arrives(&packets::udp(FAR, 54, POD, 5_353)), DROP);
+}
+
+#[test]
+fn egress_is_by_identity_range_and_port_and_the_own_node_is_always_allowed() {
+    if !privileged() {
+        return;
+    }
+    let mut bench = Bench::new(
+        0,
+        OUT,
+        vec![rule(OUT, BOB, Ports::of(Protocol::Udp)), rule(OUT, RANGE, tcp(443))],
+    );
+    bench.set.blocks = [
+        ("192.0.2.0/24".parse().unwrap(), RANGE),
+        ("192.0.2.128/25".parse().unwrap(), 103),
+        ("::/0".parse().unwrap(), RANGE),
+    ]
+    .into();
+    bench.publish();
+    let to = |to, port| bench.sends(&segment(POD, 50_000, to, port, SYN));
+    assert_eq!(to(WORLD, 443), NEXT);
+    assert_eq!(to(WORLD, 80), DROP);
+    assert_eq!(to([192, 0, 2, 200], 443), DROP, "an exception in the range");
+    assert_eq!(to([198, 51, 100, 1], 443), DROP, "a range for IPv6 is none for IPv4");
+    assert_eq!(to(NODE, 22), NEXT);
+    assert_eq!(bench.sends(&packets::udp(POD, 1_000, NEAR, 9)), REDIRECT);
+    assert_eq!(to(NEAR, 443), DROP);
+    assert_eq!(bench.dropped(Reason::PolicyEgress), 4);
+    // Whoever speaks to the pod gets its answers.
+    assert_eq!(bench.arrives(&segment(FAR, 40_000, POD, 8_080, SYN)), REDIRECT);
+    assert_eq!(bench.sends(&segment(POD, 8_080, FAR, 40_000, SYN_ACK)), NEXT);
+    assert_eq!(bench.sends(&segment(POD, 8_081, FAR, 40_000, SYN)), DROP);
+}
+
+#[test]
+fn a_pod_without_an_entry_is_denied_and_without_enforcement_nothing_is() {
+    if !privileged() {
+        return;
+    }
+    let mut bench = Bench::new(IN, OUT, vec![]);
+    bench.places.remove(&bench.ifindex);
+    bench.publish();
+    assert_eq!(bench.arrives(&segment(FAR, 40_000, POD, 80, SYN)), DROP);
+    assert_eq!(bench.sends(&segment(POD, 50_000, FAR, 80, SYN)), DROP);
+    bench.set.active = false;
+    bench.publish();
+    assert_eq!(bench.arrives(&segment(FAR, 40_000, POD, 80, SYN)), REDIRECT);
+    assert_eq!(bench.sends(&segment(POD, 50_000, FAR, 80, SYN)), NEXT);
+    // Of all tables only who the nodes are is left.
+    let pressure = bench.programs.pressure().unwrap();
+    let left = [maps::POD_POLICIES, maps::POLICY_RULES, maps::IDENTITIES].map(|m| pressure[m].0);
+    assert_eq!(left, [0, 0, 2]);
+}
+
+#[test]
+fn a_change_applies_to_connections_under_way() {
+    if !privileged() {
+        return;
+    }
+    let mut bench = Bench::new(IN, OUT, vec![rule(IN, BOB, tcp(80)), rule(OUT, BOB, tcp(443))]);
+    let inbound = |flags| segment(FAR, 40_000, POD, 80, flags);
+    let outbound = |flags| segment(POD, 50_000, FAR, 443, flags);
+    let answer = segment(POD, 80, FAR, 40_000, ACK);
+    let answered = segment(FAR, 443, POD, 50_000, ACK);
+    assert_eq!((bench.arrives(&inbound(SYN)), bench.sends(&answer)), (REDIRECT, NEXT));
+    assert_eq!((bench.sends(&outbound(SYN)), bench.arrives(&answered)), (NEXT, REDIRECT));
+    // Unrelated rules come and go: they go on.
+    bench.set.rules.push(rule(IN, 104, tcp(99)));
+    bench.publish();
+    bench.set.rules.pop();
+    bench.publish();
+    assert_eq!((bench.arrives(&inbound(ACK)), bench.sends(&answer)), (REDIRECT, NEXT));
+    assert_eq!((bench.sends(&outbound(ACK)), bench.arrives(&answered)), (NEXT, REDIRECT));
+    let rules = std::mem::take(&mut bench.set.rules);
+    bench.publish();
+    assert_eq!((bench.arrives(&inbound(ACK)), bench.sends(&answer)), (DROP, DROP));
+    assert_eq!((bench.sends(&outbound(ACK)), bench.arrives(&answered)), (DROP, DROP));
+    // Allowed again, they continue.
+    bench.set.rules = rules;
+    bench.publish();
+    assert_eq!((bench.sends(&answer), bench.arrives(&inbound(ACK))), (NEXT, REDIRECT));
+    // Bob is somebody else now.
+    bench.set.identities.insert(IpAddr::from(FAR), 105);
+    bench.publish();
+    assert_eq!((bench.arrives(&inbound(ACK)), bench.sends(&answer)), (DROP, DROP));
+}
+
+/// Connections from before the first policy: the port that a client is given tells who began.
+#[test]
+fn a_first_policy_applies_to_connections_that_nobody_watched() {
+    if !privileged() {
+        return;
+    }
+    let bench = Bench::new(IN, 0, vec![rule(IN, BOB, tcp(50_051))]);
+    // A client of the pod, on a port that is not allowed; neither side's packets revive the connection.
+    assert_eq!(bench.sends(&segment(POD, 80, FAR, 40_000, ACK)), DROP);
+    assert_eq!(bench.arrives(&segment(FAR, 40_000, POD, 80, ACK)), DROP);
+    // The pod as a client of somebody.
+    assert_eq!(bench.arrives(&segment(FAR, 443, POD, 50_000, ACK)), REDIRECT);
+    // Both ports are such that a client may have them: both ways have to be allowed.
+    assert_eq!(bench.arrives(&segment(FAR, 40_000, POD, 50_051, ACK)), REDIRECT);
+    assert_eq!(bench.sends(&segment(POD, 50_052, FAR, 40_000, ACK)), DROP);
+}
+
+#[test]
+fn the_end_of_a_connection_is_not_the_beginning_of_another() {
+    if !privileged() {
+        return;
+    }
+    let bench = Bench::new(IN, OUT, vec![rule(IN, BOB, tcp(80))]);
+    let there = |flags| bench.arrives(&segment(FAR, 40_000, POD, 80, flags));
+    let back = |flags| bench.sends(&segment(POD, 80, FAR, 40_000, flags));
+    assert_eq!((there(SYN), back(SYN_ACK), there(ACK)), (REDIRECT, NEXT, REDIRECT));
+    assert_eq!(
+        (back(FIN | ACK), there(ACK), there(FIN | ACK), back(ACK)),
+        (NEXT, REDIRECT, REDIRECT, NEXT)
+    );
+    // The pod may not begin one, not even with the ports of an old one.
+    assert_eq!(back(SYN), DROP);
+    assert_eq!((there(SYN), back(RST)), (REDIRECT, NEXT));
+}
+
+#[test]
+fn icmp_errors_pass_when_they_are_about_a_connection() {
+    if !privileged() {
+        return;
+    }
+    let bench = Bench::new(IN, OUT, vec![rule(OUT, BOB, tcp(80))]);
+    let sent = segment(POD, 50_000, FAR, 80, SYN);
+    let router = [198, 51, 100, 9];
+    let error = |about: &[u8]| bench.arrives(&packets::icmp_error(router, POD, &about[..28]));
+    assert_eq!(error(&sent), DROP, "nothing was sent yet");
+    assert_eq!(bench.sends(&sent), NEXT);
+    assert_eq!(error(&sent), REDIRECT);
+    assert_eq!(error(&segment(POD, 50_000, FAR, 81, SYN)), DROP);
+    // Somebody else's packet is no reason to speak to this pod.
+    assert_eq!(error(&segment(FAR, 80, POD, 50_000, ACK)), DROP);
+    let echo = |reply, from, to| packets::echo(reply, from, to, 7);
+    assert_eq!(bench.arrives(&echo(false, FAR, POD)), DROP);
+    let open = Bench::new(IN, OUT, vec![rule(OUT, BOB, Ports::Everything)]);
+    assert_eq!(open.arrives(&echo(true, FAR, POD)), DROP);
+    assert_eq!(open.sends(&echo(false, POD, FAR)), NEXT);
+    assert_eq!(open.arrives(&echo(true, FAR, POD)), REDIRECT);
+    assert_eq!(open.arrives(&echo(false, FAR, POD)), DROP);
+}
+
+#[test]
+fn fragments_follow_their_first_one() {
+    if !privileged() {
+        return;
+    }
+    let bench = Bench::new(IN, 0, vec![rule(IN, BOB, Ports::of(Protocol::Udp))]);
+    let fragment = |from, id, first| {
+        let mut packet = packets::udp(from, 4_000, POD, 9);
+        packet[4..6].copy_from_slice(&[0, id]);
+        packet[6..8].copy_from_slice(if first { &[0x20, 0] } else { &[0, 2] });
+        packet
+    };
+    assert_eq!(bench.arrives(&fragment(FAR, 1, false)), DROP);
+    assert_eq!(bench.dropped(Reason::PolicyFragment), 1);
+    assert_eq!(bench.arrives(&fragment(FAR, 1, true)), REDIRECT);
+    assert_eq!(bench.arrives(&fragment(FAR, 1, false)), REDIRECT);
+    assert_eq!(bench.arrives(&fragment(FAR, 2, false)), DROP);
+    assert_eq!(bench.arrives(&fragment(WORLD, 3, true)), DROP);
+    assert_eq!(bench.arrives(&fragment(WORLD, 3, false)), DROP);
+}
+
+#[test]
+fn ipv6_and_sctp_are_no_different() {
+    if !privileged() {
+        return;
+    }
+    let mut bench =
+        Bench::new(IN, 0, vec![rule(IN, BOB, tcp(80)), rule(IN, BOB, Ports::of(Protocol::Sctp))]);
+    bench.set.identities.insert("fd10:244:0:2::7".parse().unwrap(), BOB);
+    bench.publish();
+    let six = |next, port: u16, fragment: Option<u16>| {
+        packets::ipv6("fd10:244:0:2::7", "fd10:244:0:1::5", next, 40_000, port, fragment)
+    };
+    assert_eq!(bench.arrives(&six(6, 80, None)), REDIRECT);
+    assert_eq!(bench.arrives(&six(6, 81, None)), DROP);
+    assert_eq!(bench.arrives(&six(132, 81, None)), REDIRECT);
+    assert_eq!(bench.arrives(&six(6, 80, Some(1))), REDIRECT, "the first fragment");
+    assert_eq!(bench.arrives(&six(6, 80, Some(8))), REDIRECT, "the last one");
+    assert_eq!(bench.arrives(&six(17, 80, Some(8))), DROP);
+}
+
+#[test]
+fn pods_do_not_reach_the_nodes_own_ports() {
+    if !privileged() {
+        return;
+    }
+    let bench = Bench::new(0, 0, vec![]);
+    bench.node.ip("addr add 198.51.100.77/32 dev lo");
+    bench.node.ip(&format!("route add 192.0.2.0/24 dev {}", bench.other.host_interface));
+    bench.node.run(|| mesh_kernel::sysctl::write("net/ipv4/ip_forward", "1")).unwrap();
+    let to = |to, port| bench.sends(&segment(POD, 50_000, to, port, SYN));
+    assert_eq!(to(NODE, 10_250), DROP);
+    assert_eq!(to(NODE, 10_251), NEXT);
+    assert_eq!(
+        to([198, 51, 100, 77], 10_250),
+        DROP,
+        "an address of the node that only the kernel knows"
+    );
+    assert_eq!(to(WORLD, 10_250), NEXT, "somebody else's port");
+    assert_eq!(to([127, 0, 0, 1], 80), DROP);
+    assert_eq!(bench.dropped(Reason::HostProtected), 3);
+    assert_eq!(
+        bench.arrives(&segment(FAR, 50_000, NODE, 10_250, SYN)),
+        DROP,
+        "from another node's pod"
+    );
+    assert_eq!(bench.arrives(&segment(FAR, 50_000, NODE, 80, SYN)), NEXT);
+}
+
+impl Bench {
+    /// With the Ethernet header of the node's side.
+    fn framed(&self, packet: &[u8]) -> Vec<u8> {
+        [&self.port.pod_mac().0[..], &self.port.host_mac().0, &[8, 0], packet].concat()
+    }
+}
+
+/// Real packets: what a process of the node sends to its pods is allowed, and answered, whatever the policy.
+#[test]
+fn processes_of_the_node_reach_their_pods_and_other_pods_do_not() {
+    if !privileged() {
+        return;
+    }
+    let bench = Bench::new(IN, OUT, vec![]);
+    // An address of the node that no table knows.
+    bench.node.ip("addr add 198.51.100.77/32 dev lo");
+    let pod = &bench._pods[0];
+    let server = pod.greeter("10.244.1.5:80", "hello");
+    assert_eq!(bench.node.tcp(server).unwrap(), "hello");
+    let before = bench.dropped(Reason::PolicyIngress);
+    let near = bench._pods[1].run(|| {
+        std::net::TcpStream::connect_timeout(&server, std::time::Duration::from_millis(300))
+    });
+    assert!(near.is_err());
+    assert!(bench.dropped(Reason::PolicyIngress) > before);
+}
