@@ -9,10 +9,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ipnet::IpNet;
-use mesh_cni::wire::{Address, Attachment, Code, Failure, Owner, PodName, Reply, Request};
+use mesh_cni::wire::{Address, Attachment, Code, Failure, Owner, PodName, Reply, Request, Wishes};
 use mesh_kernel::IfName;
 use mesh_kernel::pods::{AttachError, Attached, PodNetwork, PodPort};
-use tokio::sync::{OwnedMutexGuard, Semaphore, watch};
+use tokio::sync::{Notify, OwnedMutexGuard, Semaphore, watch};
 
 mod departure;
 mod failure;
@@ -22,6 +22,7 @@ mod netns;
 pub mod owner;
 pub mod pool;
 mod recover;
+mod room;
 mod serve;
 
 pub(crate) use serve::bind;
@@ -29,10 +30,14 @@ pub use serve::{ListenError, serve};
 
 use departure::Departures;
 use failure::Trouble;
-use ledger::{Change, LedgerHandle, now};
+use ledger::{Change, LedgerError, LedgerHandle, now};
+use pool::ReserveError;
 
 /// Interfaces that are made or removed at the same time: the kernel does it one by one anyway, and each takes a thread.
 const AT_ONCE: usize = 8;
+
+/// Name of the network in the configuration that we write.
+pub(crate) const DEFAULT_NETWORK: &str = "mesh";
 
 /// What the node can do for pods at the moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,7 +71,11 @@ struct Inner {
     turns: Semaphore,
     owners: Mutex<HashMap<Owner, Arc<tokio::sync::Mutex<()>>>>,
     absent: Mutex<BTreeSet<Owner>>,
+    /// Those whose sandbox the runtime did not know when it was asked last.
+    strangers: Mutex<BTreeSet<Owner>>,
     departures: Departures,
+    /// Somebody found no address.
+    exhausted: Notify,
 }
 
 impl Cni {
@@ -85,7 +94,9 @@ impl Cni {
             turns: Semaphore::new(AT_ONCE),
             owners: Mutex::default(),
             absent: Mutex::default(),
+            strangers: Mutex::default(),
             departures: Departures::default(),
+            exhausted: Notify::new(),
         }))
     }
 
@@ -93,14 +104,14 @@ impl Cni {
     pub async fn handle(&self, request: Request) -> Reply {
         let (what, owner) = describe(&request);
         let result = match request {
-            Request::Add { owner, netns, pod } => {
-                self.add(owner, netns, pod).await.map(Reply::Attached)
+            Request::Add { owner, netns, pod, wishes } => {
+                self.add(owner, netns, pod, wishes).await.map(Reply::Attached)
             }
             Request::Del { owner } => self.del(&owner).await.map(|()| Reply::Done),
             Request::Check { owner, netns, addresses } => {
                 self.check(owner, netns, &addresses).await.map(|()| Reply::Done)
             }
-            Request::Gc { keep } => self.gc(keep).await.map(|()| Reply::Done),
+            Request::Gc { network, keep } => self.gc(&network, keep).await.map(|()| Reply::Done),
             Request::Status => self.status().await.map(|()| Reply::Done),
         };
         result.unwrap_or_else(|failure| {
@@ -121,6 +132,7 @@ impl Cni {
         owner: Owner,
         netns: PathBuf,
         pod: Option<PodName>,
+        wishes: Wishes,
     ) -> Result<Attachment, Failure> {
         valid(&owner)?;
         netns::check(&netns)?;
@@ -132,14 +144,19 @@ impl Cni {
         self.drain_queue_of(&owner).await?;
         self.0.departures.busy();
         self.finish_departure(&owner).await?;
-        let reserve = Change::Reserve(owner.clone(), readiness.blocks);
-        let lease = self.0.ledger.change(reserve).await.map_err(Trouble::Ledger)?;
-        let addresses = lease.map(|lease| lease.addresses).unwrap_or_default();
-        let text = owner::describe(&owner, &addresses, pod.as_ref());
-        let port = owner::port(&owner, &addresses, netns, readiness.mtu, text)?;
+        let reserve = Change::Reserve(owner.clone(), readiness.blocks, wishes);
+        let lease = self.0.ledger.change(reserve).await.map_err(|error| {
+            if matches!(error, LedgerError::Reserve(ReserveError::Exhausted { .. })) {
+                self.0.exhausted.notify_one();
+            }
+            Trouble::Ledger(error)
+        })?;
+        let Some(lease) = lease else { return Err(Trouble::Ledger(LedgerError::Ended).into()) };
+        let text = owner::describe(&owner, &lease.addresses, pod.as_ref());
+        let port = owner::port(&owner, &lease, netns, readiness.mtu, text)?;
         match self.make(&owner, &port).await {
             Ok(attached) => {
-                tracing::info!(owner = %owner, addresses = ?addresses, "pod attached");
+                tracing::info!(owner = %owner, addresses = ?lease.addresses, "pod attached");
                 Ok(attachment(&port, &attached))
             }
             Err(trouble) => {
@@ -231,15 +248,26 @@ impl Cni {
             .collect();
         let mtu = self.0.readiness.borrow().mtu;
         let text = owner::describe(&owner, &lease.addresses, None);
-        let port = owner::port(&owner, &lease.addresses, netns, mtu, text)?;
+        let port = owner::port(&owner, &lease, netns, mtu, text)?;
         let seen = self.blocking(move |network| network.check(&port)).await;
         lacks.extend(seen.map_err(Trouble::List)?.iter().map(ToString::to_string));
         if lacks.is_empty() { Ok(()) } else { Err(missing(lacks.join("; "))) }
     }
 
-    async fn gc(&self, keep: Vec<Owner>) -> Result<(), Failure> {
+    /// Releases what belongs to the network and is not listed. What an agent learned from interfaces alone, or before it
+    /// noted networks, counts for the network of our own configuration.
+    async fn gc(&self, network: &str, keep: Vec<Owner>) -> Result<(), Failure> {
         let keep: BTreeSet<Owner> = keep.into_iter().collect();
-        let all = self.0.ledger.ask(|pool| pool.leases().keys().cloned().collect::<Vec<_>>()).await;
+        let network = network.to_owned();
+        let mine = move |lease: &pool::Lease| match lease.wishes.network.as_str() {
+            "" => network.is_empty() || network == DEFAULT_NETWORK,
+            noted => noted == network,
+        };
+        let owners = move |pool: &pool::Pool| {
+            let all = pool.leases().iter().filter(|(_, lease)| mine(lease));
+            all.map(|(owner, _)| owner.clone()).collect::<Vec<_>>()
+        };
+        let all = self.0.ledger.ask(owners).await;
         let mut wrong = vec![];
         for owner in all.map_err(Trouble::Ledger)?.into_iter().filter(|o| !keep.contains(o)) {
             let _turn = self.turn(&owner).await;

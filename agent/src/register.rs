@@ -37,6 +37,8 @@ pub(crate) struct Registration {
     pub(crate) public_key: WgKey,
     /// Those in use, once they are known to be.
     pub(crate) keys: watch::Receiver<Option<Vec<WgKey>>>,
+    /// How many pod blocks of each family it asks for; nothing to leave that as it is.
+    pub(crate) blocks_wanted: watch::Receiver<Option<usize>>,
     pub(crate) overlay: &'static str,
     pub(crate) overlay_port: u16,
     /// How long the first report waits for the node to be ready.
@@ -84,6 +86,7 @@ pub(crate) async fn run(
     loop {
         let now = readiness.borrow_and_update().clone();
         registration.keys.mark_unchanged();
+        registration.blocks_wanted.mark_unchanged();
         if reported != Some(now.ready) {
             transition = Timestamp::now();
         }
@@ -113,6 +116,7 @@ pub(crate) async fn run(
             // Of an agent that ends; until then there is nothing to miss.
             Ok(()) = registration.keys.changed() => {}
             Ok(()) = changed(registration.pressures.as_mut()) => {}
+            Ok(()) = registration.blocks_wanted.changed() => {}
         }
     }
 }
@@ -163,6 +167,9 @@ fn metadata(registration: &Registration) -> Value {
             keys.join(",")
         });
         annotations.insert(wellknown::ANNOTATION_WIREGUARD_KEYS, keys);
+    }
+    if let Some(wanted) = *registration.blocks_wanted.borrow() {
+        annotations.insert(wellknown::ANNOTATION_BLOCKS_WANTED, Some(wanted.to_string()));
     }
     let labels = BTreeMap::from([
         (wellknown::LABEL_HOSTNAME, registration.node.as_str()),
@@ -259,6 +266,7 @@ mod tests {
             addresses: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
             public_key: WgKey([7; 32]),
             keys: watch::channel(Some(vec![WgKey([7; 32])])).1,
+            blocks_wanted: watch::channel(Some(2)).1,
             overlay: "user",
             overlay_port: 51_900,
             patience: Duration::ZERO,
@@ -268,6 +276,8 @@ mod tests {
         let mut object = metadata(&registration);
         let endpoints = &object["metadata"]["annotations"][wellknown::ANNOTATION_ENDPOINTS];
         assert_eq!(endpoints, "192.0.2.1:51900,[2001:db8::1]:51900");
+        let wanted = wellknown::ANNOTATION_BLOCKS_WANTED;
+        assert_eq!(object["metadata"]["annotations"][wanted], "2");
         let keys = wellknown::ANNOTATION_WIREGUARD_KEYS;
         assert!(object["metadata"]["annotations"][keys].is_null(), "its name says it all");
         let two = vec![WgKey([8; 32]), WgKey([9; 32])];

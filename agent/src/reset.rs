@@ -84,6 +84,8 @@ fn kernel(options: &Options, note: &mut Note<'_>) {
         }
         Err(error) => note("pods' interfaces", Err(&error)),
     }
+    let closed = pods.publish(&[]);
+    note("ports of the node", closed.as_ref().map(drop).map_err(|e| e as _));
     let buried = pods.bury();
     note("what is left of pods' interfaces", buried.as_ref().map(drop).map_err(|e| e as _));
     let overlay: IfName = OVERLAY_DEVICE.parse().expect("a constant and valid interface name");

@@ -67,6 +67,8 @@ struct Agent {
     desired: watch::Sender<Option<Desired>>,
     plugin: watch::Sender<cni::Readiness>,
     node: watch::Sender<register::Readiness>,
+    /// How many pod blocks of each family the node asks for, once it does.
+    blocks_wanted: watch::Sender<Option<usize>>,
     seen: watch::Sender<Seen>,
     checks: Arc<Checks>,
 }
@@ -86,6 +88,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         desired: watch::Sender::new(initial(&paths)),
         plugin: watch::Sender::new(cni::Readiness::starting("the agent is starting")),
         node: watch::Sender::new(register::Readiness::starting()),
+        blocks_wanted: watch::Sender::new(None),
         seen: watch::Sender::new(Seen::default()),
         checks: Arc::default(),
         board: Board::default(),

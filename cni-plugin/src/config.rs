@@ -3,11 +3,12 @@
 use std::io::Read;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::mpsc;
+use std::sync::{LazyLock, mpsc};
 use std::time::Duration;
 
 use serde_json::{Map, Value};
 
+use crate::input::address;
 use crate::version::Version;
 use crate::wire::{Code, Failure, Owner, is_identifier};
 
@@ -45,6 +46,8 @@ pub struct NetworkConfig {
     pub socket: PathBuf,
     /// The agent's state directory.
     pub state_dir: PathBuf,
+    /// The network's name.
+    pub name: String,
     keys: Map<String, Value>,
 }
 
@@ -86,11 +89,11 @@ impl NetworkConfig {
     /// Checks what all commands need.
     pub fn new(keys: Map<String, Value>) -> Result<Self, Failure> {
         let version = Version::parse(text(&keys, "cniVersion")?)?;
-        match text(&keys, "name")? {
-            Some(name) if is_identifier(name) => {}
+        let name = match text(&keys, "name")? {
+            Some(name) if is_identifier(name) => name.to_owned(),
             Some(name) => return Err(invalid(format!("name {name:?} is invalid"))),
             None => return Err(invalid("name is missing".to_owned())),
-        }
+        };
         let path = |key, default: &str| -> Result<PathBuf, Failure> {
             let path = PathBuf::from(text(&keys, key)?.unwrap_or(default));
             if path.is_absolute() {
@@ -101,7 +104,7 @@ impl NetworkConfig {
         };
         let (socket, state_dir) =
             (path("socket", DEFAULT_SOCKET)?, path("stateDir", DEFAULT_STATE_DIR)?);
-        Ok(Self { version, socket, state_dir, keys })
+        Ok(Self { version, socket, state_dir, name, keys })
     }
 
     /// Refuses keys that would have no effect. Not asked of DEL: a release must not depend on them.
@@ -117,21 +120,54 @@ impl NetworkConfig {
         }
     }
 
-    /// The addresses in `prevResult`, which CHECK cannot do without.
-    pub fn previous_addresses(&self) -> Result<Vec<IpAddr>, Failure> {
-        let previous = match self.keys.get("prevResult") {
-            Some(Value::Object(previous)) => previous,
-            Some(_) => return Err(invalid("prevResult is not an object".to_owned())),
-            None => return Err(invalid("prevResult is missing".to_owned())),
+    /// An object among the keys; empty when it is absent.
+    pub(crate) fn object(&self, key: &str) -> Result<&Map<String, Value>, Failure> {
+        static NONE: LazyLock<Map<String, Value>> = LazyLock::new(Map::new);
+        match self.keys.get(key) {
+            None | Some(Value::Null) => Ok(&NONE),
+            Some(Value::Object(object)) => Ok(object),
+            Some(other) => Err(invalid(format!("{key} is not an object: {other}"))),
+        }
+    }
+
+    /// `args.cni`; empty when it is absent.
+    pub(crate) fn args(&self) -> Result<&Map<String, Value>, Failure> {
+        let args = self.object("args")?;
+        match args.get("cni") {
+            Some(Value::Object(cni)) => Ok(cni),
+            _ => self.object("no such key"),
+        }
+    }
+
+    /// The result of the plugins before this one, or of the ADD.
+    pub fn previous(&self) -> Result<Option<&Map<String, Value>>, Failure> {
+        match self.keys.get("prevResult") {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Object(previous)) => Ok(Some(previous)),
+            Some(_) => Err(invalid("prevResult is not an object".to_owned())),
+        }
+    }
+
+    /// The addresses that `prevResult`, which CHECK cannot do without, has for the interface inside the pod.
+    pub fn previous_addresses(&self, interface: &str) -> Result<Vec<IpAddr>, Failure> {
+        let Some(previous) = self.previous()? else {
+            return Err(invalid("prevResult is missing".to_owned()));
         };
-        let ips = previous.get("ips").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        let list = |key| previous.get(key).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        let (ips, interfaces) = (list("ips"), list("interfaces"));
+        // Those of other plugins in the chain are theirs to check.
+        let foreign = |ip: &&Value| {
+            let index = ip.get("interface").and_then(Value::as_u64);
+            let index = index.and_then(|index| usize::try_from(index).ok());
+            let name = index.and_then(|index| interfaces.get(index)?.get("name")?.as_str());
+            name.is_some_and(|name| name != interface)
+        };
         ips.iter()
+            .filter(|ip| !foreign(ip))
             .map(|ip| {
-                let address = ip.get("address").and_then(Value::as_str).unwrap_or_default();
-                let address = address.split('/').next().unwrap_or_default();
-                address
-                    .parse()
-                    .map_err(|_| invalid(format!("prevResult has a bad address in {ip}")))
+                let text = ip.get("address").and_then(Value::as_str).unwrap_or_default();
+                address(text)
+                    .ok_or_else(|| invalid(format!("prevResult has a bad address in {ip}")))
             })
             .collect()
     }

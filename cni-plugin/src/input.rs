@@ -1,6 +1,7 @@
 //! The environment (specification, section "Parameters").
 
 use std::ffi::OsString;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use crate::wire::{Code, Failure, Owner, PodName, check_container, check_interface};
@@ -72,10 +73,22 @@ pub fn attachment(
     Ok((Owner { container, interface }, netns.map(PathBuf::from)))
 }
 
-/// The pod in `CNI_ARGS`. Keys that nobody declared are an error unless `IgnoreUnknown` is set.
-pub fn pod(environment: Environment<'_>) -> Result<Option<PodName>, Failure> {
+/// What `CNI_ARGS` says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Arguments {
+    /// The pod, where both its names are given.
+    pub pod: Option<PodName>,
+    /// `IP`: addresses to use.
+    pub addresses: Vec<IpAddr>,
+    /// `MAC`: the address of the interface inside.
+    pub mac: Option<String>,
+}
+
+/// What `CNI_ARGS` says. Keys that nobody declared are an error unless `IgnoreUnknown` is set.
+pub fn arguments(environment: Environment<'_>) -> Result<Arguments, Failure> {
     let text = variable(environment, "CNI_ARGS")?.unwrap_or_default();
     let (mut namespace, mut name, mut unknown, mut ignore) = (None, None, None, false);
+    let mut arguments = Arguments::default();
     for pair in text.split(';').filter(|_| !text.is_empty()) {
         let (key, value) = pair
             .split_once('=')
@@ -85,6 +98,17 @@ pub fn pod(environment: Environment<'_>) -> Result<Option<PodName>, Failure> {
             "K8S_POD_NAMESPACE" => namespace = Some(value.to_owned()),
             "K8S_POD_NAME" => name = Some(value.to_owned()),
             "K8S_POD_INFRA_CONTAINER_ID" | "K8S_POD_UID" => {}
+            "IP" => {
+                for text in value.split(',') {
+                    let address = address(text)
+                        .ok_or_else(|| wrong(format!("CNI_ARGS: IP {text:?} is no address")))?;
+                    arguments.addresses.push(address);
+                }
+            }
+            "MAC" => {
+                let why = |why| wrong(format!("CNI_ARGS: {why}"));
+                arguments.mac = Some(mac(value).map_err(why)?);
+            }
             "IgnoreUnknown" => {
                 ignore = match value {
                     "1" | "t" | "T" | "true" | "TRUE" | "True" => true,
@@ -98,7 +122,29 @@ pub fn pod(environment: Environment<'_>) -> Result<Option<PodName>, Failure> {
     if let Some(key) = unknown.filter(|_| !ignore) {
         return Err(wrong(format!("CNI_ARGS: unknown key {key:?} without IgnoreUnknown=1")));
     }
-    Ok(namespace.zip(name).map(|(namespace, name)| PodName { namespace, name }))
+    arguments.pod = namespace.zip(name).map(|(namespace, name)| PodName { namespace, name });
+    Ok(arguments)
+}
+
+/// An address, whose prefix length, if it has one, says nothing: pods' addresses are single ones.
+pub(crate) fn address(text: &str) -> Option<IpAddr> {
+    text.split('/').next()?.parse().ok()
+}
+
+/// A unicast Ethernet address in its usual form; the text says what is wrong with another.
+pub(crate) fn mac(text: &str) -> Result<String, String> {
+    let parts: Vec<Option<u8>> = text
+        .split([':', '-'])
+        .map(|p| u8::from_str_radix(p, 16).ok().filter(|_| p.len() == 2 && !p.starts_with('+')))
+        .collect();
+    let bytes: Option<Vec<u8>> = parts.into_iter().collect();
+    match bytes {
+        Some(bytes) if bytes.len() == 6 && bytes[0] & 1 == 0 && bytes.iter().any(|b| *b != 0) => {
+            let parts: Vec<String> = bytes.iter().map(|b| format!("{b:02x}")).collect();
+            Ok(parts.join(":"))
+        }
+        _ => Err(format!("MAC {text:?} is not the address of one interface")),
+    }
 }
 
 fn variable(environment: Environment<'_>, name: &str) -> Result<Option<String>, Failure> {
@@ -136,11 +182,28 @@ mod tests {
     fn arguments_are_pairs_and_known() {
         let containerd = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;\
                           K8S_POD_INFRA_CONTAINER_ID=abc;X=y";
-        let found = with(&[("CNI_ARGS", containerd)], pod).unwrap().unwrap();
+        let found = with(&[("CNI_ARGS", containerd)], arguments).unwrap().pod.unwrap();
         assert_eq!((found.namespace.as_str(), found.name.as_str()), ("default", "web"));
-        assert_eq!(with(&[("CNI_ARGS", "")], pod), Ok(None));
-        for bad in ["X=y", "K8S_POD_NAME", "=1", "IgnoreUnknown=maybe", ";"] {
-            assert_eq!(with(&[("CNI_ARGS", bad)], pod).unwrap_err().code, 4, "{bad}");
+        assert_eq!(with(&[("CNI_ARGS", "")], arguments), Ok(Arguments::default()));
+        let special =
+            with(&[("CNI_ARGS", "IP=10.0.0.7/24,fd00::7;MAC=02-00-00-00-00-AB")], arguments);
+        let special = special.unwrap();
+        assert_eq!(special.addresses.len(), 2);
+        assert_eq!(special.mac.as_deref(), Some("02:00:00:00:00:ab"));
+        for bad in [
+            "X=y",
+            "K8S_POD_NAME",
+            "=1",
+            "IgnoreUnknown=maybe",
+            ";",
+            "IP=10.0.0",
+            "IP=",
+            "MAC=1",
+            "MAC=01:00:00:00:00:01",
+            "MAC=00:00:00:00:00:00",
+            "MAC=+2:00:00:00:00:01",
+        ] {
+            assert_eq!(with(&[("CNI_ARGS", bad)], arguments).unwrap_err().code, 4, "{bad}");
         }
     }
 }

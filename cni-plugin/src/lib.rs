@@ -17,6 +17,7 @@ pub mod queue;
 pub mod result;
 pub mod version;
 pub mod wire;
+pub mod wishes;
 
 mod run;
 

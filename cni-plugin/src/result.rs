@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 use crate::version::Version;
 use crate::wire::{Attachment, Failure};
 
-/// The result of an ADD.
-pub fn success(attachment: &Attachment, version: Version) -> Value {
+/// The result of an ADD. `dns` is what the runtime asked for.
+pub fn success(attachment: &Attachment, version: Version, dns: Value) -> Value {
     let host = json!({ "name": attachment.host_interface, "mac": attachment.host_mac });
     let mut pod = json!({
         "name": attachment.interface,
@@ -45,8 +45,29 @@ pub fn success(attachment: &Attachment, version: Version) -> Value {
         "interfaces": [host, pod],
         "ips": ips,
         "routes": routes,
-        "dns": {},
+        "dns": dns,
     })
+}
+
+/// A result in a chain: what the plugins before have made comes first, and indices follow.
+pub fn after(previous: Option<&Map<String, Value>>, mut own: Value) -> Value {
+    let Some(previous) = previous else { return own };
+    let list = |key| previous.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
+    let shift = list("interfaces").len();
+    for ip in own["ips"].as_array_mut().into_iter().flatten() {
+        if let Some(index) = ip["interface"].as_u64() {
+            ip["interface"] = (index + shift as u64).into();
+        }
+    }
+    for key in ["interfaces", "ips", "routes"] {
+        let mut all = list(key);
+        all.extend(own[key].as_array().cloned().unwrap_or_default());
+        own[key] = all.into();
+    }
+    if own["dns"].as_object().is_none_or(Map::is_empty) {
+        own["dns"] = previous.get("dns").cloned().unwrap_or_else(|| json!({}));
+    }
+    own
 }
 
 /// An error, in the version of the configuration or, before that is known, in `version`.
@@ -91,17 +112,33 @@ mod tests {
 
     #[test]
     fn each_version_gets_its_own_shape() {
-        let new = success(&attachment(), Version::V110);
+        let new = success(&attachment(), Version::V110, json!({}));
         assert_eq!(new["interfaces"][1]["mtu"], 1420);
         assert_eq!(new["ips"][0]["address"], "10.244.1.5/32");
         assert_eq!(new["ips"][1]["interface"], 1);
         assert_eq!(new["routes"][1]["dst"], "::/0");
-        let stable = success(&attachment(), Version::V100);
+        let stable = success(&attachment(), Version::V100, json!({}));
         assert!(stable["interfaces"][1].get("mtu").is_none());
         assert!(stable["ips"][0].get("version").is_none());
-        let old = success(&attachment(), Version::V031);
+        let old = success(&attachment(), Version::V031, json!({}));
         assert_eq!(old["ips"][0]["version"], "4");
         assert_eq!(old["ips"][1]["version"], "6");
         assert_eq!(old["cniVersion"], "0.3.1");
+    }
+
+    #[test]
+    fn in_a_chain_the_earlier_results_come_first() {
+        let before = json!({
+            "interfaces": [{"name": "lo"}],
+            "ips": [{"address": "127.0.0.1/8", "interface": 0}],
+            "dns": {"nameservers": ["192.0.2.53"]},
+        });
+        let own = success(&attachment(), Version::V100, json!({}));
+        let both = after(before.as_object(), own.clone());
+        assert_eq!(both["interfaces"][2]["name"], "eth0");
+        assert_eq!(both["ips"][1]["interface"], 2);
+        assert_eq!(both["routes"].as_array().unwrap().len(), 2);
+        assert_eq!(both["dns"]["nameservers"][0], "192.0.2.53");
+        assert_eq!(after(None, own.clone()), own);
     }
 }

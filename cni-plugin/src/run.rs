@@ -9,6 +9,7 @@ use crate::config::{self, NetworkConfig};
 use crate::input::{self, Command, Environment};
 use crate::version::Version;
 use crate::wire::{Code, Failure, Owner, Reply, Request};
+use crate::wishes::{dns, wishes};
 use crate::{call, queue, result};
 
 /// Less than the 5 s that a runtime may expect, together with everything else.
@@ -79,7 +80,7 @@ fn about() -> Outcome {
 
 /// The part of a request that the environment alone decides.
 enum Prepared {
-    Add { owner: Owner, netns: PathBuf, pod: Option<crate::wire::PodName> },
+    Add { owner: Owner, netns: PathBuf, arguments: input::Arguments },
     Del { owner: Owner },
     Check { owner: Owner, netns: PathBuf },
     Gc,
@@ -94,7 +95,7 @@ fn prepare(command: Command, environment: Environment<'_>) -> Result<Prepared, F
     Ok(match command {
         Command::Add => {
             let (owner, netns) = inside()?;
-            Prepared::Add { owner, netns, pod: input::pod(environment)? }
+            Prepared::Add { owner, netns, arguments: input::arguments(environment)? }
         }
         Command::Del => Prepared::Del { owner: input::attachment(environment, false)?.0 },
         Command::Check => {
@@ -109,21 +110,25 @@ fn prepare(command: Command, environment: Environment<'_>) -> Result<Prepared, F
 fn execute(prepared: Prepared, config: &NetworkConfig) -> Result<Outcome, Failure> {
     let mut wrong = vec![];
     let request = match prepared {
-        Prepared::Add { owner, netns, pod } => {
+        Prepared::Add { owner, netns, mut arguments } => {
             config.refuse_unknown_keys()?;
-            Request::Add { owner, netns, pod }
+            config.previous()?;
+            let pod = arguments.pod.take();
+            let wishes = wishes(config, arguments)?;
+            Request::Add { owner, netns, pod, wishes }
         }
         Prepared::Del { owner } => return release(owner, config),
         Prepared::Check { owner, netns } => {
             config.version.require(Version::V040, "CHECK")?;
             config.refuse_unknown_keys()?;
-            Request::Check { owner, netns, addresses: config.previous_addresses()? }
+            let addresses = config.previous_addresses(&owner.interface)?;
+            Request::Check { owner, netns, addresses }
         }
         Prepared::Gc => {
             config.version.require(Version::V110, "GC")?;
             let (keep, malformed) = config.valid_attachments()?;
             wrong = malformed;
-            Request::Gc { keep }
+            Request::Gc { network: config.name.clone(), keep }
         }
         Prepared::Status => {
             config.version.require(Version::V110, "STATUS")?;
@@ -143,7 +148,8 @@ fn execute(prepared: Prepared, config: &NetworkConfig) -> Result<Outcome, Failur
     match reply {
         Ok(Reply::Done) => Ok(Outcome::silent()),
         Ok(Reply::Attached(attachment)) => {
-            Ok(Outcome::value(&result::success(&attachment, config.version)))
+            let own = result::success(&attachment, config.version, dns(config)?);
+            Ok(Outcome::value(&result::after(config.previous()?, own)))
         }
         Ok(Reply::Failed(failure)) => Err(failure),
         Err(error) => Err(unreachable(down, config, &error)),

@@ -81,6 +81,82 @@ pub struct PodName {
     pub name: String,
 }
 
+/// What a runtime wants of an interface beyond having one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Wishes {
+    /// Name of the network that it belongs to; a garbage collection is about one network.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub network: String,
+    /// These addresses, at most one of each family, in the place of any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpAddr>,
+    /// This MAC address inside the pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
+    /// Ports of the node that lead to it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PortMapping>,
+    /// How much may pass it.
+    #[serde(skip_serializing_if = "Bandwidth::is_unlimited")]
+    pub bandwidth: Bandwidth,
+}
+
+/// A port of the node that leads to a port of the pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PortMapping {
+    /// The node's port.
+    pub host_port: u16,
+    /// The pod's port.
+    pub container_port: u16,
+    /// The transport.
+    pub protocol: Transport,
+    /// The node's address; all of them when it is absent or unspecified.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_ip: Option<IpAddr>,
+}
+
+/// A protocol with ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+/// Limits, in bits and bits per second; 0 is none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Bandwidth {
+    /// What the pod may receive in a second.
+    pub ingress_rate: u64,
+    /// And at once.
+    pub ingress_burst: u64,
+    /// What the pod may send in a second.
+    pub egress_rate: u64,
+    /// And at once.
+    pub egress_burst: u64,
+}
+
+impl Bandwidth {
+    /// Whether there is no limit in either direction.
+    pub fn is_unlimited(&self) -> bool {
+        self.ingress_rate == 0 && self.egress_rate == 0
+    }
+}
+
+impl Wishes {
+    /// Whether nothing is wanted at all.
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// A request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -93,6 +169,9 @@ pub enum Request {
         netns: PathBuf,
         /// The pod, where containerd says so.
         pod: Option<PodName>,
+        /// What is special about it.
+        #[serde(default, skip_serializing_if = "Wishes::is_none")]
+        wishes: Wishes,
     },
     /// Remove an interface and release its addresses.
     Del {
@@ -108,8 +187,11 @@ pub enum Request {
         /// Addresses that the runtime believes it has.
         addresses: Vec<IpAddr>,
     },
-    /// Remove all interfaces but these.
+    /// Remove all interfaces of a network but these.
     Gc {
+        /// The network's name.
+        #[serde(default)]
+        network: String,
         /// Those that are in use.
         keep: Vec<Owner>,
     },

@@ -375,6 +375,81 @@ fn row_23_arguments() {
     assert!(node.network.ports()[0].owner.ends_with(" default/web"));
 }
 
+/// `runtimeConfig` and `CNI_ARGS`: what a runtime may ask for beyond an interface.
+#[test]
+fn capabilities_and_arguments_reach_the_interface() {
+    let node = Node::new("10.0.0.0/24");
+    let runtime = json!({
+        "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": "192.0.2.1"}],
+        "bandwidth": {"ingressRate": 1_000_000, "ingressBurst": 4_294_967_295_u64},
+        "ips": ["10.0.0.77/24"],
+        "mac": "02:00:00:00:00:07",
+        "dns": {"servers": ["10.96.0.10"], "searches": ["default.svc"], "options": []},
+    });
+    let text = node.call("ADD").key("runtimeConfig", runtime.clone()).ok();
+    let result: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(result["ips"][0]["address"], "10.0.0.77/32");
+    assert_eq!(result["interfaces"][1]["mac"], "02:00:00:00:00:07");
+    assert_eq!(result["dns"], json!({"nameservers": ["10.96.0.10"], "search": ["default.svc"]}));
+    let port = node.network.ports().remove(0);
+    assert_eq!((port.ports[0].port, port.ports[0].pod_port), (8080, 80));
+    assert_eq!(port.bandwidth.to_pod.unwrap().bits_per_sec, 1_000_000);
+    assert_eq!(port.bandwidth.from_pod, None);
+    node.call("CHECK").key("runtimeConfig", runtime.clone()).key("prevResult", result).ok();
+    let same = node.call("ADD").id("other").key("runtimeConfig", runtime);
+    assert!(same.fails(11).contains("10.0.0.77"));
+    let elsewhere = node.call("ADD").id("other").env("CNI_ARGS", "IP=192.0.2.7");
+    assert!(elsewhere.fails(7).contains("192.0.2.7"));
+    let text =
+        node.call("ADD").id("other").env("CNI_ARGS", "IP=10.0.0.78;MAC=02:00:00:00:00:08").ok();
+    assert!(text.contains("10.0.0.78") && text.contains("02:00:00:00:00:08"));
+    node.call("ADD")
+        .id("bad")
+        .key("runtimeConfig", json!({"portMappings": [{"hostPort": 1}]}))
+        .fails(7);
+    assert_eq!(node.attached(), 2);
+}
+
+#[test]
+fn a_chain_keeps_what_came_before_and_checks_its_own() {
+    let node = Node::new("10.0.0.0/24");
+    for version in ["1.1.0", "1.0.0", "0.4.0", "0.3.1"] {
+        let before = json!({
+            "cniVersion": version,
+            "interfaces": [{"name": "net1", "sandbox": NETNS}],
+            "ips": [{"version": "4", "address": "192.0.2.5/24", "interface": 0}],
+        });
+        let call = |command| {
+            node.call(command).id(&version.replace('.', "-")).key("cniVersion", json!(version))
+        };
+        let text = call("ADD").key("prevResult", before).ok();
+        let result: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(result["cniVersion"], version);
+        assert_eq!(result["ips"].as_array().unwrap().len(), 3);
+        assert_eq!(result["interfaces"][0]["name"], "net1");
+        assert_eq!(result["interfaces"][2]["name"], "eth0");
+        assert_eq!(result["ips"][1]["interface"], 2);
+        if version != "0.3.1" {
+            call("CHECK").key("prevResult", result.clone()).ok();
+        }
+        call("DEL").key("prevResult", result).ok();
+    }
+    node.call("ADD").key("prevResult", json!(7)).fails(7);
+    assert_eq!(node.attached(), 0);
+}
+
+#[test]
+fn a_garbage_collection_is_about_one_network() {
+    let node = Node::new("10.0.0.0/24");
+    node.call("ADD").id("a").ok();
+    node.call("ADD").id("b").key("name", json!("second")).ok();
+    let none = json!([]);
+    node.call("GC").key("cni.dev/valid-attachments", none.clone()).ok();
+    assert_eq!(node.attached(), 1);
+    node.call("GC").key("name", json!("second")).key("cni.dev/valid-attachments", none).ok();
+    assert_eq!(node.attached(), 0);
+}
+
 #[test]
 fn row_25_a_hundred_at_once() {
     let node = Node::new("10.0.0.0/24");

@@ -130,6 +130,8 @@ pub(crate) fn pod_port(port: &PodPort) -> abi::PodPort {
 }
 
 pub(crate) fn local_pod(port: &PodPort, ifindex: u32) -> abi::LocalPod {
+    let queued = if port.bandwidth.to_pod.is_some() { abi::LocalPod::QUEUED } else { 0 };
+    let ifindex = ifindex | queued;
     abi::LocalPod { ifindex, pod_mac: port.pod_mac().0, host_mac: port.host_mac().0 }
 }
 

@@ -91,6 +91,42 @@ pub struct Observed {
     pub masquerade: Option<Masquerade>,
     /// Whether a table of ours exists at all.
     pub table_exists: bool,
+    /// Destinations of other people's routes in the main table, the default route left out.
+    pub foreign: BTreeSet<Foreign>,
+}
+
+/// A route that is not ours.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Foreign {
+    /// Where to.
+    pub destination: IpNet,
+    /// Whether those addresses are on a link of the node, not behind a gateway.
+    pub on_link: bool,
+}
+
+/// A range of the cluster that the node uses for something else.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the cluster's range {range} overlaps {destination}, to which this node has a route of its own"
+)]
+pub struct RangeConflict {
+    /// The cluster's range.
+    pub range: IpNet,
+    /// Where the node's route leads.
+    pub destination: IpNet,
+}
+
+/// Ranges of the cluster that the node must not use: a route inside of one would take pods' packets away, and addresses on a link around
+/// one could not be reached any more. A wider route through a gateway is no conflict: ours are more specific.
+pub fn conflicts(desired: &Desired, observed: &Observed) -> Vec<RangeConflict> {
+    let all = observed.foreign.iter().flat_map(|foreign| {
+        let to = foreign.destination;
+        let meets =
+            move |range: &&IpNet| range.contains(&to) || (foreign.on_link && to.contains(*range));
+        let hit = desired.refused.iter().filter(meets);
+        hit.map(move |&range| RangeConflict { range, destination: to })
+    });
+    all.collect()
 }
 
 /// The overlay device as it is.

@@ -11,7 +11,9 @@ pub(crate) mod check;
 mod fake;
 mod gone;
 mod linux;
+mod ports;
 mod ready;
+mod shape;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -23,6 +25,8 @@ use crate::netlink::NetlinkError;
 
 pub use fake::FakePodNetwork;
 pub use linux::LinuxPodNetwork;
+pub use ports::{HostPort, PORTS_TABLE};
+pub use shape::{Bandwidth, Rate};
 
 /// First word of the alias (`ip link` shows it) of every interface of ours; the owner follows.
 pub const ALIAS_PREFIX: &str = "mesh-pod:";
@@ -52,6 +56,12 @@ pub struct PodPort {
     pub v6: Option<Ipv6Addr>,
     /// MTU of both ends: that of the overlay.
     pub mtu: u32,
+    /// MAC address inside the pod; one of its own unless somebody wants another.
+    pub mac: Option<MacAddress>,
+    /// Ports of the node that lead to it.
+    pub ports: Vec<HostPort>,
+    /// How much may pass.
+    pub bandwidth: Bandwidth,
 }
 
 impl PodPort {
@@ -60,9 +70,9 @@ impl PodPort {
         self.v4.map(IpAddr::from).into_iter().chain(self.v6.map(IpAddr::from))
     }
 
-    /// MAC address of the pod's end. A function of the host-side name, so that nothing has to be remembered.
+    /// MAC address of the pod's end. Unless one is wanted, a function of the host-side name, so that nothing has to be remembered.
     pub fn pod_mac(&self) -> MacAddress {
-        MacAddress::derived(&["pod", self.host_interface.as_str()])
+        self.mac.unwrap_or_else(|| MacAddress::derived(&["pod", self.host_interface.as_str()]))
     }
 
     /// MAC address of the node's end.
@@ -91,13 +101,8 @@ pub struct ObservedPort {
     pub ifindex: u32,
     /// The owner that it was made for.
     pub owner: String,
-}
-
-impl ObservedPort {
     /// MAC address of the pod's end.
-    pub fn pod_mac(&self) -> MacAddress {
-        MacAddress::derived(&["pod", self.host_interface.as_str()])
-    }
+    pub pod_mac: MacAddress,
 }
 
 /// Something that a pod's interface lacks.
@@ -171,6 +176,23 @@ pub enum AttachError {
     /// An interface with the host-side or the pod's name exists and is not the one asked for.
     #[error("interface {0} exists already")]
     Exists(IfName),
+    /// Another pod has that port of the node.
+    #[error("port {port} of the node leads to another pod")]
+    PortTaken {
+        /// The port, with address and protocol.
+        port: String,
+        /// The interface.
+        interface: IfName,
+    },
+    /// The table of the node's ports could not be written.
+    #[error("publish ports of {interface}")]
+    Ports {
+        /// The interface.
+        interface: IfName,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
     /// A netlink request failed.
     #[error("{what} for {interface}")]
     Netlink {
@@ -282,6 +304,14 @@ pub trait PodNetwork: Send + Sync {
     /// # Errors
     /// See [`DetachError`].
     fn detach(&self, host_interface: &IfName, addresses: &[IpAddr]) -> Result<(), DetachError>;
+
+    /// Makes these, and no others, the ports of the node that lead to pods with these addresses.
+    ///
+    /// To be called before the first attachment, and now and then: others may have flushed the table.
+    ///
+    /// # Errors
+    /// When the table cannot be written.
+    fn publish(&self, ports: &[(Vec<HostPort>, Vec<IpAddr>)]) -> io::Result<()>;
 
     /// Deletes what [`detach`](Self::detach) left, also what it left to an earlier process. Returns how many devices there were.
     ///

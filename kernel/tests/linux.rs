@@ -10,6 +10,7 @@ mod lab;
 mod loading;
 mod node_network;
 mod packets;
+mod pod_extras;
 mod pod_network;
 mod policy;
 mod programs;

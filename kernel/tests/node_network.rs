@@ -187,6 +187,9 @@ fn pods_and_the_overlay_device_exchange_packets_past_the_stack() {
         v4: Some([10, 244, 1, 5].into()),
         v6: Some([0xfd10, 0x244, 0, 1, 0, 0, 0, 5].into()),
         mtu: 1420,
+        mac: None,
+        ports: vec![],
+        bandwidth: mesh_kernel::pods::Bandwidth::default(),
     };
     pods.attach(&port).unwrap();
     // The stack could forward too: make sure that it is not the one who does.
@@ -253,6 +256,9 @@ fn traffic_that_leaves_the_cluster_is_masqueraded_and_the_rest_is_not() {
         v4: Some([10, 244, 1, 5].into()),
         v6: None,
         mtu: 1420,
+        mac: None,
+        ports: vec![],
+        bandwidth: mesh_kernel::pods::Bandwidth::default(),
     };
     pods.attach(&port).unwrap();
     let server = outside.udp("192.0.2.2:0");
@@ -272,4 +278,29 @@ fn traffic_that_leaves_the_cluster_is_masqueraded_and_the_rest_is_not() {
 pub(crate) fn move_link(name: &str, to: &Net) {
     let arguments = ["link", "set", name, "netns", &to.path().to_string_lossy()].map(str::to_owned);
     assert!(std::process::Command::new("ip").args(arguments).status().unwrap().success());
+}
+
+#[test]
+fn routes_of_others_are_seen_and_ours_are_not_among_them() {
+    if !privileged() {
+        return;
+    }
+    let node = Node::new();
+    let _tun = tun(&node.net);
+    node.net.ip("link add lan type veth peer name lan1");
+    node.net.ip("addr add 10.244.9.1/24 dev lan");
+    node.net.ip("link set lan up");
+    node.net.ip("route add 10.0.0.0/8 via 10.244.9.7");
+    node.settle(&desired());
+    let observed = node.network.observe(&overlay()).unwrap();
+    let seen: Vec<String> = observed
+        .foreign
+        .iter()
+        .filter(|f| f.destination.addr().is_ipv4())
+        .map(|f| format!("{} {}", f.destination, f.on_link))
+        .collect();
+    assert_eq!(seen, ["10.0.0.0/8 false", "10.244.9.0/24 true"]);
+    let found = mesh_kernel::node::conflicts(&desired(), &observed);
+    assert!(found.iter().any(|c| c.destination == "10.244.9.0/24".parse().unwrap()), "{found:?}");
+    assert!(found.iter().all(|c| c.destination != "10.0.0.0/8".parse().unwrap()), "{found:?}");
 }

@@ -9,27 +9,27 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use mesh_abi::Reason;
-use mesh_kernel::pods::{AttachError, LinuxPodNetwork, Missing, PodNetwork, PodPort};
+use mesh_kernel::pods::{AttachError, Bandwidth, LinuxPodNetwork, Missing, PodNetwork, PodPort};
 use mesh_kernel::{IfName, LoadOptions, Programs};
 
 use crate::lab::{Lab, Net, at, names, privileged};
 
-struct Node {
-    network: LinuxPodNetwork,
-    programs: Arc<Programs>,
-    net: Net,
+pub(crate) struct Node {
+    pub(crate) network: LinuxPodNetwork,
+    pub(crate) programs: Arc<Programs>,
+    pub(crate) net: Net,
     lab: Lab,
 }
 
 impl Node {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let (lab, net) = (Lab::new(), Net::new());
         let programs = Arc::new(lab.load());
         let network = LinuxPodNetwork::new(net.handle(), programs.clone());
         Self { network, programs, net, lab }
     }
 
-    fn pod(&self, number: u8) -> (Net, PodPort) {
+    pub(crate) fn pod(&self, number: u8) -> (Net, PodPort) {
         let pod = Net::new();
         let port = port(&pod, number);
         let attached = self.network.attach(&port).unwrap_or_else(|error| panic!("{error:#?}"));
@@ -38,7 +38,7 @@ impl Node {
     }
 }
 
-fn port(pod: &Net, number: u8) -> PodPort {
+pub(crate) fn port(pod: &Net, number: u8) -> PodPort {
     let container = format!("container-{number}");
     PodPort {
         netns: pod.path(),
@@ -48,6 +48,9 @@ fn port(pod: &Net, number: u8) -> PodPort {
         v4: Some([10, 244, 1, number].into()),
         v6: Some([0xfd10, 0x244, 0, 1, 0, 0, 0, u16::from(number)].into()),
         mtu: 1420,
+        mac: None,
+        ports: vec![],
+        bandwidth: Bandwidth::default(),
     }
 }
 

@@ -17,6 +17,8 @@ pub const ANNOTATION_WEIGHT: &str = "mesh.dev/weight";
 pub const ANNOTATION_WEIGHTS: &str = "mesh.dev/weights";
 /// Label on Nodes with their zone.
 pub const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
+/// How many pod blocks of each family a node asks for; absent means one.
+pub const ANNOTATION_BLOCKS_WANTED: &str = "mesh.dev/pod-blocks-wanted";
 /// Namespace of cluster-internal objects.
 pub const SYSTEM_NAMESPACE: &str = "kube-system";
 /// ConfigMap in [`SYSTEM_NAMESPACE`] that carries the cluster configuration.

@@ -24,6 +24,8 @@ impl From<Trouble> for Failure {
         let code = match &trouble {
             Trouble::Ledger(LedgerError::Reserve(ReserveError::Exists))
             | Trouble::Attach(AttachError::Exists(_)) => Code::Exists,
+            Trouble::Ledger(LedgerError::Reserve(ReserveError::Elsewhere(_))) => Code::Config,
+            Trouble::Attach(AttachError::PortTaken { .. }) => Code::TryAgain,
             Trouble::Ledger(LedgerError::Reserve(_) | LedgerError::Ended) => Code::TryAgain,
             Trouble::Ledger(LedgerError::Journal(_)) => Code::Io,
             Trouble::Ledger(LedgerError::NoLease(_) | LedgerError::Conflict { .. }) => Code::Kernel,

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use mesh_cni::wire::Owner;
+use mesh_cni::wire::{Owner, Wishes};
 use serde::{Deserialize, Serialize};
 
 use super::pool::{Lease, Pool};
@@ -27,6 +27,9 @@ pub enum Record {
         addresses: Vec<IpAddr>,
         /// In which life of the machine: namespaces do not survive a boot.
         boot: String,
+        /// What was asked for beyond addresses.
+        #[serde(default, skip_serializing_if = "Wishes::is_none")]
+        wishes: Wishes,
     },
     /// The interface exists.
     Commit {
@@ -139,7 +142,7 @@ impl Journal {
     /// A reservation as a record.
     pub fn reserve(&self, owner: &Owner, lease: &Lease) -> Record {
         let (addresses, boot) = (lease.addresses.clone(), self.boot.clone());
-        Record::Reserve { owner: owner.clone(), addresses, boot }
+        Record::Reserve { owner: owner.clone(), addresses, boot, wishes: lease.wishes.clone() }
     }
 
     fn rewrite(&mut self, pool: &Pool) -> io::Result<()> {
@@ -161,8 +164,8 @@ impl Journal {
 /// False when the record contradicts those before it.
 fn replay(pool: &mut Pool, record: Record, boot: &str) -> bool {
     match record {
-        Record::Reserve { owner, addresses, boot: then } if then == boot => {
-            pool.adopt(owner, Lease { addresses, committed: false }).is_ok()
+        Record::Reserve { owner, addresses, boot: then, wishes } if then == boot => {
+            pool.adopt(owner, Lease { addresses, committed: false, wishes }).is_ok()
         }
         // Of an earlier boot, and so are the commit and the release that follow.
         Record::Reserve { .. } => true,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc as std_mpsc;
 
 use ipnet::IpNet;
-use mesh_cni::wire::Owner;
+use mesh_cni::wire::{Owner, Wishes};
 use tokio::sync::oneshot;
 
 use super::journal::{Journal, Record, Storage};
@@ -40,7 +40,7 @@ pub enum LedgerError {
 #[derive(Debug, Clone)]
 pub enum Change {
     /// Set addresses aside.
-    Reserve(Owner, Arc<[IpNet]>),
+    Reserve(Owner, Arc<[IpNet]>, Wishes),
     /// The interface exists.
     Commit(Owner),
     /// The interface is about to go: whoever finds this in the journal removes it, as after an ADD that did not finish.
@@ -93,8 +93,8 @@ impl Ledger {
 
     fn one(&mut self, change: &Change, now_secs: u64, records: &mut Vec<Record>) -> Outcome {
         match change {
-            Change::Reserve(owner, blocks) => {
-                let lease = self.pool.reserve(owner, blocks, now_secs)?;
+            Change::Reserve(owner, blocks, wishes) => {
+                let lease = self.pool.reserve_as(owner, blocks, wishes, now_secs)?;
                 records.push(self.journal.reserve(owner, &lease));
                 Ok(Some(lease))
             }

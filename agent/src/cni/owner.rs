@@ -5,9 +5,10 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use mesh_cni::wire::{Code, Failure, Owner, PodName};
+use mesh_cni::wire::{Code, Failure, Owner, PodName, Transport, Wishes};
 use mesh_kernel::IfName;
-use mesh_kernel::pods::PodPort;
+use mesh_kernel::pods::{Bandwidth, HostPort, MacAddress, PodPort, Rate};
+use mesh_model::snapshot::Protocol;
 
 use super::pool::Lease;
 
@@ -43,13 +44,18 @@ pub fn parse(text: &str) -> Option<(Owner, Lease)> {
             addresses.push(word.parse().ok()?);
         }
     }
-    Some((owner, Lease { addresses, committed: true }))
+    Some((owner, Lease { addresses, committed: true, wishes: Wishes::default() }))
+}
+
+/// Whether the text names a pod: then the interface was made for CRI.
+pub(super) fn names_pod(text: &str) -> bool {
+    text.split(' ').nth(3).is_some()
 }
 
 /// The interface for an owner.
 pub(super) fn port(
     owner: &Owner,
-    addresses: &[IpAddr],
+    lease: &Lease,
     netns: PathBuf,
     mtu: u32,
     text: String,
@@ -57,10 +63,53 @@ pub(super) fn port(
     let interface: IfName = owner.interface.parse().map_err(|e| {
         Failure::new(Code::Environment, "invalid request", format!("CNI_IFNAME: {e}"))
     })?;
+    let addresses = &lease.addresses;
     let v4 = addresses.iter().find_map(|a| if let IpAddr::V4(a) = a { Some(*a) } else { None });
     let v6 = addresses.iter().find_map(|a| if let IpAddr::V6(a) = a { Some(*a) } else { None });
     let host_interface = IfName::for_pod(&owner.container, &owner.interface);
-    Ok(PodPort { netns, interface, host_interface, owner: text, v4, v6, mtu })
+    let wishes = &lease.wishes;
+    Ok(PodPort {
+        netns,
+        interface,
+        host_interface,
+        owner: text,
+        v4,
+        v6,
+        mtu,
+        mac: wishes.mac.as_deref().and_then(mac),
+        ports: host_ports(wishes),
+        bandwidth: Bandwidth {
+            to_pod: rate(wishes.bandwidth.ingress_rate, wishes.bandwidth.ingress_burst),
+            from_pod: rate(wishes.bandwidth.egress_rate, wishes.bandwidth.egress_burst),
+        },
+    })
+}
+
+/// Ports of the node that were asked for.
+pub(super) fn host_ports(wishes: &Wishes) -> Vec<HostPort> {
+    let one = |mapping: &mesh_cni::wire::PortMapping| HostPort {
+        protocol: match mapping.protocol {
+            Transport::Tcp => Protocol::Tcp,
+            Transport::Udp => Protocol::Udp,
+            Transport::Sctp => Protocol::Sctp,
+        },
+        address: mapping.host_ip,
+        port: mapping.host_port,
+        pod_port: mapping.container_port,
+    };
+    wishes.ports.iter().map(one).collect()
+}
+
+fn rate(bits_per_sec: u64, burst_bits: u64) -> Option<Rate> {
+    let burst_bits = Some(burst_bits).filter(|bits| *bits > 0);
+    (bits_per_sec > 0).then_some(Rate { bits_per_sec, burst_bits })
+}
+
+/// The plugin lets only well-formed ones pass.
+fn mac(text: &str) -> Option<MacAddress> {
+    let bytes: Option<Vec<u8>> =
+        text.split(':').map(|part| u8::from_str_radix(part, 16).ok()).collect();
+    Some(MacAddress(bytes?.try_into().ok()?))
 }
 
 #[cfg(test)]

@@ -4,13 +4,16 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use mesh_cni::wire::Owner;
+use mesh_cni::wire::{Owner, Wishes};
 use serde::{Deserialize, Serialize};
 
 /// An address that was released rests for so long while others are free: somebody may still be talking to it.
 pub const REST_SECS: u64 = 60;
 /// Host numbers 0 (network) and 1 (the node itself) are never handed out.
 const FIRST_HOST: u128 = 2;
+
+/// Nobody needs more in the time that it takes to get another block.
+const MANY_LEFT: u128 = 32;
 
 /// What an owner has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +22,9 @@ pub struct Lease {
     pub addresses: Vec<IpAddr>,
     /// Whether the interface was made. An agent that starts takes back what was not.
     pub committed: bool,
+    /// What was asked for beyond addresses.
+    #[serde(default, skip_serializing_if = "Wishes::is_none")]
+    pub wishes: Wishes,
 }
 
 /// No lease was made.
@@ -33,6 +39,12 @@ pub enum ReserveError {
         /// The blocks that are full.
         blocks: String,
     },
+    /// An address that was asked for belongs to somebody else.
+    #[error("address {0} is in use")]
+    InUse(IpAddr),
+    /// An address that was asked for is not one that this node hands out.
+    #[error("address {0} is not one of this node's")]
+    Elsewhere(IpAddr),
     /// The node has no block.
     #[error("the node has no addresses yet")]
     NoBlock,
@@ -58,16 +70,41 @@ impl Pool {
         blocks: &[IpNet],
         now_secs: u64,
     ) -> Result<Lease, ReserveError> {
-        match self.leases.get(owner) {
+        self.reserve_as(owner, blocks, &Wishes::default(), now_secs)
+    }
+
+    /// The same, for an owner with wishes: addresses that are asked for are leased, rested or not, or nothing is.
+    pub fn reserve_as(
+        &mut self,
+        owner: &Owner,
+        blocks: &[IpNet],
+        wishes: &Wishes,
+        now_secs: u64,
+    ) -> Result<Lease, ReserveError> {
+        match self.leases.get_mut(owner) {
             Some(lease) if lease.committed => return Err(ReserveError::Exists),
-            Some(lease) => return Ok(lease.clone()),
+            Some(lease) if wishes.addresses.iter().all(|a| lease.addresses.contains(a)) => {
+                lease.wishes = wishes.clone();
+                return Ok(lease.clone());
+            }
+            Some(_) => drop(self.release(owner, now_secs)),
             None => {}
         }
         self.resting.retain(|_, released| released.saturating_add(REST_SECS) > now_secs);
         let (v4, v6): (Vec<&IpNet>, Vec<&IpNet>) =
             blocks.iter().partition(|block| matches!(block, IpNet::V4(_)));
         let mut picked = vec![];
+        for &wanted in &wishes.addresses {
+            self.check_wanted(wanted, blocks)?;
+        }
         for family in [v4, v6].iter().filter(|family| !family.is_empty()) {
+            let wanted = wishes.addresses.iter().find_map(|wanted| {
+                Some((**family.iter().find(|block| block.contains(wanted))?, *wanted))
+            });
+            if let Some(wanted) = wanted {
+                picked.push(wanted);
+                continue;
+            }
             let found = family.iter().find_map(|block| self.fresh(block));
             let address = found.or_else(|| self.rested_longest(family)).ok_or_else(|| {
                 let blocks: Vec<String> = family.iter().map(ToString::to_string).collect();
@@ -78,12 +115,25 @@ impl Pool {
         if picked.is_empty() {
             return Err(ReserveError::NoBlock);
         }
-        let lease = Lease { addresses: picked.iter().map(|(_, a)| *a).collect(), committed: false };
-        for (block, address) in picked {
+        let lease = Lease {
+            addresses: picked.iter().map(|(_, a)| *a).collect(),
+            committed: false,
+            wishes: wishes.clone(),
+        };
+        for (block, address) in picked.into_iter().filter(|(_, a)| !wishes.addresses.contains(a)) {
             self.next.insert(block, host_number(&block, address) + 1);
         }
         self.insert(owner.clone(), lease.clone());
         Ok(lease)
+    }
+
+    fn check_wanted(&self, wanted: IpAddr, blocks: &[IpNet]) -> Result<(), ReserveError> {
+        let block = blocks.iter().find(|block| block.contains(&wanted));
+        let block = block.ok_or(ReserveError::Elsewhere(wanted))?;
+        if !(FIRST_HOST..=last_host(block)).contains(&host_number(block, wanted)) {
+            return Err(ReserveError::Elsewhere(wanted));
+        }
+        if self.used.contains_key(&wanted) { Err(ReserveError::InUse(wanted)) } else { Ok(()) }
     }
 
     /// Marks a lease as in use. False when there is none.
@@ -133,6 +183,18 @@ impl Pool {
     /// All leases, by owner.
     pub fn leases(&self) -> &BTreeMap<Owner, Lease> {
         &self.leases
+    }
+
+    /// Whether so few addresses of a family are left that the node should have another block.
+    pub fn is_nearly_full(&self, blocks: &[IpNet]) -> bool {
+        [true, false].into_iter().any(|v4| {
+            let family = || blocks.iter().filter(|block| block.addr().is_ipv4() == v4);
+            let size = |block: &IpNet| (last_host(block) + 1).saturating_sub(FIRST_HOST);
+            let all: u128 = family().map(size).fold(0, u128::saturating_add);
+            let used = self.used.keys().filter(|a| family().any(|block| block.contains(*a)));
+            let free = all.saturating_sub(used.count() as u128);
+            family().next().is_some() && free < (all / 16).clamp(1, MANY_LEFT)
+        })
     }
 
     /// Whether a new owner would get addresses.
@@ -253,6 +315,46 @@ mod tests {
             assert!(Pool::default().reserve(&owner(0), &block, 0).is_err(), "{tiny}");
         }
         assert!(Pool::default().reserve(&owner(0), &["::/0".parse().unwrap()], 0).is_ok());
+    }
+
+    #[test]
+    fn addresses_that_are_asked_for_are_given_or_refused() {
+        let (mut pool, blocks) = (Pool::default(), blocks(&["10.0.0.0/29", "fd00::/64"]));
+        let wish =
+            |text: &str| Wishes { addresses: vec![text.parse().unwrap()], ..Wishes::default() };
+        let lease = pool.reserve_as(&owner(0), &blocks, &wish("10.0.0.4"), 0).unwrap();
+        assert_eq!(lease.addresses[0].to_string(), "10.0.0.4");
+        assert_eq!(lease.addresses.len(), 2, "the other family as usual");
+        for (text, refused) in [
+            ("10.0.0.4", ReserveError::InUse("10.0.0.4".parse().unwrap())),
+            ("10.0.1.4", ReserveError::Elsewhere("10.0.1.4".parse().unwrap())),
+            ("10.0.0.1", ReserveError::Elsewhere("10.0.0.1".parse().unwrap())),
+            ("10.0.0.7", ReserveError::Elsewhere("10.0.0.7".parse().unwrap())),
+        ] {
+            assert_eq!(pool.reserve_as(&owner(1), &blocks, &wish(text), 0), Err(refused));
+        }
+        assert_eq!(pool.leases().len(), 1);
+        for n in 2..6 {
+            let other = pool.reserve(&owner(n), &blocks, 0).unwrap();
+            assert_ne!(other.addresses[0], lease.addresses[0]);
+        }
+        assert!(pool.reserve(&owner(6), &blocks, 0).is_err(), "it was one of the five");
+        pool.release(&owner(0), 0);
+        assert!(pool.reserve_as(&owner(7), &blocks, &wish("10.0.0.4"), 1).is_ok(), "also unrested");
+    }
+
+    #[test]
+    fn another_block_is_asked_for_before_the_last_address_is_gone() {
+        let (mut pool, one) = (Pool::default(), blocks(&["10.0.0.0/26", "fd00::/64"]));
+        let mut asked = 0;
+        for n in 0..61 {
+            asked += usize::from(pool.is_nearly_full(&one));
+            pool.reserve(&owner(n), &one, 0).unwrap();
+        }
+        assert_eq!(asked, 2, "61 addresses; with two left, and with one");
+        assert!(pool.is_nearly_full(&one));
+        assert!(!pool.is_nearly_full(&blocks(&["10.0.0.0/26", "10.0.1.0/26", "fd00::/64"])));
+        assert!(!pool.is_nearly_full(&[]), "a node without blocks gets its first unasked");
     }
 
     #[test]

@@ -1,4 +1,7 @@
-//! Putting journal, interfaces and queued releases together: at the start, and again and again.
+//! Putting journal, interfaces, queued releases and the runtime's sandboxes together: at the start, and again and again.
+
+use std::collections::BTreeSet;
+use std::sync::PoisonError;
 
 use mesh_cni::queue;
 use mesh_cni::wire::{Failure, Owner};
@@ -43,11 +46,28 @@ impl Cni {
             self.release_quietly(owner).await;
         }
         self.drain_queue().await;
+        self.publish().await.map_err(RecoverError::Ledger)?;
         // Devices that an earlier agent had put out of service.
         self.0.departures.add();
         if let Err(error) = self.blocking(|network| network.collect_garbage()).await {
             let error = &error as &dyn std::error::Error;
             tracing::warn!(error, "garbage of pods' interfaces not collected");
+        }
+        Ok(())
+    }
+
+    /// Writes the ports of the node that lead to pods, if they are not as they should be.
+    async fn publish(&self) -> Result<(), LedgerError> {
+        let published = |pool: &super::pool::Pool| {
+            let with_ports = pool.leases().values().filter(|lease| !lease.wishes.ports.is_empty());
+            let ports = |lease: &super::pool::Lease| {
+                (owner::host_ports(&lease.wishes), lease.addresses.clone())
+            };
+            with_ports.map(ports).collect::<Vec<_>>()
+        };
+        let all = self.0.ledger.ask(published).await?;
+        if let Err(error) = self.blocking(move |network| network.publish(&all)).await {
+            tracing::warn!(%error, "ports of the node that lead to pods not written");
         }
         Ok(())
     }
@@ -105,6 +125,7 @@ impl Cni {
     pub async fn sweep(&self) -> Result<(), RecoverError> {
         self.drain_queue().await;
         self.depart_again().await;
+        self.publish().await.map_err(RecoverError::Ledger)?;
         let ask = self.0.ledger.ask(|pool| pool.leases().clone()).await;
         let leases = ask.map_err(RecoverError::Ledger)?;
         let ports = self.blocking(|network| network.list()).await.map_err(RecoverError::List)?;
@@ -119,6 +140,30 @@ impl Cni {
         };
         for owner in absent.intersection(&before) {
             tracing::info!(owner = %owner, "interface gone without a DEL, releasing its addresses");
+            let _turn = self.turn(owner).await;
+            self.release_quietly(owner).await;
+        }
+        Ok(())
+    }
+
+    /// Releases what was made for sandboxes that the runtime does not know, twice in a row: it died between ADD and writing
+    /// the sandbox down, or lost it, and the namespace is still mounted. What was not made for CRI is nobody's to judge here.
+    pub(crate) async fn compare_sandboxes(
+        &self,
+        known: &BTreeSet<String>,
+    ) -> Result<(), RecoverError> {
+        let ports = self.blocking(|network| network.list()).await.map_err(RecoverError::List)?;
+        let of_pods = ports.iter().filter(|port| owner::names_pod(&port.owner));
+        let strangers: BTreeSet<Owner> = of_pods
+            .filter_map(|port| Some(owner::parse(&port.owner)?.0))
+            .filter(|owner| !known.contains(&owner.container))
+            .collect();
+        let before = {
+            let mut seen = self.0.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *seen, strangers.clone())
+        };
+        for owner in strangers.intersection(&before) {
+            tracing::warn!(owner = %owner, "the runtime does not know its sandbox, releasing its addresses");
             let _turn = self.turn(owner).await;
             self.release_quietly(owner).await;
         }

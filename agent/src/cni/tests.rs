@@ -9,6 +9,8 @@ use super::*;
 /// A namespace that is not the node's: the fake network never enters it.
 const NETNS: &str = "/proc/self/ns/uts";
 
+mod kills;
+
 struct Node {
     dir: tempfile::TempDir,
     network: Arc<FakePodNetwork>,
@@ -46,7 +48,12 @@ fn owner(id: &str) -> Owner {
 }
 
 fn add(id: &str) -> Request {
-    Request::Add { owner: owner(id), netns: PathBuf::from(NETNS), pod: None }
+    Request::Add {
+        owner: owner(id),
+        netns: PathBuf::from(NETNS),
+        pod: None,
+        wishes: Wishes { network: "mesh".to_owned(), ..Wishes::default() },
+    }
 }
 
 fn del(id: &str) -> Request {
@@ -113,8 +120,12 @@ async fn a_failed_add_gives_its_address_back() {
     assert_eq!(full.code, 11);
     assert!(full.msg.contains("no IP addresses available"), "{full:?}");
     assert_eq!(code(&cni.handle(Request::Status).await), 50);
-    let elsewhere =
-        Request::Add { owner: owner("x"), netns: "/proc/self/ns/net".into(), pod: None };
+    let elsewhere = Request::Add {
+        owner: owner("x"),
+        netns: "/proc/self/ns/net".into(),
+        pod: None,
+        wishes: Wishes::default(),
+    };
     assert_eq!(code(&cni.handle(elsewhere).await), 8);
 }
 
@@ -140,11 +151,11 @@ async fn the_next_agent_takes_back_what_was_not_finished() {
     let blocks = Arc::clone(&node.readiness.borrow().blocks);
     // Killed between reserve and attach, and between attach and commit.
     for id in ["reserved", "attached"] {
-        let change = Change::Reserve(owner(id), Arc::clone(&blocks));
+        let change = Change::Reserve(owner(id), Arc::clone(&blocks), Wishes::default());
         let lease = cni.0.ledger.change(change).await.unwrap().unwrap();
         if id == "attached" {
             let text = owner::describe(&owner(id), &lease.addresses, None);
-            let port = owner::port(&owner(id), &lease.addresses, NETNS.into(), 1420, text).unwrap();
+            let port = owner::port(&owner(id), &lease, NETNS.into(), 1420, text).unwrap();
             node.network.attach(&port).unwrap();
         }
     }
@@ -274,10 +285,16 @@ async fn garbage_is_collected_by_list_and_by_absence() {
     for id in ["a", "b", "c"] {
         assert_eq!(code(&cni.handle(add(id)).await), 0);
     }
-    let gc = Request::Gc { keep: vec![owner("a"), owner("c"), owner("unknown")] };
+    let gc = Request::Gc {
+        network: "mesh".to_owned(),
+        keep: vec![owner("a"), owner("c"), owner("unknown")],
+    };
     assert_eq!(code(&cni.handle(gc).await), 0);
     assert_eq!(leases(&cni).await, 2);
     assert_eq!(node.network.ports().len(), 2);
+    let other = Request::Gc { network: "other".to_owned(), keep: vec![] };
+    assert_eq!(code(&cni.handle(other).await), 0);
+    assert_eq!(leases(&cni).await, 2, "of another network");
 
     node.network.vanish(&IfName::for_pod("a", "eth0"));
     cni.sweep().await.unwrap();
@@ -309,4 +326,47 @@ async fn a_hundred_at_once() {
     }
     assert_eq!((leases(&cni).await, node.network.ports().len()), (0, 0));
     assert!(cni.0.owners.lock().unwrap().is_empty(), "nobody is remembered");
+}
+
+#[tokio::test]
+async fn a_node_that_runs_out_of_addresses_asks_for_a_block_and_uses_it() {
+    let node = Node::new("10.0.0.0/29");
+    let cni = node.agent();
+    let (asking, wanted) = (cni.clone(), watch::Sender::new(None));
+    let mut asked = wanted.subscribe();
+    let watching = tokio::spawn(async move { asking.watch_room(wanted).await });
+    for n in 0..5 {
+        assert_eq!(code(&cni.handle(add(&format!("c{n}"))).await), 0);
+    }
+    assert_eq!(code(&cni.handle(add("more")).await), 11);
+    let seen = tokio::time::timeout(std::time::Duration::from_secs(10), asked.changed()).await;
+    seen.expect("it asks at once").unwrap();
+    assert_eq!(*asked.borrow(), Some(2));
+    node.readiness.send_modify(|readiness| {
+        let more = ["10.0.1.0/29".parse().unwrap(), "fd00:0:0:1::/64".parse().unwrap()];
+        readiness.blocks = readiness.blocks.iter().copied().chain(more).collect();
+    });
+    let Reply::Attached(more) = cni.handle(add("more")).await else { panic!("no address") };
+    assert_eq!(more.addresses[0].address.to_string(), "10.0.1.2");
+    watching.abort();
+}
+
+#[tokio::test]
+async fn a_sandbox_that_the_runtime_lost_is_released_and_others_are_not() {
+    let node = Node::new("10.0.0.0/24");
+    let cni = node.agent();
+    for (id, pod) in [("lost", true), ("known", true), ("by-hand", false)] {
+        let Request::Add { owner, netns, wishes, .. } = add(id) else { unreachable!() };
+        let name = PodName { namespace: "default".to_owned(), name: id.to_owned() };
+        let request = Request::Add { owner, netns, wishes, pod: pod.then_some(name) };
+        assert_eq!(code(&cni.handle(request).await), 0);
+    }
+    let known = BTreeSet::from(["known".to_owned()]);
+    cni.compare_sandboxes(&known).await.unwrap();
+    assert_eq!(leases(&cni).await, 3, "it may be about to be written down");
+    cni.compare_sandboxes(&known).await.unwrap();
+    assert_eq!(leases(&cni).await, 2);
+    assert_eq!(code(&cni.handle(check("known", vec![])).await), 0);
+    assert_eq!(code(&cni.handle(check("by-hand", vec![])).await), 0);
+    assert_eq!(code(&cni.handle(check("lost", vec![])).await), 102);
 }

@@ -43,7 +43,7 @@ fn pod(programs: Arc<Programs>) -> Option<Place> {
 
 fn enter(port: &ObservedPort) -> Option<Place> {
     let (name, addresses) = describe(&port.owner)?;
-    let namespace = NetNs::with_device(port.pod_mac()).ok()??;
+    let namespace = NetNs::with_device(port.pod_mac).ok()??;
     Some(Place { pod: Some(name), namespace, addresses })
 }
 

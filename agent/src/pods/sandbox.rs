@@ -11,6 +11,10 @@ use super::plan::grace_of;
 use super::resolv::{self, ResolvConf};
 use super::security;
 
+/// How Kubernetes names limits of what a pod receives and sends.
+const BANDWIDTH_ANNOTATIONS: [&str; 2] =
+    ["kubernetes.io/ingress-bandwidth", "kubernetes.io/egress-bandwidth"];
+
 /// The sandbox of a pod. The same pod and attempt always give the same configuration.
 pub(crate) fn sandbox_config(
     pod: &Pod,
@@ -38,13 +42,23 @@ pub(crate) fn sandbox_config(
         dns_config: Some(resolv::pod_dns(spec, &identity.namespace, options, host)),
         port_mappings: if host_network { Vec::new() } else { port_mappings(spec) },
         labels,
-        annotations: [(ANNOTATION_GRACE.to_owned(), grace)].into(),
+        annotations: annotations(pod, grace),
         linux: Some(v1::LinuxPodSandboxConfig {
             cgroup_parent: options.cgroup_parent.clone(),
             security_context: Some(security::of_sandbox(spec)),
             sysctls: sysctls(spec),
         }),
     }
+}
+
+/// What the runtime reads, and what we read back: limits of bandwidth reach the CNI plugin this way.
+fn annotations(pod: &Pod, grace: String) -> HashMap<String, String> {
+    let own = pod.metadata.annotations.iter().flatten();
+    let limits = own.filter(|(key, _)| BANDWIDTH_ANNOTATIONS.contains(&key.as_str()));
+    let mut all: HashMap<String, String> =
+        limits.map(|(key, value)| (key.clone(), value.clone())).collect();
+    all.insert(ANNOTATION_GRACE.to_owned(), grace);
+    all
 }
 
 /// The host name that the pod sees: at most 63 characters, as the kernel and DNS want it.

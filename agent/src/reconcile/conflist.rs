@@ -1,4 +1,4 @@
-//! The file by which containerd finds the plugin: written when the node can take pods.
+//! The file by which containerd finds the plugin: there while the node can take pods.
 
 use std::fs;
 use std::io;
@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use crate::board::Board;
-use crate::cni::Readiness;
+use crate::cni::{DEFAULT_NETWORK, Readiness};
 use crate::errors::chain;
 use crate::files::write_atomically_with_mode;
 
@@ -36,28 +36,37 @@ impl Conflist {
     fn content(&self) -> String {
         let list = json!({
             "cniVersion": VERSION,
-            "name": "mesh",
+            "name": DEFAULT_NETWORK,
             "plugins": [{
                 "type": "mesh-cni",
                 "socket": self.socket,
                 "stateDir": self.state_dir,
+                "capabilities": {
+                    "portMappings": true,
+                    "bandwidth": true,
+                    "ips": true,
+                    "mac": true,
+                    "dns": true,
+                },
             }],
         });
         format!("{list:#}\n")
     }
 
-    /// Writes the file when the node is ready for the first time, and again when somebody removed or changed it.
+    /// Writes the file when the node is ready, again when somebody removed or changed it, and removes it when the node cannot
+    /// take pods any more. What an earlier agent wrote stays while this one finds out.
     pub(crate) async fn keep(self, mut readiness: watch::Receiver<Readiness>, board: Board) {
+        let mut was_ready = false;
         loop {
-            if readiness.borrow_and_update().unavailable.is_none() {
-                match self.write() {
+            let ready = readiness.borrow_and_update().unavailable.is_none();
+            if ready || was_ready {
+                let done = if ready { self.write() } else { remove(&self.directory) };
+                was_ready = ready || done.is_err();
+                match done {
                     Ok(()) => board.done(NAME),
                     Err(error) => {
                         let path = self.path();
-                        board.failed(
-                            NAME,
-                            vec![format!("write {}: {}", path.display(), chain(&error))],
-                        );
+                        board.failed(NAME, vec![format!("{}: {}", path.display(), chain(&error))]);
                     }
                 }
             }
@@ -115,9 +124,16 @@ mod tests {
         let text = fs::read_to_string(&path).unwrap();
         let json: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(json["plugins"][0]["socket"], "/run/mesh/cni.sock");
+        assert_eq!(json["plugins"][0]["capabilities"]["portMappings"], true);
+        sender.send_modify(|readiness| readiness.unavailable = Some("no blocks".to_owned()));
+        for _ in 0..500 {
+            if !path.exists() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(!path.exists(), "a node that cannot take pods does not say so");
         keeping.abort();
         remove(path.parent().unwrap()).unwrap();
-        remove(path.parent().unwrap()).unwrap();
-        assert!(!path.exists());
     }
 }

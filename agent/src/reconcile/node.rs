@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_kernel::NodeNetwork;
-use mesh_kernel::node::{Desired as Network, plan};
+use mesh_kernel::node::{Desired as Network, conflicts, plan};
 use tokio::sync::Notify;
 
 use super::{Concern, Failures};
@@ -17,6 +17,8 @@ pub(crate) struct Node {
     pub(crate) mtu: u16,
     /// Told when the overlay device has been made.
     pub(crate) made: Arc<Notify>,
+    /// Whether the cluster's ranges were compared with the node's routes, and agree.
+    pub(crate) compared: bool,
 }
 
 impl Concern for Node {
@@ -40,14 +42,35 @@ impl Concern for Node {
 
     async fn apply(&mut self, slice: &Network, heal: bool) -> Result<(), Failures> {
         let (network, wanted) = (Arc::clone(&self.network), slice.clone());
-        let round = tokio::task::spawn_blocking(move || round(&*network, &wanted, heal));
-        round.await.unwrap_or_else(|panic| Err(vec![panic.to_string()]))
+        let compared = self.compared;
+        let round = tokio::task::spawn_blocking(move || {
+            // Once, before anything of ours is there: later a route of others must not take the node out of service.
+            if !compared {
+                agree(&*network, &wanted)?;
+            }
+            Ok(round(&*network, &wanted, heal))
+        });
+        match round.await {
+            Ok(Ok(result)) => {
+                self.compared = true;
+                result
+            }
+            Ok(Err(conflicts)) => Err(conflicts),
+            Err(panic) => Err(vec![panic.to_string()]),
+        }
     }
 
     /// Until its addresses, routes and programs are there, the new device carries nothing.
     async fn undone(&self) {
         self.made.notified().await;
     }
+}
+
+/// Refuses to begin where the cluster's ranges are the node's own.
+fn agree(network: &dyn NodeNetwork, wanted: &Network) -> Result<(), Failures> {
+    let observed = network.observe(&wanted.overlay).map_err(|error| vec![chain(&error)])?;
+    let found = conflicts(wanted, &observed);
+    if found.is_empty() { Ok(()) } else { Err(found.iter().map(ToString::to_string).collect()) }
 }
 
 fn round(network: &dyn NodeNetwork, wanted: &Network, heal: bool) -> Result<(), Failures> {
@@ -63,4 +86,37 @@ fn round(network: &dyn NodeNetwork, wanted: &Network, heal: bool) -> Result<(), 
         failures.push(format!("device {} does not exist yet", wanted.overlay));
     }
     if failures.is_empty() { Ok(()) } else { Err(failures) }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_kernel::node::{FakeNodeNetwork, Foreign};
+    use mesh_model::{Objects, compile};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_node_whose_own_network_is_the_clusters_does_not_begin() {
+        let fake = Arc::new(FakeNodeNetwork::new());
+        let network: Arc<dyn NodeNetwork> = Arc::clone(&fake) as _;
+        let mut node = Node { network, mtu: 1420, compared: false };
+        let snapshot = compile(&Objects::default(), &"n".parse().unwrap());
+        let wanted = Network::from_snapshot(&snapshot, 1420);
+        let lan = Foreign { destination: "10.244.7.0/24".parse().unwrap(), on_link: true };
+        fake.tamper(|node| node.foreign.extend([lan.clone()]));
+        let failures = node.apply(&wanted, false).await.unwrap_err();
+        assert!(
+            failures[0].contains("10.244.0.0/16") && failures[0].contains("10.244.7.0/24"),
+            "{failures:?}"
+        );
+        fake.tamper(|node| {
+            assert!(node.routes.is_empty() && node.local_addresses.is_empty(), "nothing was done");
+            node.foreign.clear();
+        });
+        let missing = node.apply(&wanted, false).await.unwrap_err();
+        assert!(missing[0].contains("does not exist yet"), "{missing:?}");
+        fake.tamper(|node| node.foreign.extend([lan]));
+        let missing = node.apply(&wanted, false).await.unwrap_err();
+        assert!(missing[0].contains("does not exist yet"), "a node at work goes on: {missing:?}");
+    }
 }

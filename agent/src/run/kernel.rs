@@ -1,5 +1,6 @@
 //! What needs the kernel's programs: the node's network, services, and pods' interfaces.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +23,9 @@ use crate::reconcile::node::Node;
 use crate::reconcile::services::Services;
 use crate::sockets;
 
+/// How often sandboxes and interfaces are compared.
+const SANDBOXES_EVERY: Duration = Duration::from_secs(60);
+
 impl Agent {
     /// Loads the programs, as often as it takes; then everything that needs them.
     pub(super) async fn kernel(self: Arc<Self>) {
@@ -29,7 +33,7 @@ impl Agent {
         let device = OVERLAY_DEVICE.parse().expect("a constant and valid interface name");
         let network = LinuxNodeNetwork::new(NetNs::current(), Arc::clone(&programs), device);
         let made = Arc::clone(&self.overlay_made);
-        self.drive(Node { network: Arc::new(network), mtu: self.mtu, made });
+        self.drive(Node { network: Arc::new(network), mtu: self.mtu, made, compared: false });
         let (gone, departed) = mpsc::unbounded_channel();
         tokio::spawn(sockets::end_departed(departed, Arc::clone(&programs)));
         self.drive(Services::new(programs.services(), gone));
@@ -99,6 +103,20 @@ impl Agent {
         }
     }
 
+    /// Asks the runtime which sandboxes it has, for ever. One that is away, or is not CRI's, is left in peace.
+    async fn compare_sandboxes(&self, cni: Cni) {
+        let runtime = mesh_cri::Client::new(&self.options.containerd);
+        let mut look = tokio::time::interval(SANDBOXES_EVERY);
+        loop {
+            look.tick().await;
+            let Ok(sandboxes) = runtime.list_sandboxes(HashMap::new()).await else { continue };
+            let known = sandboxes.into_iter().map(|sandbox| sandbox.id).collect();
+            if let Err(error) = cni.compare_sandboxes(&known).await {
+                tracing::warn!(error = chain(&error), "sandboxes and interfaces not compared");
+            }
+        }
+    }
+
     async fn serve_plugin(&self, network: Arc<dyn PodNetwork>) -> anyhow::Result<Infallible> {
         let boot = journal::boot_id().context("read the boot id")?;
         let storage = journal::FileStorage::new(self.paths.journal());
@@ -119,7 +137,10 @@ impl Agent {
         };
         let keep = conflist.keep(self.plugin.subscribe(), self.board.clone());
         let socket = self.paths.cni_socket();
+        let (looking, comparing) = (cni.clone(), cni.clone());
         tokio::select! {
+            () = self.compare_sandboxes(comparing) => bail!("nobody compares sandboxes"),
+            () = looking.watch_room(self.blocks_wanted.clone()) => bail!("nobody looks for room"),
             () = keep => bail!("readiness ended"),
             ended = cni::serve(&socket, cni) => Ok(ended?),
         }

@@ -31,6 +31,7 @@ impl Agent {
             addresses: self.options.addresses.clone(),
             public_key: self.name_key,
             keys: self.rotation.published(),
+            blocks_wanted: self.blocks_wanted.subscribe(),
             overlay: match self.overlay.kind() {
                 mesh_overlay::Kind::Kernel => "kernel",
                 mesh_overlay::Kind::User => "user",

@@ -6,7 +6,7 @@ use crate::{Address, plain};
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LocalPod {
-    /// Index of the host-side veth, in the node's network namespace.
+    /// Index of the host-side veth, in the node's network namespace; [`QUEUED`](Self::QUEUED) beside it.
     pub ifindex: u32,
     /// MAC address of the pod's device.
     pub pod_mac: [u8; 6],
@@ -14,6 +14,16 @@ pub struct LocalPod {
     pub host_mac: [u8; 6],
 }
 plain!(LocalPod, 16);
+
+impl LocalPod {
+    /// Set in `ifindex`, which the kernel keeps below it: packets go through the queue of the host-side veth, which limits their rate.
+    pub const QUEUED: u32 = 1 << 31;
+
+    /// Index of the host-side veth.
+    pub const fn device(&self) -> u32 {
+        self.ifindex & !Self::QUEUED
+    }
+}
 
 /// What may come out of a pod, by the index of its host-side veth.
 #[repr(C)]

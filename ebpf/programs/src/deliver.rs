@@ -23,6 +23,10 @@ pub fn to_pod(ctx: &TcContext, pod: &LocalPod, ethertype_be: u16, reason: Reason
     let header = Ethernet { destination: pod.pod_mac, source: pod.host_mac, ethertype_be };
     ctx.store(0, &header, 0).ok()?;
     count(ctx, reason);
+    if pod.ifindex & LocalPod::QUEUED != 0 {
+        // SAFETY: takes integers.
+        return Some(unsafe { bpf_redirect(pod.device(), 0) } as i32);
+    }
     // SAFETY: takes integers. A device that is gone drops the packet, as the stack would.
     Some(unsafe { bpf_redirect_peer(pod.ifindex, 0) } as i32)
 }

@@ -39,11 +39,14 @@ impl LinuxNodeNetwork {
         let device = self.observe_overlay(&mut socket, overlay)?;
         let local = addresses(&mut socket, LOOPBACK)?.into_iter().filter(is_node_local);
         let (table_exists, masquerade) = nft::observe()?;
+        let own = device.as_ref().map(|device| device.ifindex);
+        let (routes, foreign) = routes::observe(&mut socket, own)?;
         let names = sysctls(device.as_ref().map(|_| overlay.as_str())).into_keys();
         Ok(Observed {
             local_addresses: local.collect(),
             overlay: device,
-            routes: routes::observe(&mut socket)?,
+            routes,
+            foreign,
             sysctls: names
                 .filter_map(|name| sysctl::read(&name).map(|value| (name, value)))
                 .collect(),

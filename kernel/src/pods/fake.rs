@@ -1,11 +1,13 @@
 //! Pods' interfaces in memory, for tests of those who use them.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{
-    AttachError, Attached, DetachError, ListError, Missing, ObservedPort, PodNetwork, PodPort,
+    AttachError, Attached, DetachError, HostPort, ListError, Missing, ObservedPort, PodNetwork,
+    PodPort,
 };
 use crate::IfName;
 
@@ -21,6 +23,7 @@ struct State {
     last_ifindex: u32,
     refuse: bool,
     linger: bool,
+    published: Vec<(Vec<HostPort>, Vec<IpAddr>)>,
     /// Detached, and not buried yet.
     gone: usize,
 }
@@ -44,6 +47,11 @@ impl FakePodNetwork {
     /// What is attached, by host-side name.
     pub fn ports(&self) -> Vec<PodPort> {
         self.lock().ports.values().map(|(_, port)| port.clone()).collect()
+    }
+
+    /// The node's ports, as they were last published as a whole.
+    pub fn published(&self) -> Vec<(Vec<HostPort>, Vec<IpAddr>)> {
+        self.lock().published.clone()
     }
 
     /// How many detached interfaces wait for being buried.
@@ -83,6 +91,11 @@ impl PodNetwork for FakePodNetwork {
         Ok(())
     }
 
+    fn publish(&self, ports: &[(Vec<HostPort>, Vec<IpAddr>)]) -> io::Result<()> {
+        self.lock().published = ports.to_vec();
+        Ok(())
+    }
+
     fn bury(&self) -> Result<usize, ListError> {
         Ok(std::mem::take(&mut self.lock().gone))
     }
@@ -103,6 +116,7 @@ impl PodNetwork for FakePodNetwork {
             host_interface: port.host_interface.clone(),
             ifindex: *ifindex,
             owner: port.owner.clone(),
+            pod_mac: port.pod_mac(),
         });
         Ok(ports.collect())
     }

@@ -3,16 +3,17 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use ipnet::IpNet;
 use mesh_abi::maps;
 use mesh_model::wellknown::POD_GATEWAY;
 use netlink_packet_route::RouteNetlinkMessage;
 
+use super::ports::{self, Entries};
 use super::{
-    ALIAS_PREFIX, AttachError, Attached, DetachError, Guard, ListError, Missing, ObservedPort,
-    POD_GATEWAY_V6, POD_ROUTE_PROTOCOL, PodNetwork, PodPort, check, gone, ready,
+    ALIAS_PREFIX, AttachError, Attached, DetachError, Guard, HostPort, ListError, Missing,
+    ObservedPort, POD_GATEWAY_V6, POD_ROUTE_PROTOCOL, PodNetwork, PodPort, check, gone, ready,
 };
 use crate::ifname::MacAddress;
 use crate::netlink::device::Device;
@@ -20,10 +21,19 @@ use crate::netlink::message::{self, LOOPBACK, RouteRequest, RouteSpec, VethEnd, 
 use crate::netlink::{Answer, NetlinkError, RouteSocket, tc};
 use crate::{IfName, NetNs, Programs, convert, sysctl};
 
+/// The node's ports that lead to pods.
+#[derive(Debug, Default)]
+struct Ports {
+    entries: Entries,
+    /// Whether this process has written the table.
+    table: bool,
+}
+
 /// A [`PodNetwork`] in the kernel.
 pub struct LinuxPodNetwork {
     pub(super) node: NetNs,
     pub(super) programs: Arc<Programs>,
+    ports: Mutex<Ports>,
     /// Held for writing by garbage collection only, so that it never takes what an attachment is just making.
     collecting: RwLock<()>,
     guard: Option<Arc<dyn Guard>>,
@@ -32,7 +42,8 @@ pub struct LinuxPodNetwork {
 impl LinuxPodNetwork {
     /// Pods of the node whose network namespace is `node`.
     pub fn new(node: NetNs, programs: Arc<Programs>) -> Self {
-        Self { node, programs, collecting: RwLock::new(()), guard: None }
+        let (ports, collecting) = (Mutex::default(), RwLock::new(()));
+        Self { node, programs, ports, collecting, guard: None }
     }
 
     /// The same, with somebody who prepares for each pod.
@@ -116,6 +127,57 @@ impl LinuxPodNetwork {
                 .put(&convert::address(address), &convert::local_pod(port, ifindex))
                 .map_err(|source| map_error(maps::LOCAL_PODS, port, source))?;
         }
+        self.open_ports(port)
+    }
+
+    fn ports(&self) -> MutexGuard<'_, Ports> {
+        self.ports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open_ports(&self, port: &PodPort) -> Result<(), AttachError> {
+        if port.ports.is_empty() {
+            return Ok(());
+        }
+        let addresses: Vec<IpAddr> = port.addresses().collect();
+        let mut new = ports::entries(&port.ports, &addresses);
+        let mut ports = self.ports();
+        if let Some(key) = ports::conflict(&ports.entries, &new) {
+            let interface = port.host_interface.clone();
+            return Err(AttachError::PortTaken { port: key.to_string(), interface });
+        }
+        let mut all = ports.entries.clone();
+        all.extend(new.clone());
+        new.retain(|key, _| !ports.entries.contains_key(key));
+        self.write_ports(&mut ports, all, &new, true)
+            .map_err(|source| AttachError::Ports { interface: port.host_interface.clone(), source })
+    }
+
+    fn close_ports(&self, addresses: &BTreeSet<IpAddr>) -> io::Result<()> {
+        let mut ports = self.ports();
+        let (old, rest): (Entries, Entries) =
+            ports.entries.clone().into_iter().partition(|(_, to)| addresses.contains(&to.ip()));
+        self.write_ports(&mut ports, rest, &old, false)
+    }
+
+    /// Makes `all` the entries of the table, which is known to differ by `change`.
+    fn write_ports(
+        &self,
+        ports: &mut Ports,
+        all: Entries,
+        change: &Entries,
+        add: bool,
+    ) -> io::Result<()> {
+        if change.is_empty() {
+            return Ok(());
+        }
+        let table = ports.table;
+        let write = || match ports::change(change, add) {
+            Ok(()) if table => Ok(()),
+            // Never written, or somebody has flushed it.
+            _ => ports::replace(&all),
+        };
+        self.node.run(write)??;
+        *ports = Ports { entries: all, table: true };
         Ok(())
     }
 
@@ -152,7 +214,7 @@ impl LinuxPodNetwork {
             let entry = pods.lookup(&key).map_err(failed(maps::LOCAL_PODS))?;
             if let Some(entry) = entry.filter(|entry| entry.host_mac == host_mac) {
                 pods.delete(&key).map_err(failed(maps::LOCAL_PODS))?;
-                self.forget_port(host_interface, entry.ifindex)?;
+                self.forget_port(host_interface, entry.device())?;
             }
         }
         Ok(())
@@ -173,6 +235,15 @@ impl LinuxPodNetwork {
         let port = self.programs.pod_ports.lookup(&ifindex).ok().flatten();
         let all = port.iter().flat_map(|port| [port.v4, port.v6]);
         all.filter(|a| *a != mesh_abi::Address::UNSPECIFIED).map(convert::ip).collect()
+    }
+
+    /// As it was made, or, when the map does not know the device, as it is made by default.
+    fn pod_mac(&self, device: &Device) -> MacAddress {
+        let port = self.programs.pod_ports.lookup(&device.ifindex).ok().flatten();
+        port.map_or_else(
+            || MacAddress::derived(&["pod", &device.name]),
+            |port| MacAddress(port.mac),
+        )
     }
 
     fn devices(&self) -> Result<Vec<Device>, ListError> {
@@ -216,18 +287,44 @@ impl PodNetwork for LinuxPodNetwork {
         let netlink = |source| DetachError::Netlink { interface: host_interface.clone(), source };
         let found = Device::find(&mut socket, host_interface.as_str()).map_err(netlink)?;
         let mut addresses: BTreeSet<IpAddr> = addresses.iter().copied().collect();
-        let Some(host) = found else { return self.forget(host_interface, &addresses) };
+        let Some(host) = found else {
+            let _ = self.close_ports(&addresses);
+            return self.forget(host_interface, &addresses);
+        };
         if !host.is_of_pod() {
             return Err(DetachError::Foreign(host_interface.clone()));
         }
         addresses.extend(self.known_addresses(host.ifindex));
+        let closed = self.close_ports(&addresses).map_err(|source| DetachError::Bpf {
+            what: "ports of the node",
+            interface: host_interface.clone(),
+            source,
+        });
         // The device goes even when a map entry could not be removed.
         let forgotten = self.forget(host_interface, &addresses);
         match gone::put_aside(&mut socket, host.ifindex) {
             Err(error) if !error.is_missing() => return Err(netlink(error)),
             _ => {}
         }
-        forgotten.and(self.forget_port(host_interface, host.ifindex))
+        closed.and(forgotten).and(self.forget_port(host_interface, host.ifindex))
+    }
+
+    fn publish(&self, ports: &[(Vec<HostPort>, Vec<IpAddr>)]) -> io::Result<()> {
+        let mut all = Entries::new();
+        for (ports, addresses) in ports {
+            all.extend(ports::entries(ports, addresses));
+        }
+        let mut known = self.ports();
+        // Adding what is there changes nothing, and fails when the table is not there.
+        let same = known.table && known.entries == all;
+        let intact = |entries: &Entries| entries.is_empty() || ports::change(entries, true).is_ok();
+        if same && self.node.run(|| intact(&all))? {
+            return Ok(());
+        }
+        self.node.run(|| ports::replace(&all))??;
+        let table = !all.is_empty();
+        *known = Ports { entries: all, table };
+        Ok(())
     }
 
     fn bury(&self) -> Result<usize, ListError> {
@@ -244,6 +341,7 @@ impl PodNetwork for LinuxPodNetwork {
                 host_interface: device.name.parse().ok()?,
                 ifindex: device.ifindex,
                 owner: device.owner().to_owned(),
+                pod_mac: self.pod_mac(&device),
             })
         });
         Ok(ports.collect())
@@ -257,7 +355,7 @@ impl PodNetwork for LinuxPodNetwork {
         let live: BTreeSet<u32> = devices.iter().map(|device| device.ifindex).collect();
         let mut removed = 0;
         for (address, pod) in programs.local_pods.entries().map_err(failed(maps::LOCAL_PODS))? {
-            if !live.contains(&pod.ifindex) {
+            if !live.contains(&pod.device()) {
                 programs.local_pods.delete(&address).map_err(failed(maps::LOCAL_PODS))?;
                 removed += 1;
             }
@@ -287,6 +385,7 @@ impl PodNetwork for LinuxPodNetwork {
 impl LinuxPodNetwork {
     /// Takes back a failed attachment. Errors are not reported: the first one is, and garbage collection gets the rest.
     fn undo(&self, socket: &mut RouteSocket, port: &PodPort, ifindex: u32) {
+        let _ = self.close_ports(&port.addresses().collect());
         let _ = self.forget(&port.host_interface, &port.addresses().collect());
         let _ = socket.batch(vec![message::delete_link(ifindex)]);
         let _ = self.programs.pod_ports.delete(&ifindex);
@@ -306,6 +405,7 @@ fn host_requests(port: &PodPort, ifindex: u32) -> Vec<RouteRequest> {
         requests.push(message::put_neighbour(ifindex, address, port.pod_mac()));
         requests.push(route.put());
     }
+    requests.extend(port.bandwidth.to_pod.map(|rate| rate.request(ifindex)));
     requests
 }
 
@@ -340,7 +440,9 @@ fn pod_sysctls(port: &PodPort) -> Result<(), sysctl::SysctlError> {
 }
 
 fn pod_requests(port: &PodPort, ifindex: u32) -> Vec<RouteRequest> {
-    let mut requests = vec![message::set_up(LOOPBACK, None), message::set_up(ifindex, None)];
+    let mut requests = vec![message::set_up(LOOPBACK, None)];
+    requests.extend(port.bandwidth.from_pod.map(|rate| rate.request(ifindex)));
+    requests.push(message::set_up(ifindex, None));
     for address in port.addresses() {
         let gateway: IpAddr = match address {
             IpAddr::V4(_) => POD_GATEWAY.into(),

@@ -88,7 +88,7 @@ proptest! {
         for op in ops {
             match op {
                 Op::Add(n) => {
-                    let reserved = ledger.change(&[Change::Reserve(owner(n), blocks())], 0).remove(0);
+                    let reserved = ledger.change(&[Change::Reserve(owner(n), blocks(), Wishes::default())], 0).remove(0);
                     if let Ok(Some(lease)) = reserved
                         && ledger.change(&[Change::Commit(owner(n))], 0).remove(0).is_ok()
                     {
@@ -106,7 +106,7 @@ proptest! {
                 Op::Crash(bytes) => {
                     disk.allow(bytes);
                     for n in 20..24 {
-                        let _ = ledger.change(&[Change::Reserve(owner(n), blocks())], 0);
+                        let _ = ledger.change(&[Change::Reserve(owner(n), blocks(), Wishes::default())], 0);
                         let _ = ledger.change(&[Change::Commit(owner(n))], 0);
                         let _ = ledger.change(&[Change::Release(owner(n))], 0);
                     }
@@ -128,13 +128,17 @@ fn a_failed_write_changes_nothing_and_the_next_one_repairs_the_file() {
     let disk = Disk::default();
     disk.allow(usize::MAX);
     let mut ledger = open(&disk, "boot");
-    ledger.change(&[Change::Reserve(owner(1), blocks()), Change::Commit(owner(1))], 0);
+    ledger.change(
+        &[Change::Reserve(owner(1), blocks(), Wishes::default()), Change::Commit(owner(1))],
+        0,
+    );
     disk.allow(10);
-    let failed = ledger.change(&[Change::Reserve(owner(2), blocks())], 0).remove(0);
+    let failed =
+        ledger.change(&[Change::Reserve(owner(2), blocks(), Wishes::default())], 0).remove(0);
     assert!(matches!(failed, Err(LedgerError::Journal(_))));
     assert!(ledger.pool().lease(&owner(2)).is_none());
     disk.allow(usize::MAX);
-    ledger.change(&[Change::Reserve(owner(3), blocks())], 0).remove(0).unwrap();
+    ledger.change(&[Change::Reserve(owner(3), blocks(), Wishes::default())], 0).remove(0).unwrap();
     let again = open(&disk, "boot");
     assert_eq!(again.pool().leases().len(), 2);
     assert!(again.pool().lease(&owner(1)).unwrap().committed);
@@ -146,7 +150,10 @@ fn a_reboot_frees_everything_and_damage_is_counted() {
     let disk = Disk::default();
     disk.allow(usize::MAX);
     let mut ledger = open(&disk, "boot-1");
-    ledger.change(&[Change::Reserve(owner(1), blocks()), Change::Commit(owner(1))], 0);
+    ledger.change(
+        &[Change::Reserve(owner(1), blocks(), Wishes::default()), Change::Commit(owner(1))],
+        0,
+    );
     disk.0.lock().unwrap().0.extend_from_slice(b"garbage\n{\"half\":");
     let (same, damaged) = Ledger::open(Box::new(disk.clone()), "boot-1").unwrap();
     assert_eq!((same.pool().leases().len(), damaged), (1, 1));
@@ -159,7 +166,7 @@ fn the_journal_stays_small() {
     disk.allow(usize::MAX);
     let mut ledger = open(&disk, "boot");
     for n in 0..6000u64 {
-        ledger.change(&[Change::Reserve(owner(1), blocks())], n * 100);
+        ledger.change(&[Change::Reserve(owner(1), blocks(), Wishes::default())], n * 100);
         ledger.change(&[Change::Commit(owner(1)), Change::Release(owner(1))], n * 100);
     }
     let lines = disk.0.lock().unwrap().0.iter().filter(|b| **b == b'\n').count();
@@ -174,7 +181,9 @@ async fn callers_at_the_same_time_get_different_addresses() {
     let blocks: Arc<[IpNet]> = vec!["10.0.0.0/24".parse().unwrap()].into();
     let calls = (0..100).map(|n| {
         let (handle, blocks) = (handle.clone(), Arc::clone(&blocks));
-        tokio::spawn(async move { handle.change(Change::Reserve(owner(n), blocks)).await })
+        tokio::spawn(async move {
+            handle.change(Change::Reserve(owner(n), blocks, Wishes::default())).await
+        })
     });
     let mut seen = HashSet::new();
     for call in calls.collect::<Vec<_>>() {

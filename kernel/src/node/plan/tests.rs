@@ -1,8 +1,8 @@
 use ipnet::IpNet;
 use proptest::prelude::*;
 
-use super::super::Masquerade;
 use super::super::fake::apply;
+use super::super::{Foreign, Masquerade, conflicts};
 use super::*;
 
 fn net(text: &str) -> IpNet {
@@ -104,4 +104,28 @@ fn a_new_device_replaces_routes_instead_of_deleting_them() {
     let steps = plan(&wanted, &state).steps;
     assert!(!steps.iter().any(|step| matches!(step, Step::DeleteRoute(_))), "{steps:?}");
     assert!(steps.contains(&Step::SetOverlayIfindex(4)));
+}
+
+#[test]
+fn ranges_that_the_node_uses_itself_are_named() {
+    let wanted = desired(&[], &[]);
+    let with = |text: &str, on_link| {
+        let foreign = [Foreign { destination: net(text), on_link }].into();
+        conflicts(&wanted, &Observed { foreign, ..Observed::default() })
+    };
+    for (route, on_link) in [
+        ("10.244.3.0/24", true),
+        ("10.244.3.0/24", false),
+        ("10.244.0.0/16", false),
+        ("10.0.0.0/8", true),
+    ] {
+        let found = with(route, on_link);
+        assert_eq!(found.len(), 1, "{route}");
+        let text = found[0].to_string();
+        assert!(text.contains("10.244.0.0/16") && text.contains(route), "{text}");
+    }
+    assert_eq!(with("fd10:244:0:7::/64", true).len(), 1);
+    for (route, on_link) in [("10.0.0.0/8", false), ("192.168.0.0/16", true), ("fd00::/64", true)] {
+        assert_eq!(with(route, on_link), [], "{route}");
+    }
 }
