@@ -112,7 +112,7 @@ impl Programs {
         ifindex: u32,
     ) -> Result<bool, NetlinkError> {
         Ok(link::is_attached(&self.pins.link(&pin(name)), ifindex)
-            || tc::is_attached(socket, ifindex, abi::programs::FROM_UPLINK)?)
+            || tc::is_attached(socket, ifindex, tc::Hook::Ingress, abi::programs::FROM_UPLINK)?)
     }
 
     /// Takes the program from a device, by letting go of its link.

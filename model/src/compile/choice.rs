@@ -10,6 +10,8 @@ use crate::snapshot::{Backend, Leaving, LocalNode};
 /// Where a client may be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reach {
+    /// Anywhere, and the same on every node.
+    Anywhere,
     /// Anywhere; near ones first where the endpoints say so.
     Cluster,
     /// To this node only (`internalTrafficPolicy: Local`).
@@ -40,6 +42,7 @@ pub(super) fn choose(candidates: &[Candidate<'_>], reach: Reach, local: &LocalNo
     match reach {
         Reach::Local => taken.retain(|c| c.is_on(&local.name)),
         Reach::Cluster => near(&mut taken, local),
+        Reach::Anywhere => {}
     }
     taken.retain(|c| c.weight > 0);
     if taken.is_empty() {
@@ -168,6 +171,8 @@ mod tests {
         assert_eq!(near(&all[1..], None), [2, 3], "our zone is not known");
         let some = [all[0].clone(), all[2].clone(), on(4, "n4")];
         assert_eq!(near(&some, Some("a")), [1, 3, 4], "one without hints");
+        let anywhere = hosts(&choose(&all, Reach::Anywhere, &local(Some("a")))).0;
+        assert_eq!(anywhere, [1, 2, 3], "for clients outside nobody is near");
         let gone = [terminating(all[0].clone()), all[1].clone(), all[2].clone()];
         assert_eq!(near(&gone, Some("a")), [2], "what terminates does not count");
     }

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Service, ServicePort};
 
 use super::Objects;
+use super::choice::{Reach, choose};
 use super::endpoints::{Endpoints, Family, port_number};
 use super::services::{key, load_balancer_ips};
 use crate::snapshot::{
@@ -22,7 +23,7 @@ pub(super) fn edge(objects: &Objects, endpoints: &Endpoints<'_>, local: &LocalNo
         let mut here = BTreeSet::new();
         for port in service.spec.iter().flat_map(|s| s.ports.iter().flatten()) {
             for (vip, number, kind) in one.addresses(port, local) {
-                let found = one.backends(endpoints, port, Family::of(&vip));
+                let found = one.backends(endpoints, port, Family::of(&vip), local);
                 if kind == FrontendKind::External && one.is_announced(vip) {
                     announced.entry(vip).or_default().add(one.local, &found);
                 }
@@ -111,13 +112,22 @@ impl<'a> Outside<'a> {
         all
     }
 
+    /// The same on every node, so that each would send a client to the same place; but where traffic stays on a node
+    /// that has nothing ready, what still serves there while it terminates is better than nothing.
     fn backends(
         &self,
         endpoints: &Endpoints<'_>,
         port: &ServicePort,
         family: Family,
+        local: &LocalNode,
     ) -> Vec<Backend> {
-        endpoints.backends(&self.key.namespace, &self.key.name, port, family)
+        let ObjectKey { namespace, name } = &self.key;
+        let candidates = endpoints.candidates(namespace, name, port, family);
+        let mut backends = choose(&candidates, Reach::Anywhere, local).backends;
+        if self.local && !backends.iter().any(|backend| is_on(backend, local)) {
+            backends.extend(choose(&candidates, Reach::Local, local).backends);
+        }
+        backends
     }
 
     fn service(
