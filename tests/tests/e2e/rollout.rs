@@ -7,7 +7,7 @@ use mesh_tests::pod::Pod;
 use crate::tests;
 use crate::world::{PATIENCE, REPLICAS, WEB, World, workload};
 
-tests![scaling_under_load, rolling_update_under_load];
+tests![scaling_under_load, rolling_update_under_load, rolling_update_under_heavy_load];
 
 /// A pod of its own to send from: the workload's pods go away in these tests.
 fn client(world: &World) -> Result<Pod> {
@@ -27,22 +27,23 @@ spec:
     Pod::from_json(&world.cluster, &pods[0])
 }
 
-/// New connections to the service, and kept ones through the ingress.
-fn loads(world: &World, client: &Pod) -> Result<[(&'static str, Load); 3]> {
+/// New connections to the service and to the ingress, and kept ones through the ingress, so many requests a second each.
+fn loads(world: &World, client: &Pod, rates: [&str; 3]) -> Result<[(&'static str, Load); 3]> {
     let (vip, _) = world.vips()?;
     let url = format!("http://{vip}/");
-    let settings = ["--secs", "240", "--rate", "100", "--workers", "4"];
+    let settings = |rate| ["--secs", "240", "--workers", "8", "--rate", rate];
     let node = world.cluster.node(1);
+    let kept = [&settings(rates[2])[..], &["--keep"]].concat();
     Ok([
-        ("new connections to the service", world.pod_load(client, &url, &settings)?),
-        ("new connections to the ingress", world.ingress_load(&node, &settings)?),
-        ("kept connections to the ingress", {
-            let mut kept = settings.to_vec();
-            kept.push("--keep");
-            world.ingress_load(&node, &kept)?
-        }),
+        ("new connections to the service", world.pod_load(client, &url, &settings(rates[0]))?),
+        ("new connections to the ingress", world.ingress_load(&node, &settings(rates[1]))?),
+        ("kept connections to the ingress", world.ingress_load(&node, &kept)?),
     ])
 }
+
+const LIGHT: [&str; 3] = ["100", "100", "100"];
+/// Two thousand in all; few enough new ones for the ports of one client.
+const HEAVY: [&str; 3] = ["600", "200", "1200"];
 
 fn finish(loads: [(&'static str, Load); 3]) -> Result<Vec<Report>> {
     let mut reports = Vec::new();
@@ -62,7 +63,7 @@ fn scaling_under_load(world: &World) -> Result<()> {
         world.kubectl.wait_ready(WEB, n, PATIENCE).map(drop)
     };
     scale(1)?;
-    let loads = loads(world, &client)?;
+    let loads = loads(world, &client, LIGHT)?;
     scale(5)?;
     std::thread::sleep(std::time::Duration::from_secs(2));
     scale(2)?;
@@ -73,8 +74,17 @@ fn scaling_under_load(world: &World) -> Result<()> {
 }
 
 fn rolling_update_under_load(world: &World) -> Result<()> {
+    rolling_update(world, LIGHT)
+}
+
+/// Without a preStop hook: each node confirms that it has taken a pod out of its tables before that is told to end.
+fn rolling_update_under_heavy_load(world: &World) -> Result<()> {
+    rolling_update(world, HEAVY)
+}
+
+fn rolling_update(world: &World, rates: [&str; 3]) -> Result<()> {
     let client = client(world)?;
-    let loads = loads(world, &client)?;
+    let loads = loads(world, &client, rates)?;
     world.kubectl.apply(&workload(REPLICAS, 2))?;
     world.kubectl.run(&["rollout", "status", "deployment/web", "--timeout=90s"])?;
     world.kubectl.wait_ready(WEB, REPLICAS, PATIENCE)?;
