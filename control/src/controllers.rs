@@ -19,6 +19,7 @@ mod endpoints;
 mod garbage;
 mod ingress;
 mod kinds;
+mod loadbalancer;
 mod mirror;
 mod namespaces;
 mod nodes;
@@ -116,6 +117,8 @@ fn launch(
     runtime::run(tasks, endpoints, queue, resync);
     let (ingresses, queue) = ingress::Controller::new(context.clone());
     runtime::run(tasks, ingresses, queue, resync);
+    let (balancers, queue) = loadbalancer::Controller::new(context.clone());
+    runtime::run(tasks, balancers, queue, resync);
     let (namespaces, queue) = namespaces::Controller::new(context.clone());
     runtime::run(tasks, namespaces, queue, resync);
     scheduler::start(context, tasks);

@@ -418,6 +418,44 @@ async fn ingresses_show_the_addresses_of_ready_nodes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn load_balancers_get_addresses_and_give_them_back() {
+    let cluster = Cluster::start().await;
+    let balancer = |name: &str| -> Service {
+        object(json!({"metadata": {"namespace": "default", "name": name},
+            "spec": {"type": "LoadBalancer", "ports": [{"port": 80}]}}))
+    };
+    let shown = |name: &str| {
+        let service: Service = cluster.get(name).unwrap();
+        let points = service.status.and_then(|s| s.load_balancer).and_then(|l| l.ingress);
+        points.unwrap_or_default().into_iter().filter_map(|p| p.ip).collect::<Vec<_>>()
+    };
+    for name in ["a", "b", "c"] {
+        cluster.registry.create(&balancer(name)).await.unwrap();
+    }
+    let all = || ["a", "b", "c"].into_iter().flat_map(shown).collect::<BTreeSet<_>>();
+    cluster.eventually("both addresses are given", || all().len() == 2).await;
+    let waits = ["a", "b", "c"].into_iter().find(|name| shown(name).is_empty()).unwrap();
+    let failed = || {
+        cluster.list::<Event>().into_iter().any(|e| {
+            e.reason.as_deref() == Some("AllocationFailed")
+                && e.involved_object.name.as_deref() == Some(waits)
+        })
+    };
+    cluster.eventually("the third is told why it waits", failed).await;
+    let had = ["a", "b", "c"].into_iter().find(|name| *name != waits).unwrap();
+    let address = shown(had);
+    let mut plain: Service = cluster.get(had).unwrap();
+    let spec = plain.spec.as_mut().unwrap();
+    spec.type_ = Some("ClusterIP".to_owned());
+    spec.external_traffic_policy = None;
+    spec.allocate_load_balancer_node_ports = None;
+    spec.ports.as_mut().unwrap()[0].node_port = None;
+    cluster.registry.update(&plain).await.unwrap();
+    cluster.eventually("what one gave back the other gets", || shown(waits) == address).await;
+    cluster.eventually("and nobody else shows it", || shown(had).is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_deleted_before_everything_was_read() {
     let mut cluster = Cluster::start().await;
     let _nodes = cluster.nodes(2).await;

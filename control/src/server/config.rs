@@ -127,6 +127,11 @@ fn check(plan: &ClusterConfig) -> Result<(), String> {
     if first == 0 || first > last {
         return Err(format!("nodePorts: [{first}, {last}] is not a range of ports"));
     }
+    for range in &plan.load_balancer_cidrs {
+        if plan.pod_cidrs.iter().chain(&plan.service_cidrs).any(|inside| overlap(inside, range)) {
+            return Err(format!("loadBalancerCidrs: {range} overlaps podCidrs or serviceCidrs"));
+        }
+    }
     if plan.overlay_port == 0 {
         return Err("overlayPort: must be from 1 to 65535".to_owned());
     }
@@ -147,6 +152,7 @@ mod tests {
             ("nodePrefixV4: 8", "node prefix"),
             ("dnsVips: [10.0.0.1]", "dnsVips"),
             ("nodePorts: [5, 1]", "nodePorts"),
+            ("loadBalancerCidrs: [10.96.0.0/24]", "loadBalancerCidrs"),
             ("frob: 1", "frob"),
             ("- a", "map"),
             ("{", "YAML"),

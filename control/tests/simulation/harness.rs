@@ -23,6 +23,12 @@ use tokio::task::JoinHandle;
 const LEASE_EVERY: Duration = Duration::from_millis(250);
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The default plan, with two addresses for load balancers.
+fn plan() -> ClusterConfig {
+    let load_balancer_cidrs = vec!["192.0.2.240/30".parse().unwrap()];
+    ClusterConfig { load_balancer_cidrs, ..ClusterConfig::default() }
+}
+
 pub(crate) struct Cluster {
     pub(crate) registry: Registry,
     controllers: Option<Handle>,
@@ -41,7 +47,7 @@ impl Cluster {
     pub(crate) async fn stopped() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(RedbStore::open(&dir.path().join("store")).unwrap());
-        let registry = Registry::new(store, ClusterConfig::default()).unwrap();
+        let registry = Registry::new(store, plan()).unwrap();
         for name in ["default", "kube-node-lease"] {
             registry
                 .create(&object::<Namespace>(json!({"metadata": {"name": name}})))
@@ -57,7 +63,7 @@ impl Cluster {
             eviction_patience: Duration::from_millis(300),
             ..Options::default()
         };
-        let cluster = ClusterConfig::default();
+        let cluster = plan();
         self.controllers = Some(controllers::start_with(self.registry.clone(), cluster, options));
     }
 

@@ -20,18 +20,20 @@ pub(super) fn edge(objects: &Objects, endpoints: &Endpoints<'_>, local: &LocalNo
     let mut announced: BTreeMap<IpAddr, Candidates> = BTreeMap::new();
     for service in &objects.services {
         let Some(one) = Outside::new(objects, service) else { continue };
-        let mut here = BTreeSet::new();
+        let (mut here, mut here6) = (BTreeSet::new(), BTreeSet::new());
         for port in service.spec.iter().flat_map(|s| s.ports.iter().flatten()) {
             for (vip, number, kind) in one.addresses(port, local) {
                 let found = one.backends(endpoints, port, Family::of(&vip), local);
                 if kind == FrontendKind::External && one.is_announced(vip) {
                     announced.entry(vip).or_default().add(one.local, &found);
                 }
-                here.extend(found.iter().filter(|b| is_on(b, local)).map(|b| b.address));
+                let family = if vip.is_ipv4() { &mut here } else { &mut here6 };
+                family.extend(found.iter().filter(|b| is_on(b, local)).map(|b| b.address));
                 edge.services.extend(one.service(port, (vip, number, kind), found, local));
             }
         }
-        edge.health_checks.extend(one.health_check(here.len()));
+        // A pod with an address of each family counts once.
+        edge.health_checks.extend(one.health_check(here.len().max(here6.len())));
     }
     edge.services.sort_by_key(|s| (s.vip, s.protocol, s.port, s.kind, s.service.clone()));
     edge.services.dedup_by(|b, a| (a.vip, a.protocol, a.port) == (b.vip, b.protocol, b.port));
