@@ -20,6 +20,7 @@ use mesh_model::snapshot::Protocol;
 
 use crate::convert;
 
+pub use abi::PodPolicy;
 pub use fake::FakePolicyTable;
 pub use plan::{Step, plan};
 pub use reconcile::{Outcome, PolicyReconciler};

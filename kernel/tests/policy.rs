@@ -10,7 +10,7 @@ use mesh_kernel::bpf::test_run::Input;
 use mesh_kernel::pods::{LinuxPodNetwork, PodNetwork, PodPort};
 use mesh_kernel::policy::{BpfPolicyTable, Place, PolicyReconciler, Tables};
 use mesh_model::ObjectKey;
-use mesh_model::policy::{PodPolicy, PolicySet, Ports, Rule, THIS_NODE};
+use mesh_model::policy::{Flow, PodPolicy, PolicySet, Ports, Rule, Side, THIS_NODE};
 use mesh_model::snapshot::Protocol;
 
 use crate::lab::{Lab, Net, privileged};
@@ -422,4 +422,111 @@ fn processes_of_the_node_reach_their_pods_and_other_pods_do_not() {
     });
     assert!(near.is_err());
     assert!(bench.dropped(Reason::PolicyIngress) > before);
+}
+
+/// Policies, pods and packets as a seed wants them; the same every time.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        // Xorshift, 64 bits (Marsaglia).
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % sides
+    }
+
+    fn of<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[usize::try_from(self.roll(choices.len() as u64)).unwrap()]
+    }
+}
+
+const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+const OTHERS: [[u8; 4]; 6] = [NEAR, FAR, [10, 244, 2, 8], NODE, [192, 0, 2, 1], [192, 0, 2, 200]];
+
+fn random_rules(dice: &mut Dice) -> Vec<Rule> {
+    let count = dice.roll(12);
+    let ports = |dice: &mut Dice| {
+        let protocol = dice.of(&PROTOCOLS);
+        let first = 75 + u16::try_from(dice.roll(10)).unwrap();
+        match dice.roll(4) {
+            0 => vec![Ports::Everything],
+            1 => vec![Ports::of(protocol)],
+            2 => Ports::range(protocol, first, first),
+            _ => Ports::range(protocol, first, first + u16::try_from(dice.roll(20)).unwrap()),
+        }
+    };
+    let mut rules = BTreeMap::new();
+    for _ in 0..count {
+        let policy = dice.of(&[IN, OUT]);
+        let identity = dice.of(&[0, ALICE, BOB, RANGE, 103, 104]);
+        for ports in ports(dice) {
+            rules.insert((policy, identity, ports), rule(policy, identity, ports));
+        }
+    }
+    rules.into_values().collect()
+}
+
+/// The programs and [`PolicySet::decide`] say the same, on tables that nobody chose.
+#[test]
+fn the_programs_agree_with_the_model() {
+    if !privileged() {
+        return;
+    }
+    let mut dice = Dice(0x6d65_7368);
+    let mut bench = Bench::new(IN, OUT, vec![]);
+    let (mut passed, mut denied) = (0, 0);
+    for round in 0..60 {
+        let pod = PodPolicy {
+            identity: ALICE,
+            ingress: dice.of(&[0, IN, IN]),
+            egress: dice.of(&[0, OUT, OUT]),
+        };
+        bench.set.pods.insert(ObjectKey::new("default", "one"), pod);
+        bench.set.rules = random_rules(&mut dice);
+        bench.set.rules.sort();
+        bench.set.identities = [(IpAddr::from(NODE), THIS_NODE), (IpAddr::from(FAR), BOB)].into();
+        bench.set.identities.insert(IpAddr::from([10, 244, 2, 8]), dice.of(&[104, ALICE]));
+        let ranges = ["192.0.2.0/24", "192.0.2.128/25", "10.244.0.0/16", "0.0.0.0/0", "::/0"];
+        bench.set.blocks = BTreeMap::new();
+        for range in ranges {
+            if dice.roll(2) == 0 {
+                bench.set.blocks.insert(range.parse().unwrap(), dice.of(&[RANGE, 103]));
+            }
+        }
+        bench.publish();
+        let mut known = bench.set.clone();
+        known.identities.insert(IpAddr::from(NEAR), BOB);
+        for trial in 0..60_u16 {
+            // Ports of clients that no earlier packet had: nothing is remembered.
+            let client = 10_000 + round * 100 + trial;
+            let (protocol, port) =
+                (dice.of(&PROTOCOLS), 75 + u16::try_from(dice.roll(30)).unwrap());
+            let (other, sends) = (dice.of(&OTHERS), dice.roll(2) == 0);
+            let ends = if sends { (POD, other) } else { (other, POD) };
+            let packet = packets::with_ports(protocol.number(), (ends.0, client), (ends.1, port));
+            let flow = Flow {
+                source: ends.0.into(),
+                destination: ends.1.into(),
+                protocol: Some(protocol),
+                port,
+            };
+            let (side, verdict) = match (sends, other == NEAR) {
+                (true, _) => (Side::Sender, bench.sends(&packet)),
+                (false, true) => {
+                    (Side::Receiver, bench.sent_by(&bench.other, bench.other_ifindex, &packet))
+                }
+                (false, false) => (Side::Receiver, bench.arrives(&packet)),
+            };
+            let expected = known.decide(&pod, side, &flow);
+            assert_eq!(
+                verdict != DROP,
+                expected.passes(),
+                "{flow:?} {side:?} {expected:?} {known:#?}"
+            );
+            *if verdict == DROP { &mut denied } else { &mut passed } += 1;
+        }
+    }
+    println!("{passed} passed, {denied} denied");
+    assert!(passed > 500 && denied > 500, "the tables are too plain to tell");
 }

@@ -15,9 +15,11 @@ use crate::snapshot::Protocol;
 
 mod decide;
 pub(crate) mod selector;
+mod why;
 
 pub use decide::{Decision, Flow, Side};
 pub use selector::matches;
+pub use why::{End, Opinion, WhyError, why};
 
 /// Identity in rules that hold for everybody.
 pub const ANYBODY: u32 = 0;
