@@ -8,14 +8,15 @@
 //!
 //! Pods' veths carry a clsact filter instead of a link (see `netlink/tc.rs`): it lives and dies with the device.
 //!
-//! The version is that of the ABI. A new set of programs is loaded (and so verified) completely before the first link is
-//! switched; each link is switched by the kernel in one step. Programs of an older ABI stay attached
+//! The version is that of the ABI. A new set of programs is verified, tried on golden packets (`bpf/golden.rs`) and loaded
+//! completely before the first link is switched; each link is switched by the kernel in one step. Programs of an older ABI stay attached
 //! until [`Programs::retire_old_versions`], which the agent calls when the new maps are filled.
 //!
 //! Known gap: on kernels before 6.6 the overlay device's filter is switched only when the device is attached again.
 
 mod bpffs;
 mod edge;
+mod golden;
 mod link;
 mod load;
 mod map;

@@ -2,6 +2,7 @@
 //! cleans up by `Drop`.
 #![allow(clippy::unwrap_used, reason = "tests, and what they share")]
 
+mod broken;
 mod capture;
 mod client;
 mod edge;

@@ -9,9 +9,9 @@ use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use mesh_abi as abi;
 
-use super::LoadOptions;
 use super::bpffs::{BpffsError, Pins};
 use super::link::AttachError;
+use super::{LoadOptions, golden};
 
 /// Bytes with the alignment that ELF parsing needs.
 #[repr(C, align(32))]
@@ -46,6 +46,30 @@ pub enum LoadError {
         #[source]
         source: Box<ProgramError>,
     },
+    /// A program does not do with a packet what it has to.
+    #[error("{program} is wrong: on {case:?} it says {seen}, not {expected}")]
+    Golden {
+        /// The program.
+        program: &'static str,
+        /// The packet.
+        case: &'static str,
+        /// The verdict that is right.
+        expected: u32,
+        /// Its verdict.
+        seen: u32,
+    },
+    /// A golden packet could not be run.
+    #[error("run the golden packet {case:?}")]
+    GoldenRun {
+        /// The packet.
+        case: &'static str,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The maps for golden packets could not be filled.
+    #[error("fill the maps for golden packets")]
+    GoldenMaps(#[source] io::Error),
     /// A map cannot be opened.
     #[error("open map {name}")]
     OpenMap {
@@ -118,6 +142,7 @@ pub(super) fn load(pins: &Pins, options: &LoadOptions) -> Result<Loaded, LoadErr
     if object.is_empty() {
         return Err(LoadError::NoObject);
     }
+    golden::check(object)?;
     let mut loader = EbpfLoader::new();
     for (name, ..) in abi::maps::ALL {
         loader.map_pin_path(name, pins.map(name));
@@ -152,7 +177,10 @@ fn in_full(error: &LoadError) -> String {
     text
 }
 
-fn load_one(ebpf: &mut Ebpf, name: &'static str) -> Result<(OwnedFd, Option<u32>), LoadError> {
+pub(super) fn load_one(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<(OwnedFd, Option<u32>), LoadError> {
     let failed = |error| LoadError::Program { name, source: Box::new(error) };
     let program = ebpf.program_mut(name).ok_or(LoadError::MissingProgram(name))?;
     match program {

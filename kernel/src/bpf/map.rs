@@ -64,6 +64,15 @@ impl<K: Plain, V: Plain> Map<K, V> {
         Ok(Self { name, fd: Arc::new(fd), capacity: info.max_entries, types: PhantomData })
     }
 
+    /// A map that is not pinned.
+    pub(super) fn of(name: &'static str, fd: OwnedFd) -> io::Result<Self> {
+        let info: sys::MapInfo = sys::info(fd.as_fd())?;
+        if (info.key_size as usize, info.value_size as usize) != (size_of::<K>(), size_of::<V>()) {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        Ok(Self { name, fd: Arc::new(fd), capacity: info.max_entries, types: PhantomData })
+    }
+
     pub(crate) fn name(&self) -> &'static str {
         self.name
     }
