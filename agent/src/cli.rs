@@ -15,6 +15,7 @@ use crate::pods::{DEFAULT_EVICTION, InvalidThreshold, Thresholds};
 /// Time for the clients of a proxy that is replaced.
 const ROTATE_KEY_DAYS: u16 = 30;
 const DRAIN_SECS: u64 = 30;
+const FLOW_HISTORY: u32 = 4096;
 const LONGEST_DRAIN_SECS: u64 = 24 * 3600;
 
 /// The agent of a Mesh node.
@@ -198,6 +199,9 @@ pub(crate) struct Settings {
     /// Age at which the node's key on the overlay is replaced, 0 for never [default: 30]
     #[arg(long, value_name = "DAYS")]
     pub(crate) rotate_key_days: Option<u16>,
+    /// Connection events that are remembered, 0 to look at connections only while somebody follows them [default: 4096]
+    #[arg(long, value_name = "EVENTS")]
+    pub(crate) flow_history: Option<u32>,
 }
 
 /// The settings make no sense; the message names the flag.
@@ -261,6 +265,8 @@ pub(crate) struct Options {
     pub(crate) http_port: Option<u16>,
     pub(crate) https_port: Option<u16>,
     pub(crate) drain: Duration,
+    /// Connection events that are remembered.
+    pub(crate) flow_history: usize,
     /// Age at which the node's key is replaced.
     pub(crate) rotate_key_every: Option<Duration>,
 }
@@ -302,6 +308,7 @@ impl Settings {
             http_port: Some(all.http_port.unwrap_or(80)).filter(|p| *p != 0),
             https_port: Some(all.https_port.unwrap_or(443)).filter(|p| *p != 0),
             drain: drain(all.drain_secs.unwrap_or(DRAIN_SECS))?,
+            flow_history: all.flow_history.unwrap_or(FLOW_HISTORY) as usize,
             rotate_key_every: days(all.rotate_key_days.unwrap_or(ROTATE_KEY_DAYS)),
         })
     }
@@ -343,6 +350,7 @@ impl Settings {
             https_port: self.https_port.or(file.https_port),
             drain_secs: self.drain_secs.or(file.drain_secs),
             rotate_key_days: self.rotate_key_days.or(file.rotate_key_days),
+            flow_history: self.flow_history.or(file.flow_history),
         }
     }
 }

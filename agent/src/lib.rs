@@ -22,6 +22,7 @@ pub mod drain;
 mod encryption;
 mod errors;
 mod files;
+mod flows;
 mod join;
 mod link;
 mod observe;

@@ -25,6 +25,7 @@ use crate::board::Board;
 use crate::cli::{Options, OverlayChoice};
 use crate::encryption::Checks;
 use crate::errors::chain;
+use crate::flows::Flows;
 use crate::observe::{self, Desired};
 use crate::paths::forward::Forwarder;
 use crate::paths::outlook::Legacy;
@@ -71,6 +72,7 @@ struct Agent {
     blocks_wanted: watch::Sender<Option<usize>>,
     seen: watch::Sender<Seen>,
     checks: Arc<Checks>,
+    flows: Flows,
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -91,6 +93,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         blocks_wanted: watch::Sender::new(None),
         seen: watch::Sender::new(Seen::default()),
         checks: Arc::default(),
+        flows: Flows::new(options.node.clone(), options.flow_history),
         board: Board::default(),
         programs: Arc::default(),
         pod_routes: Arc::default(),
@@ -294,6 +297,7 @@ impl Agent {
                 .into_iter()
                 .collect(),
             checks: Arc::clone(&self.checks),
+            flows: self.flows.clone(),
             rotation: self.rotation.clone(),
         }
     }

@@ -12,6 +12,7 @@ use mesh_kernel::Programs;
 use mesh_model::encryption::{
     FINISH_PATH, Findings, Finish, SEND_PATH, Sending, Sent, WATCH_PATH, Watch, Watching,
 };
+use mesh_model::flow::{FLOWS_PATH, FlowQuery};
 use mesh_model::report::{CheckStep, KeysReport, NodeReport, PeerReport, RoutesReport};
 use mesh_model::snapshot::Frontend;
 use mesh_model::{NodeName, Snapshot};
@@ -24,6 +25,7 @@ use crate::board::Board;
 use crate::check;
 use crate::encryption::{CheckError, Checks};
 use crate::errors::chain;
+use crate::flows::Flows;
 use crate::observe::Desired;
 use crate::paths::Seen;
 use crate::paths::outlook::Outlook;
@@ -55,6 +57,8 @@ pub(crate) struct Sources {
     pub(crate) ingress_listeners: Vec<SocketAddr>,
     /// The replacement of the node's key.
     pub(crate) rotation: Rotation,
+    /// Connections and drops.
+    pub(crate) flows: Flows,
     /// Checks of encryption that run.
     pub(crate) checks: Arc<Checks>,
 }
@@ -70,6 +74,7 @@ pub(crate) fn router(sources: Sources) -> Router {
         .route("/mesh/v1/routes", get(routes))
         .route("/mesh/v1/check", get(check_all).post(check_all))
         .route("/mesh/v1/rotate-key", post(rotate_key))
+        .route(FLOWS_PATH, post(flows))
         .route(WATCH_PATH, post(watch_encryption))
         .route(SEND_PATH, post(send_canaries))
         .route(FINISH_PATH, post(finish_encryption))
@@ -186,6 +191,10 @@ impl IntoResponse for CheckError {
 async fn rotate_key(State(reports): State<Reports>) -> Json<KeysReport> {
     reports.0.rotation.ask();
     Json(reports.0.rotation.report())
+}
+
+async fn flows(State(reports): State<Reports>, Json(query): Json<FlowQuery>) -> Response {
+    reports.0.flows.answer(query)
 }
 
 async fn watch_encryption(

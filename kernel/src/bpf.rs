@@ -26,6 +26,7 @@ pub mod test_run;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -37,13 +38,13 @@ pub use link::AttachError;
 pub use load::LoadError;
 pub(crate) use map::Map;
 
-use crate::NetNs;
 use crate::ifname::MacAddress;
 use crate::netlink::device::Device;
 use crate::netlink::message::RouteRequest;
 use crate::netlink::{Answer, NetlinkError, RouteSocket, tc};
 use crate::policy::BpfPolicyTable;
 use crate::services::BpfServiceTable;
+use crate::{NetNs, convert};
 use bpffs::Pins;
 use link::{LinkSpec, put_link};
 use load::Loaded;
@@ -216,6 +217,14 @@ impl Programs {
     /// Programs that only tell, and that this kernel refused, with the verifier's log. Empty on any recent kernel.
     pub fn lacking(&self) -> &[String] {
         &self.lacking
+    }
+
+    /// Addresses of the pod of this node whose network namespace has this cookie.
+    pub fn addresses_of_namespace(&self, cookie: u64) -> Vec<IpAddr> {
+        let ifindex = self.namespaces.lookup(&cookie).ok().flatten();
+        let port = ifindex.and_then(|ifindex| self.pod_ports.lookup(&ifindex).ok().flatten());
+        let all = port.iter().flat_map(|port| [port.v4, port.v6]);
+        all.filter(|a| *a != abi::Address::UNSPECIFIED).map(convert::ip).collect()
     }
 
     pub(crate) fn map_path(&self, name: &str) -> PathBuf {

@@ -8,7 +8,7 @@ mod btf;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use aya::maps::{Map as AyaMap, MapData, MapError, RingBuf};
@@ -107,6 +107,15 @@ pub enum FlowError {
     },
 }
 
+/// The clock of [`Event::at`].
+pub fn monotonic() -> Duration {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the value outlives the call. This clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    let secs = u64::try_from(now.tv_sec).unwrap_or_default();
+    Duration::new(secs, u32::try_from(now.tv_nsec).unwrap_or_default())
+}
+
 /// Takes events out of the ring buffer. Dropped, it switches them off.
 pub struct FlowReader {
     ring: RingBuf<MapData>,
@@ -182,6 +191,11 @@ impl FlowReader {
         }
     }
 
+    /// The kernel's names of its reasons to drop a packet, such as `no_socket`, by number.
+    pub fn kernel_reasons(&self) -> &BTreeMap<u32, String> {
+        &self.reasons
+    }
+
     /// The kernel's name of one of its reasons to drop a packet, such as `no_socket`.
     pub fn kernel_reason(&self, number: u32) -> Option<&str> {
         self.reasons.get(&number).map(String::as_str)
@@ -209,6 +223,12 @@ impl AsFd for FlowReader {
     /// Readable when there is an event.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.ring.as_fd()
+    }
+}
+
+impl AsRawFd for FlowReader {
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
     }
 }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use mesh_model::flow::FlowVerdict;
 
 /// See and change what the nodes of a Mesh cluster do.
 #[derive(Debug, Parser)]
@@ -60,6 +61,11 @@ pub(crate) enum Command {
     /// The encrypted tunnels between nodes
     #[command(after_help = "Examples:\n  meshctl peers\n  meshctl peers --node node-2 -o json")]
     Peers(PeersArgs),
+    /// Connections: opened, closed with their figures, refused, denied or dropped and why; of all nodes
+    #[command(
+        after_help = "An arrow -> is told by the side that opened it, => by the side that received it, ~> by neither.\nWhat was lost or only counted is said on stderr.\n\nExamples:\n  meshctl flows -f\n  meshctl flows -f -n default --verdict dropped,denied\n  meshctl flows --service web --port 80 --tail 1000 -o json"
+    )]
+    Flows(FlowsArgs),
     /// Probe every hop on every node: tunnels, service addresses, DNS, ingress, programs
     #[command(
         after_help = "Exit status 1 when something is broken.\n\nExamples:\n  meshctl check\n  meshctl check --node node-2 --failed\n  meshctl check encryption"
@@ -126,6 +132,37 @@ pub(crate) struct NodeFilter {
     /// Only of this namespace
     #[arg(short, long)]
     pub(crate) namespace: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FlowsArgs {
+    /// Go on as new ones come
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Begin with so many of those that each node remembers [default: 100, with -f 0]
+    #[arg(long, value_name = "EVENTS")]
+    pub(crate) tail: Option<usize>,
+    /// Only what this node tells; by default all nodes
+    #[arg(long)]
+    pub(crate) node: Option<String>,
+    /// Only of pods or services of this namespace
+    #[arg(short, long)]
+    pub(crate) namespace: Option<String>,
+    /// Only of this pod, on either side
+    #[arg(long)]
+    pub(crate) pod: Option<String>,
+    /// Only through this service
+    #[arg(long)]
+    pub(crate) service: Option<String>,
+    /// Only these: opened, closed, failed, datagram, refused, denied, dropped
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) verdict: Vec<FlowVerdict>,
+    /// Only to this port, of the service or of the pod
+    #[arg(long)]
+    pub(crate) port: Option<u16>,
+    /// Only of this protocol: tcp, udp, icmp
+    #[arg(long)]
+    pub(crate) protocol: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -12,6 +12,7 @@ use clap::Parser as _;
 mod check;
 mod cli;
 mod connect;
+mod flows;
 mod logs;
 mod manifest;
 mod node;
@@ -67,6 +68,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Routes(args) => routes::routes(global, args).await?,
         Command::Services(args) => routes::services(global, args).await?,
         Command::Peers(args) => routes::peers(global, args).await?,
+        Command::Flows(args) => flows::flows(global, args).await?,
         Command::Check(args) => return check::check(global, args).await,
         Command::Node(args) => return node::node(global, args).await,
         Command::Apply(args) => objects::apply(global, args).await?,

@@ -1,10 +1,12 @@
 //! Where the facts of a node come from: its agent, through the API's node proxy or its own socket.
 
 use std::path::PathBuf;
+use std::pin::Pin;
 
 use anyhow::{Context as _, bail};
+use futures_util::{AsyncRead, StreamExt as _, TryStreamExt as _};
 use http::{Method, Request};
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::{BodyExt as _, BodyStream, Full};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
@@ -106,6 +108,49 @@ impl Source {
     }
 }
 
+/// An answer without an end.
+pub(crate) type Stream = Pin<Box<dyn AsyncRead + Send>>;
+
+impl Source {
+    /// Tells a node's agent something, and reads what it answers for as long as it does.
+    pub(crate) async fn stream(
+        &self,
+        node: &NodeState,
+        path: &str,
+        message: &impl Serialize,
+    ) -> anyhow::Result<Stream> {
+        let message = serde_json::to_vec(message)?;
+        let request = Request::post(match self {
+            Self::Api(_) => format!("/api/v1/nodes/{}/proxy{path}", node.name),
+            Self::Socket(_) => path.to_owned(),
+        });
+        let request = request.header(http::header::CONTENT_TYPE, "application/json");
+        match self {
+            Self::Api(api) => {
+                let stream = api.client.request_stream(request.body(message)?).await;
+                let stream = stream.map_err(|error| api.failure(error.into()));
+                let stream = stream.with_context(|| format!("ask the agent of {}", node.name))?;
+                Ok(Box::pin(stream))
+            }
+            Self::Socket(socket) => {
+                let asked = async {
+                    let request = request.header(http::header::HOST, "agent");
+                    let response = send(socket, request.body(Full::from(message))?).await?;
+                    let body = BodyStream::new(response.into_body());
+                    let data = body.filter_map(|frame| async {
+                        frame.map(|frame| frame.into_data().ok()).transpose()
+                    });
+                    let data = data.map_err(std::io::Error::other);
+                    Ok::<Stream, anyhow::Error>(Box::pin(data.into_async_read()))
+                };
+                asked
+                    .await
+                    .with_context(|| format!("ask the agent on --socket {}", socket.display()))
+            }
+        }
+    }
+}
+
 fn node_state(node: &Value) -> NodeState {
     let conditions = node["status"]["conditions"].as_array();
     let ready =
@@ -119,21 +164,30 @@ async fn over_socket(
     path: &str,
     body: Option<Vec<u8>>,
 ) -> anyhow::Result<Value> {
-    let stream = tokio::net::UnixStream::connect(socket).await?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
     let request = Request::builder()
         .method(method)
         .uri(path)
         .header(http::header::HOST, "agent")
         .header(http::header::CONTENT_TYPE, "application/json")
         .body(Full::<Bytes>::from(body.unwrap_or_default()))?;
+    let body = send(socket, request).await?.into_body().collect().await?.to_bytes();
+    Ok(serde_json::from_slice(&body)?)
+}
+
+/// The answer, unless it is a refusal.
+async fn send(
+    socket: &PathBuf,
+    request: Request<Full<Bytes>>,
+) -> anyhow::Result<http::Response<hyper::body::Incoming>> {
+    let stream = tokio::net::UnixStream::connect(socket).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
     let response = sender.send_request(request).await?;
     let status = response.status();
-    let body = response.into_body().collect().await?.to_bytes();
     if !status.is_success() {
+        let body = response.into_body().collect().await?.to_bytes();
         bail!("{status}: {}", String::from_utf8_lossy(&body).trim());
     }
-    Ok(serde_json::from_slice(&body)?)
+    Ok(response)
 }

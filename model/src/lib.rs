@@ -2,8 +2,8 @@
 //!
 //! Owns: the vocabulary that all programs share ([`names`], [`kinds`], [`wellknown`]), the cluster's
 //! address plan ([`cluster`]), the node's desired state ([`snapshot`]), the joining messages ([`join`]), the keys
-//! that pairs of nodes share ([`preshared`]), network policy as a node enforces it ([`policy`]), what agents report to people ([`report`]) and what the check of
-//! encryption says to them ([`encryption`]).
+//! that pairs of nodes share ([`preshared`]), network policy as a node enforces it ([`policy`]), what agents report to
+//! people ([`report`], [`flow`]) and what the check of encryption says to them ([`encryption`]).
 //!
 //! Never does: I/O, clocks, randomness, logging. Nothing here knows eBPF, netlink, HTTP or DNS messages.
 #![forbid(unsafe_code)]
@@ -11,6 +11,7 @@
 pub mod cluster;
 pub mod compile;
 pub mod encryption;
+pub mod flow;
 pub mod join;
 pub mod kinds;
 pub mod names;

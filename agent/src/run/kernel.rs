@@ -41,6 +41,8 @@ impl Agent {
         self.drive(Edge::new(edge, self.mtu));
         self.drive(HealthChecks::default());
         tokio::spawn(Arc::clone(&self).retire(Arc::clone(&programs)));
+        let (flows, desired) = (self.flows.clone(), self.desired.subscribe());
+        tokio::spawn(flows.run(Arc::clone(&programs), desired, self.board.clone()));
         let pods: Arc<dyn PodNetwork> = Arc::new(LinuxPodNetwork::new(NetNs::current(), programs));
         let mut pause = Duration::from_millis(100);
         loop {

@@ -15,6 +15,7 @@ pub(super) async fn text(State(reports): State<Reports>) -> String {
     overlay(&reports.0, &mut page).await;
     paths(&reports.0, &mut page);
     programs(&reports.0, &mut page).await;
+    flows(&reports.0, &mut page);
     workers(&reports.0, &mut page).await;
     page.0
 }
@@ -133,6 +134,15 @@ async fn programs(sources: &Sources, page: &mut Page) {
         let room = pressure.iter().map(|(map, (_, room))| (label("map", map), f64::from(*room)));
         page.gauge("mesh_map_capacity", "Capacity of an eBPF map", room.collect());
     }
+}
+
+fn flows(sources: &Sources, page: &mut Page) {
+    let tally = sources.flows.tally();
+    let all = [("told", tally.told), ("lost", tally.lost), ("limited", tally.limited)];
+    let values = all.map(|(outcome, count)| (label("outcome", outcome), count as f64));
+    let help =
+        "Events of connections and drops: told, lost because they came too fast, or only counted";
+    page.counter("mesh_flow_events_total", help, values.to_vec());
 }
 
 async fn workers(sources: &Sources, page: &mut Page) {

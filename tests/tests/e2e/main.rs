@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod faults;
+mod flows;
 mod kubectl;
 mod machines;
 mod paths;
@@ -50,6 +51,7 @@ fn tests() -> Vec<Test<World>> {
         faults::TESTS,
         paths::TESTS,
         secrecy::TESTS,
+        flows::TESTS,
     ];
     parts.into_iter().flatten().map(|t| Test { name: t.name, run: t.run }).collect()
 }

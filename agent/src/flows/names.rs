@@ -1,0 +1,120 @@
+//! Who had which address when.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use mesh_model::{NodeName, ObjectKey, Snapshot};
+
+/// Owners of one address that are remembered.
+const OWNERS: usize = 4;
+
+/// What the node knows of addresses. Times are of the monotonic clock.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    /// Pods of this node by address, oldest first, each since when it was known.
+    pods: BTreeMap<IpAddr, VecDeque<(Duration, ObjectKey)>>,
+    services: BTreeMap<(SocketAddr, u8), ObjectKey>,
+    /// Blocks of pods, of this node too.
+    blocks: Vec<(IpNet, NodeName)>,
+    nodes: BTreeMap<IpAddr, NodeName>,
+}
+
+impl Names {
+    /// Takes over what is known now. `owners` are the texts that the pods' interfaces carry.
+    pub(super) fn learn(
+        &mut self,
+        now: Duration,
+        snapshot: &Snapshot,
+        owners: impl Iterator<Item = String>,
+    ) {
+        for owner in owners {
+            let Some((addresses, pod)) = owner_of(&owner) else { continue };
+            for address in addresses {
+                self.learn_pod(now, address, &pod);
+            }
+        }
+        let frontend = |f: &mesh_model::snapshot::Frontend| {
+            ((SocketAddr::new(f.vip, f.port), f.protocol.number()), f.service.clone())
+        };
+        self.services = snapshot.frontends.iter().map(frontend).collect();
+        let peers = || snapshot.peers.iter();
+        self.blocks = peers()
+            .flat_map(|peer| peer.allowed_ips.iter().map(|block| (*block, peer.node.clone())))
+            .chain(snapshot.node.blocks.iter().map(|b| (*b, snapshot.node.name.clone())))
+            .collect();
+        let own = snapshot.node.addresses.iter().map(|a| (*a, snapshot.node.name.clone()));
+        let endpoints =
+            peers().flat_map(|peer| peer.endpoints.iter().map(|e| (e.ip(), peer.node.clone())));
+        self.nodes = endpoints.chain(own).collect();
+    }
+
+    fn learn_pod(&mut self, now: Duration, address: IpAddr, pod: &ObjectKey) {
+        let owners = self.pods.entry(address).or_default();
+        if owners.back().is_some_and(|(_, last)| last == pod) {
+            return;
+        }
+        if owners.len() == OWNERS {
+            owners.pop_front();
+        }
+        owners.push_back((now, pod.clone()));
+    }
+
+    /// The pod of this node that had the address at that time. What came before the first one that was known is most likely
+    /// the first one's: a pod speaks before anybody hears of it.
+    pub(super) fn pod(&self, address: IpAddr, at: Duration) -> Option<ObjectKey> {
+        let owners = self.pods.get(&address)?;
+        let known = owners.iter().rev().find(|(since, _)| *since <= at);
+        known.or_else(|| owners.front()).map(|(_, pod)| pod.clone())
+    }
+
+    pub(super) fn service(&self, address: SocketAddr, protocol: u8) -> Option<ObjectKey> {
+        self.services.get(&(address, protocol)).cloned()
+    }
+
+    /// The node that has the address, itself or for its pods.
+    pub(super) fn node(&self, address: IpAddr) -> Option<NodeName> {
+        let block = || self.blocks.iter().find(|(block, _)| block.contains(&address));
+        self.nodes.get(&address).or_else(|| block().map(|(_, node)| node)).cloned()
+    }
+}
+
+/// Addresses and pod of an interface's text; nothing for the interface of no pod.
+fn owner_of(text: &str) -> Option<(Vec<IpAddr>, ObjectKey)> {
+    let (_, lease) = crate::cni::owner::parse(text)?;
+    let pod = text.split(' ').nth(3)?.to_owned();
+    Some((lease.addresses, ObjectKey::try_from(pod).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mesh_model::{Objects, compile};
+
+    #[test]
+    fn an_address_keeps_the_pod_that_it_had() {
+        let snapshot = compile(&Objects::default(), &"a".parse().unwrap());
+        let mut names = Names::default();
+        let address: IpAddr = "10.244.1.5".parse().unwrap();
+        let secs = Duration::from_secs;
+        let owner = |pod: &str| std::iter::once(format!("abc/eth0 10.244.1.5 - default/{pod}"));
+        names.learn(secs(10), &snapshot, owner("one"));
+        names.learn(secs(20), &snapshot, owner("one"));
+        names.learn(secs(30), &snapshot, owner("two"));
+        let pod = |at| names.pod(address, secs(at)).map(|pod| pod.name);
+        assert_eq!(pod(5).as_deref(), Some("one"), "before anybody knew");
+        assert_eq!((pod(29).as_deref(), pod(30).as_deref()), (Some("one"), Some("two")));
+        assert_eq!(names.pod("10.244.1.6".parse().unwrap(), secs(30)), None);
+        for i in 0..10 {
+            names.learn(secs(40 + i), &snapshot, owner(&format!("pod-{i}")));
+        }
+        assert_eq!(names.pods[&address].len(), OWNERS);
+    }
+
+    #[test]
+    fn an_interface_without_a_pod_has_no_name() {
+        assert_eq!(owner_of("abc/eth0 10.244.1.5 -"), None);
+        assert_eq!(owner_of("of somebody else"), None);
+    }
+}

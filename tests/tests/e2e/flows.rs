@@ -1,0 +1,77 @@
+//! What `meshctl flows` tells of connections between pods.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use mesh_tests::command::{output, wait_until};
+use serde_json::Value;
+
+use crate::tests;
+use crate::world::World;
+
+tests![flows_tell_connections_and_drops];
+
+/// How soon a node has told, and the API knows a pod's address.
+const TOLD: Duration = Duration::from_secs(20);
+
+fn flows(world: &World, arguments: &[&str]) -> Result<Vec<Value>> {
+    let mut meshctl = Command::new(&world.artifacts.meshctl);
+    meshctl.args(["flows", "--tail", "4096", "-o", "json"]).args(arguments);
+    let text = output(meshctl.env("KUBECONFIG", world.cluster.kubeconfig()))?;
+    text.lines().map(|line| serde_json::from_str(line).context("a line of JSON")).collect()
+}
+
+fn flows_tell_connections_and_drops(world: &World) -> Result<()> {
+    let (a, b) = world.two_pods()?;
+    let (vip, _) = world.vips()?;
+    a.get(&format!("http://{vip}/"))?;
+    a.get(&format!("udp://{vip}:9001/whoami"))?;
+    ensure!(a.get(&format!("tcp://{}:9999", b.v4()?)).is_err(), "nobody listens there");
+    let a_name = format!("default/{}", a.name);
+    let from_a = |flow: &&Value| flow["source"]["pod"] == a_name.as_str();
+    let through = |arguments: &[&str]| -> Result<Value> {
+        let all = flows(world, arguments)?;
+        all.iter().find(from_a).cloned().with_context(|| format!("none of {} in {all:#?}", a.name))
+    };
+
+    wait_until("an ended connection is told by both nodes", TOLD, || {
+        let closed = through(&["--service", "web", "--verdict", "closed", "--protocol", "tcp"])?;
+        ensure!(closed["service"]["name"] == "default/web", "{closed:#}");
+        ensure!(closed["service"]["address"] == format!("{vip}:80").as_str(), "{closed:#}");
+        ensure!(closed["node"] == a.node.name() && closed["side"] == "egress", "{closed:#}");
+        ensure!(closed["stats"]["receivedBytes"].as_u64() > Some(0), "{closed:#}");
+        let target = &closed["destination"]["pod"];
+        ensure!(target.as_str().is_some_and(|p| p.starts_with("default/web-")), "{closed:#}");
+        let same = |flow: &Value| {
+            flow["side"] == "ingress"
+                && flow["source"]["port"] == closed["source"]["port"]
+                && flow["destination"]["pod"] == *target
+                && flow["stats"]["sentBytes"] == closed["stats"]["receivedBytes"]
+        };
+        let all = flows(world, &["--pod", &a.name, "--verdict", "closed"])?;
+        ensure!(all.iter().any(same), "the other side of {closed:#} is not among {all:#?}");
+        Ok(())
+    })?;
+    wait_until("a datagram, with its service", TOLD, || {
+        let datagram = through(&["--verdict", "datagram", "--port", "9001"])?;
+        ensure!(datagram["service"]["name"] == "default/web", "{datagram:#}");
+        Ok(())
+    })?;
+    wait_until("a refused connection", TOLD, || {
+        let failed = through(&["--verdict", "failed", "--port", "9999"])?;
+        ensure!(failed["reason"] == "refused", "{failed:#}");
+        ensure!(
+            failed["destination"]["pod"] == format!("default/{}", b.name).as_str(),
+            "{failed:#}"
+        );
+        Ok(())
+    })?;
+    // The kernel of the other node says why. An SYN to a closed port is such a drop.
+    wait_until("a drop of the kernel", TOLD, || {
+        let dropped =
+            through(&["--verdict", "dropped", "--port", "9999", "--node", b.node.name()])?;
+        ensure!(dropped["reason"] == "kernel: no_socket", "{dropped:#}");
+        Ok(())
+    })
+}
