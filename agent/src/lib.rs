@@ -39,6 +39,7 @@ mod server;
 mod sockets;
 mod start;
 mod switch;
+mod trace;
 mod workers;
 
 pub use start::main;

@@ -15,6 +15,7 @@ use mesh_model::encryption::{
 use mesh_model::flow::{FLOWS_PATH, FlowQuery};
 use mesh_model::report::{CheckStep, KeysReport, NodeReport, PeerReport, RoutesReport};
 use mesh_model::snapshot::Frontend;
+use mesh_model::trace::{TRACE_PATH, TraceQuery, TraceReport};
 use mesh_model::{NodeName, Snapshot};
 use mesh_overlay::Overlay;
 use mesh_worker::Client;
@@ -30,6 +31,7 @@ use crate::observe::Desired;
 use crate::paths::Seen;
 use crate::paths::outlook::Outlook;
 use crate::rotation::Rotation;
+use crate::trace::{self, TraceError};
 
 mod metrics;
 mod peers;
@@ -75,6 +77,7 @@ pub(crate) fn router(sources: Sources) -> Router {
         .route("/mesh/v1/check", get(check_all).post(check_all))
         .route("/mesh/v1/rotate-key", post(rotate_key))
         .route(FLOWS_PATH, post(flows))
+        .route(TRACE_PATH, post(trace_probe))
         .route(WATCH_PATH, post(watch_encryption))
         .route(SEND_PATH, post(send_canaries))
         .route(FINISH_PATH, post(finish_encryption))
@@ -195,6 +198,23 @@ async fn rotate_key(State(reports): State<Reports>) -> Json<KeysReport> {
 
 async fn flows(State(reports): State<Reports>, Json(query): Json<FlowQuery>) -> Response {
     reports.0.flows.answer(query)
+}
+
+async fn trace_probe(
+    State(reports): State<Reports>,
+    Json(query): Json<TraceQuery>,
+) -> Result<Json<TraceReport>, Response> {
+    let snapshot = reports.snapshot().map_err(IntoResponse::into_response)?;
+    let (programs, failures) = (reports.0.programs.get().cloned(), reports.0.board.failures());
+    let report = trace::run(query, &snapshot, programs, failures).await;
+    report.map(Json).map_err(|error| {
+        let status = match &error {
+            TraceError::Wait => StatusCode::BAD_REQUEST,
+            TraceError::NoPod(_) => StatusCode::NOT_FOUND,
+            TraceError::NoPrograms | TraceError::NoNamespace(_) => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        (status, format!("{error}\n")).into_response()
+    })
 }
 
 async fn watch_encryption(

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use mesh_model::flow::FlowVerdict;
+use mesh_model::snapshot::Protocol;
 
 /// See and change what the nodes of a Mesh cluster do.
 #[derive(Debug, Parser)]
@@ -66,6 +67,11 @@ pub(crate) enum Command {
         after_help = "An arrow -> is told by the side that opened it, => by the side that received it, ~> by neither.\nWhat was lost or only counted is said on stderr.\n\nExamples:\n  meshctl flows -f\n  meshctl flows -f -n default --verdict dropped,denied\n  meshctl flows --service web --port 80 --tail 1000 -o json"
     )]
     Flows(FlowsArgs),
+    /// Send one probe from a pod, show what every node saw of it, and name what is wrong
+    #[command(
+        after_help = "Exit status 1 when something is wrong.\n\nExamples:\n  meshctl trace web-5d4f api:80\n  meshctl trace -n shop client api.store:80 -o json\n  meshctl trace web-5d4f pod/db-0:5432\n  meshctl trace web-5d4f 10.96.0.10:53 --udp"
+    )]
+    Trace(TraceArgs),
     /// Probe every hop on every node: tunnels, service addresses, DNS, ingress, programs
     #[command(
         after_help = "Exit status 1 when something is broken.\n\nExamples:\n  meshctl check\n  meshctl check --node node-2 --failed\n  meshctl check encryption"
@@ -163,6 +169,32 @@ pub(crate) struct FlowsArgs {
     /// Only of this protocol: tcp, udp, icmp
     #[arg(long)]
     pub(crate) protocol: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TraceArgs {
+    /// The pod that it leaves: NAME or NAMESPACE/NAME
+    #[arg(value_name = "POD")]
+    pub(crate) source: String,
+    /// To what: a service's name or an address with a port, or pod/NAME:PORT
+    #[arg(value_name = "DESTINATION:PORT")]
+    pub(crate) destination: String,
+    /// A datagram instead of a connection
+    #[arg(long)]
+    pub(crate) udp: bool,
+    /// How long to wait for an answer, milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 2000, value_parser = clap::value_parser!(u16).range(1..=5000))]
+    pub(crate) wait_ms: u16,
+    /// Namespace of pods that are given without one
+    #[arg(short, long)]
+    pub(crate) namespace: Option<String>,
+}
+
+impl TraceArgs {
+    /// The protocol of the probe.
+    pub(crate) fn protocol(&self) -> Protocol {
+        if self.udp { Protocol::Udp } else { Protocol::Tcp }
+    }
 }
 
 #[derive(Debug, Args)]

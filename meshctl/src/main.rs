@@ -21,6 +21,7 @@ mod output;
 mod routes;
 mod source;
 mod token;
+mod trace;
 
 use cli::{Cli, Command};
 
@@ -69,6 +70,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Services(args) => routes::services(global, args).await?,
         Command::Peers(args) => routes::peers(global, args).await?,
         Command::Flows(args) => flows::flows(global, args).await?,
+        Command::Trace(args) => return trace::trace(global, args).await,
         Command::Check(args) => return check::check(global, args).await,
         Command::Node(args) => return node::node(global, args).await,
         Command::Apply(args) => objects::apply(global, args).await?,

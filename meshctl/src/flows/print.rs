@@ -46,7 +46,7 @@ impl Printer {
 }
 
 /// `12:00:00.000001 node-1      opened    tcp   default/client:40000 -> default/web-1:8080 (default/web)`
-fn text(flow: &Flow, wide: bool) -> String {
+pub(crate) fn text(flow: &Flow, wide: bool) -> String {
     let mut text = format!(
         "{:<15} {:<12} {:<9} {:<5} {} {} {}",
         time_of_day(flow.time_us),

@@ -1,4 +1,4 @@
-//! What `meshctl flows` tells of connections between pods.
+//! What `meshctl flows` and `meshctl trace` tell of connections between pods.
 
 use std::process::Command;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::tests;
 use crate::world::World;
 
-tests![flows_tell_connections_and_drops];
+tests![flows_tell_connections_and_drops, flows_and_facts_name_what_is_wrong];
 
 /// How soon a node has told, and the API knows a pod's address.
 const TOLD: Duration = Duration::from_secs(20);
@@ -74,4 +74,47 @@ fn flows_tell_connections_and_drops(world: &World) -> Result<()> {
         ensure!(dropped["reason"] == "kernel: no_socket", "{dropped:#}");
         Ok(())
     })
+}
+
+/// `meshctl trace`, and whether it found that all is well.
+fn trace(world: &World, from: &str, to: &str) -> Result<Value> {
+    let mut meshctl = Command::new(&world.artifacts.meshctl);
+    meshctl.args(["trace", "-o", "json", from, to]);
+    let answer = meshctl.env("KUBECONFIG", world.cluster.kubeconfig()).output()?;
+    let error = String::from_utf8_lossy(&answer.stderr);
+    let trace: Value = serde_json::from_slice(&answer.stdout)
+        .with_context(|| format!("trace {from} {to}: {error}"))?;
+    let ok = trace["verdict"]["ok"].as_bool().context("a verdict")?;
+    ensure!(ok == answer.status.success(), "exit status {} of {trace:#}", answer.status);
+    Ok(trace)
+}
+
+fn flows_and_facts_name_what_is_wrong(world: &World) -> Result<()> {
+    let (a, b) = world.two_pods()?;
+    world.kubectl.apply(
+        "{apiVersion: v1, kind: Service, metadata: {name: empty}, spec: {selector: {app: nobody}, ports: [{port: 80}]}}",
+    )?;
+    let listening = format!("pod/{}:8080", b.name);
+    let closed = format!("pod/{}:9999", b.name);
+    let rows = [
+        ("web:80", "none"),
+        (listening.as_str(), "none"),
+        ("web:81", "noSuchServicePort"),
+        ("nobody:80", "nameNotFound"),
+        ("empty:80", "noEndpoints"),
+        (closed.as_str(), "notListening"),
+    ];
+    for (to, fault) in rows {
+        wait_until(&format!("trace to {to} says {fault}"), TOLD, || {
+            let trace = trace(world, &a.name, to)?;
+            ensure!(trace["verdict"]["fault"] == fault, "{trace:#}");
+            Ok(())
+        })?;
+    }
+    let seen = trace(world, &a.name, &closed)?;
+    let told =
+        |flow: &Value| flow["node"] == b.node.name() && flow["reason"] == "kernel: no_socket";
+    let flows = seen["flows"].as_array().context("a timeline")?;
+    ensure!(flows.iter().any(told), "the other node saw the drop: {seen:#}");
+    world.clean(&["service/empty"])
 }
