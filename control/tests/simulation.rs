@@ -11,6 +11,8 @@ use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node, Pod, Service
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::Ingress;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
+use mesh_control::registry::{Part, WriteOptions};
+use mesh_model::wellknown::ANNOTATION_BLOCKS_WANTED;
 use serde_json::json;
 
 use harness::{Cluster, FakeNode, Observer, deployment, is_ready, object};
@@ -171,6 +173,20 @@ async fn pods_of_a_removed_node_are_removed_and_its_block_rests() {
     let first = blocks("node-1");
     assert_ne!(first, blocks("node-2"));
     assert_eq!(first.len(), 2);
+    // Its block fills up, and it asks for another.
+    cluster
+        .registry
+        .modify::<Node>(None, "node-1", Part::Main, &WriteOptions::default(), |node| {
+            let mut node = node.clone();
+            let annotations = node.metadata.annotations.get_or_insert_default();
+            annotations.insert(ANNOTATION_BLOCKS_WANTED.to_owned(), "2".to_owned());
+            Ok(node)
+        })
+        .await
+        .unwrap();
+    cluster.eventually("two blocks of each family", || blocks("node-1").len() == 4).await;
+    assert!(blocks("node-1").starts_with(&first), "what it had comes first");
+    assert_eq!(blocks("node-2").len(), 2);
     cluster.registry.create(&deployment("web", 4, json!({}))).await.unwrap();
     cluster.rolled_out("web").await;
     nodes[0].kill();

@@ -10,7 +10,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
 use k8s_openapi::jiff::Timestamp;
-use mesh_model::wellknown::LEASE_NAMESPACE;
+use mesh_model::wellknown::{ANNOTATION_BLOCKS_WANTED, LEASE_NAMESPACE};
 use tokio::time::Instant;
 
 use self::eviction::evictions;
@@ -28,6 +28,9 @@ mod health;
 
 /// How long pods of a node without an object are left alone: the node may be registering.
 const QUARANTINE: Duration = Duration::from_secs(5);
+
+/// No node gets more blocks of a family, whatever it asks for.
+const MOST_BLOCKS: usize = 64;
 
 pub(super) struct Controller {
     context: Arc<Context>,
@@ -82,24 +85,35 @@ impl Controller {
         (Arc::new(controller), queue)
     }
 
-    /// Gives the node its pod blocks if it has none.
+    /// Gives the node its pod blocks if it has none, and more when it asks for them. What it has stays, in its order.
     async fn assign_blocks(&self, node: Arc<Node>) -> Result<Arc<Node>, ApiError> {
-        if node.spec.as_ref().is_some_and(|spec| spec.pod_cidr.is_some()) {
-            return Ok(node);
-        }
         let name = objects::name(&node.metadata);
+        let present = blocks_of(&node);
+        let wanted = wanted_blocks(&node);
         let assigned = {
             let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
-            blocks.assign(name)
+            if !present.is_empty() && blocks.count(name) >= wanted {
+                return Ok(node);
+            }
+            blocks.assign_up_to(name, wanted)
         };
-        let blocks: Vec<String> = match assigned {
-            Ok(blocks) => blocks.iter().map(ToString::to_string).collect(),
+        let mut blocks = present.clone();
+        match assigned {
+            Ok(assigned) => {
+                let texts = assigned.iter().map(ToString::to_string);
+                blocks.extend(texts.filter(|block| !present.contains(block)));
+            }
             Err(error) => {
                 tracing::error!(node = name, %error, "no pod block assigned");
                 self.recorder.warning(&*node, "CIDRNotAvailable", error.to_string());
                 return Ok(node);
             }
-        };
+        }
+        if blocks == present {
+            let message = format!("no free pod block for node {name}, which has {}", present.len());
+            self.recorder.warning(&*node, "CIDRNotAvailable", message);
+            return Ok(node);
+        }
         tracing::info!(node = name, blocks = blocks.join(","), "pod blocks assigned");
         let mut new = (*node).clone();
         let spec = new.spec.get_or_insert_default();
@@ -284,10 +298,27 @@ fn observed_blocks(context: &Context) -> NodeBlocks {
     blocks
 }
 
-fn observe(blocks: &mut NodeBlocks, node: &Node) {
+/// The node's blocks, as they are written, each once.
+fn blocks_of(node: &Node) -> Vec<String> {
     let spec = node.spec.as_ref();
-    let texts = spec.iter().flat_map(|s| s.pod_cidrs.iter().flatten().chain(&s.pod_cidr));
-    let nets: Vec<IpNet> = texts.filter_map(|text| text.parse().ok()).collect();
+    let mut all: Vec<String> = vec![];
+    for text in spec.iter().flat_map(|s| s.pod_cidrs.iter().flatten().chain(&s.pod_cidr)) {
+        if !all.contains(text) {
+            all.push(text.clone());
+        }
+    }
+    all
+}
+
+/// How many blocks of each family the node asks for.
+fn wanted_blocks(node: &Node) -> usize {
+    let annotations = node.metadata.annotations.as_ref();
+    let asked = annotations.and_then(|all| all.get(ANNOTATION_BLOCKS_WANTED)?.parse().ok());
+    asked.unwrap_or(1).clamp(1, MOST_BLOCKS)
+}
+
+fn observe(blocks: &mut NodeBlocks, node: &Node) {
+    let nets: Vec<IpNet> = blocks_of(node).iter().filter_map(|text| text.parse().ok()).collect();
     if let Err(error) = blocks.observe(objects::name(&node.metadata), &nets) {
         tracing::error!(%error, "a stored pod block is not right");
     }

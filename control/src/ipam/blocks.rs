@@ -115,6 +115,23 @@ impl NodeBlocks {
         Ok(self.ranges.iter().map(|range| range.block(number)).collect())
     }
 
+    /// The blocks of `node`, after it was given more until it has `count` of each family; fewer when there are no more. The order
+    /// is that of assignment, so that what it had comes first.
+    pub fn assign_up_to(&mut self, node: &str, count: usize) -> Result<Vec<IpNet>, BlockConflict> {
+        self.assign(node)?;
+        while self.count(node) < count {
+            let Some(number) = self.pick() else { break };
+            self.own(number, node);
+        }
+        let numbers = self.numbers.get(node).into_iter().flatten();
+        Ok(numbers.flat_map(|n| self.ranges.iter().map(|range| range.block(*n))).collect())
+    }
+
+    /// How many blocks of each family the node has.
+    pub fn count(&self, node: &str) -> usize {
+        self.numbers.get(node).map_or(0, BTreeSet::len)
+    }
+
     /// Frees all blocks of a deleted node.
     pub fn release(&mut self, node: &str) {
         for number in self.numbers.remove(node).unwrap_or_default() {
@@ -189,6 +206,25 @@ mod tests {
         assert_eq!(blocks.assign("a").unwrap(), nets(&["10.244.0.0/24", "fd10:244::/64"]));
         assert_eq!(blocks.assign("b").unwrap(), nets(&["10.244.1.0/24", "fd10:244:0:1::/64"]));
         assert_eq!(blocks.assign("a").unwrap(), nets(&["10.244.0.0/24", "fd10:244::/64"]));
+    }
+
+    #[test]
+    fn a_node_that_fills_its_block_gets_another_and_keeps_the_first() {
+        let cluster = ClusterConfig {
+            pod_cidrs: nets(&["10.0.0.0/22", "fd00::/62"]),
+            ..ClusterConfig::default()
+        };
+        let mut blocks = NodeBlocks::new(&cluster);
+        let first = blocks.assign("a").unwrap();
+        blocks.assign("b").unwrap();
+        let two = blocks.assign_up_to("a", 2).unwrap();
+        assert_eq!(two, [first, nets(&["10.0.2.0/24", "fd00:0:0:2::/64"])].concat());
+        assert_eq!(blocks.assign_up_to("a", 2).unwrap(), two, "asked again");
+        assert_eq!(blocks.assign_up_to("a", 1).unwrap(), two, "nothing is taken away");
+        assert_eq!(blocks.assign_up_to("a", 9).unwrap().len(), 6, "all that there were");
+        assert!(blocks.assign("c").is_err());
+        blocks.release("a");
+        assert!(blocks.assign("c").is_ok());
     }
 
     #[test]

@@ -89,9 +89,10 @@ impl Object for Node {
 
     fn validate_update(&self, old: &Self, causes: &mut Causes) {
         let blocks = |node: &Self| node.spec.as_ref().and_then(|s| s.pod_cidrs.clone());
-        let before = blocks(old).filter(|b| !b.is_empty());
-        if before.is_some() && before != blocks(self) {
-            let rule = "node updates may not change podCIDR except from \"\" to valid";
+        let (before, now) = (blocks(old).unwrap_or_default(), blocks(self).unwrap_or_default());
+        if !now.starts_with(&before) {
+            let rule =
+                "node updates may not change podCIDR except from \"\" to valid, and add more";
             causes.add("spec.podCIDRs", format!("Forbidden: {rule}"));
         }
     }
