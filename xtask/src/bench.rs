@@ -30,7 +30,7 @@ pub(crate) enum Part {
     Pods,
     /// New connections through a service address, to direct ones
     Lb,
-    /// ADD and DEL of the plugin, as containerd sees them
+    /// ADD and DEL of the plugin, as containerd sees them, beside the reference plugins; needs no cluster
     Cni,
     /// Resident memory of each program
     Memory,
@@ -43,7 +43,10 @@ pub(crate) fn run(parts: &[Part], rounds: usize, secs: u64, out: Option<&Path>) 
     if wants(Part::Overlay) {
         overlay::run(rounds, secs, out)?;
     }
-    if parts == [Part::Overlay] {
+    if wants(Part::Cni) {
+        cni::measure(rounds)?;
+    }
+    if !parts.is_empty() && parts.iter().all(|part| matches!(part, Part::Overlay | Part::Cni)) {
         return Ok(());
     }
     let cluster = local::running()?;
@@ -52,9 +55,6 @@ pub(crate) fn run(parts: &[Part], rounds: usize, secs: u64, out: Option<&Path>) 
     }
     if wants(Part::Lb) {
         balancing(&cluster, rounds, secs)?;
-    }
-    if wants(Part::Cni) {
-        cni::measure(&cluster)?;
     }
     if wants(Part::Memory) {
         memory(&cluster);

@@ -4,6 +4,7 @@
 //! Never does: anything that a production machine needs; that is `meshctl` and the agent.
 #![forbid(unsafe_code)]
 
+mod alone;
 mod bench;
 mod ebpf;
 mod fuzz;
@@ -12,6 +13,7 @@ mod package;
 mod programs;
 mod prove;
 mod say;
+mod soak;
 mod status;
 mod suite;
 mod tools;
@@ -61,7 +63,7 @@ enum Command {
     Test(TestArgs),
     /// Measure tunnels, service addresses, the CNI plugin, memory
     #[command(
-        after_help = "All but `overlay` need a cluster: cargo xtask up --release\nThings to compare are measured in turns; the median of the rounds is printed.\n\nExamples:\n  cargo xtask bench\n  cargo xtask bench overlay --rounds 5 -o overlay.json"
+        after_help = "All but `overlay` and `cni` need a cluster: cargo xtask up --release\nThings to compare are measured in turns; the median of the rounds is printed.\n\nExamples:\n  cargo xtask bench\n  cargo xtask bench overlay --rounds 5 -o overlay.json"
     )]
     Bench(BenchArgs),
     /// Feed the packet path with rubbish, for a time; needs no root
@@ -69,6 +71,11 @@ enum Command {
         after_help = "What was found interesting is kept in overlay/fuzz/corpus, what broke it in overlay/fuzz/artifacts.\n\nExamples:\n  cargo xtask fuzz\n  cargo xtask fuzz datagrams --secs 3600"
     )]
     Fuzz(FuzzArgs),
+    /// Add and remove pods' interfaces for a long time, with an agent that is killed again and again, and look for leftovers
+    #[command(
+        after_help = "Needs a build (cargo xtask build), no cluster.\n\nExamples:\n  cargo xtask soak --cycles 10000"
+    )]
+    Soak(SoakArgs),
     /// Build the eBPF programs into target/bpf/mesh.bpf.o, when their sources changed
     BuildEbpf,
     /// Build the eBPF programs and all binaries that a cluster runs
@@ -144,6 +151,16 @@ struct TestArgs {
 }
 
 #[derive(Args)]
+struct SoakArgs {
+    /// How often a pod comes and goes
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    cycles: usize,
+    /// After how many cycles the agent is killed, at some moment of the next; 0 for never
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    kill_every: usize,
+}
+
+#[derive(Args)]
 struct BenchArgs {
     /// What to measure; all when absent
     what: Vec<bench::Part>,
@@ -180,6 +197,7 @@ fn main() -> ExitCode {
         }
         Command::Bench(args) => bench::run(&args.what, args.rounds, args.secs, args.out.as_deref()),
         Command::Fuzz(args) => fuzz::run(&args.what, args.secs),
+        Command::Soak(args) => soak::run(args.cycles, args.kill_every),
         Command::BuildEbpf => tools::ensure_ebpf().and_then(|()| ebpf::build()),
         Command::Build(profile) => tools::ensure().and_then(|()| programs::build(profile.release)),
         Command::Package => make_packages(),
