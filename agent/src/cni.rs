@@ -10,12 +10,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ipnet::IpNet;
 use mesh_cni::wire::{Address, Attachment, Code, Failure, Owner, PodName, Reply, Request, Wishes};
-use mesh_kernel::IfName;
-use mesh_kernel::pods::{AttachError, Attached, PodNetwork, PodPort};
+use mesh_kernel::pods::{Attached, PodNetwork, PodPort};
 use tokio::sync::{Notify, OwnedMutexGuard, Semaphore, watch};
 
 mod departure;
 mod failure;
+mod job;
 pub mod journal;
 pub mod ledger;
 mod netns;
@@ -30,7 +30,7 @@ pub use serve::{ListenError, serve};
 
 use departure::Departures;
 use failure::Trouble;
-use ledger::{Change, LedgerError, LedgerHandle, now};
+use ledger::{LedgerError, LedgerHandle, now};
 use pool::ReserveError;
 
 /// Interfaces that are made or removed at the same time: the kernel does it one by one anyway, and each takes a thread.
@@ -144,57 +144,28 @@ impl Cni {
         self.drain_queue_of(&owner).await?;
         self.0.departures.busy();
         self.finish_departure(&owner).await?;
-        let reserve = Change::Reserve(owner.clone(), readiness.blocks, wishes);
-        let lease = self.0.ledger.change(reserve).await.map_err(|error| {
-            if matches!(error, LedgerError::Reserve(ReserveError::Exhausted { .. })) {
-                self.0.exhausted.notify_one();
-            }
-            Trouble::Ledger(error)
-        })?;
-        let Some(lease) = lease else { return Err(Trouble::Ledger(LedgerError::Ended).into()) };
-        let text = owner::describe(&owner, &lease.addresses, pod.as_ref());
-        let port = owner::port(&owner, &lease, netns, readiness.mtu, text)?;
-        match self.make(&owner, &port).await {
-            Ok(attached) => {
-                tracing::info!(owner = %owner, addresses = ?lease.addresses, "pod attached");
-                Ok(attachment(&port, &attached))
-            }
-            Err(trouble) => {
-                self.take_back(&owner, &port, &trouble).await;
-                Err(trouble.into())
-            }
-        }
-    }
-
-    async fn make(&self, owner: &Owner, port: &PodPort) -> Result<Attached, Trouble> {
-        let attached = {
-            let port = port.clone();
-            self.blocking(move |network| network.attach(&port)).await.map_err(Trouble::Attach)?
+        let job = job::Add {
+            owner: owner.clone(),
+            netns,
+            pod,
+            wishes,
+            blocks: readiness.blocks,
+            mtu: readiness.mtu,
         };
-        self.0.ledger.change(Change::Commit(owner.clone())).await.map_err(Trouble::Ledger)?;
-        Ok(attached)
-    }
-
-    /// Undoes an ADD that failed. What cannot be undone now stays reserved and is taken back later.
-    async fn take_back(&self, owner: &Owner, port: &PodPort, trouble: &Trouble) {
-        let nothing_made = matches!(
-            trouble,
-            Trouble::Attach(AttachError::Exists(_) | AttachError::Namespace { .. })
-        );
-        if !nothing_made {
-            let (host, addresses) =
-                (port.host_interface.clone(), port.addresses().collect::<Vec<_>>());
-            let detached = self.blocking(move |network| network.detach(&host, &addresses)).await;
-            if let Err(error) = detached {
-                let error = &error as &dyn std::error::Error;
-                tracing::warn!(owner = %owner, error, "failed ADD not undone yet");
-                return;
-            }
-        }
-        if let Err(error) = self.0.ledger.change(Change::Release(owner.clone())).await {
-            let error = &error as &dyn std::error::Error;
-            tracing::warn!(owner = %owner, error, "address of a failed ADD not released yet");
-        }
+        let ledger = self.0.ledger.clone();
+        let (port, attached) =
+            self.blocking(move |network| job.run(network, &ledger)).await.map_err(|error| {
+                if let job::AddError::Trouble(Trouble::Ledger(LedgerError::Reserve(
+                    ReserveError::Exhausted { .. },
+                ))) = &error
+                {
+                    self.0.exhausted.notify_one();
+                }
+                Failure::from(error)
+            })?;
+        let addresses: Vec<std::net::IpAddr> = port.addresses().collect();
+        tracing::info!(owner = %owner, ?addresses, "pod attached");
+        Ok(attachment(&port, &attached))
     }
 
     async fn del(&self, owner: &Owner) -> Result<(), Failure> {
@@ -212,16 +183,11 @@ impl Cni {
 
     /// Detaches and releases; the caller holds the owner's turn.
     async fn release(&self, owner: &Owner) -> Result<(), Trouble> {
-        let asked = owner.clone();
-        let lease = self.0.ledger.ask(move |pool| pool.lease(&asked).cloned()).await;
-        let addresses = lease.map_err(Trouble::Ledger)?.map(|l| l.addresses).unwrap_or_default();
-        let host = IfName::for_pod(&owner.container, &owner.interface);
-        self.blocking(move |network| network.detach(&host, &addresses))
-            .await
-            .map_err(Trouble::Detach)?;
+        let (leaving, ledger) = (owner.clone(), self.0.ledger.clone());
+        let released =
+            self.blocking(move |network| job::release(&leaving, network, &ledger)).await?;
         self.0.departures.add();
-        let released = self.0.ledger.change(Change::Release(owner.clone())).await;
-        if released.map_err(Trouble::Ledger)?.is_some() {
+        if released {
             tracing::info!(owner = %owner, "pod detached");
         }
         Ok(())

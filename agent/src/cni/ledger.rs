@@ -1,12 +1,10 @@
 //! Pool and journal together: what is answered is in the journal.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::mpsc as std_mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnet::IpNet;
 use mesh_cni::wire::{Owner, Wishes};
-use tokio::sync::oneshot;
 
 use super::journal::{Journal, Record, Storage};
 use super::pool::{Lease, Pool, ReserveError};
@@ -128,54 +126,32 @@ impl Ledger {
     }
 }
 
-type Question = Box<dyn FnOnce(&Pool) + Send>;
-
-enum Message {
-    Change(Change, oneshot::Sender<Outcome>),
-    Ask(Question),
-}
-
-/// Many callers share one ledger; changes that arrive together share one write.
+/// Many callers share one ledger. A write may take long where the disk is busy, so what is async here waits on a thread for that.
 #[derive(Clone)]
-pub struct LedgerHandle(std_mpsc::Sender<Message>);
-
-/// Most changes in one write.
-const BATCH: usize = 256;
+pub struct LedgerHandle(Arc<Mutex<Ledger>>);
 
 impl LedgerHandle {
-    /// Gives the ledger a thread of its own, which ends with the last handle.
-    pub fn start(mut ledger: Ledger) -> io::Result<Self> {
-        let (sender, receiver) = std_mpsc::channel::<Message>();
-        std::thread::Builder::new().name("ledger".to_owned()).spawn(move || {
-            while let Ok(first) = receiver.recv() {
-                let messages = std::iter::once(first).chain(receiver.try_iter().take(BATCH - 1));
-                let (mut changes, mut callers, mut questions) = (vec![], vec![], vec![]);
-                for message in messages {
-                    match message {
-                        Message::Change(change, caller) => {
-                            changes.push(change);
-                            callers.push(caller);
-                        }
-                        Message::Ask(question) => questions.push(question),
-                    }
-                }
-                for (caller, outcome) in callers.into_iter().zip(ledger.change(&changes, now())) {
-                    // A caller that went away will be answered for by the next DEL.
-                    let _ = caller.send(outcome);
-                }
-                for question in questions {
-                    question(ledger.pool());
-                }
-            }
-        })?;
-        Ok(Self(sender))
+    /// Shares a ledger.
+    pub fn start(ledger: Ledger) -> io::Result<Self> {
+        Ok(Self(Arc::new(Mutex::new(ledger))))
     }
 
-    /// Makes a change; it outlives this process when this returns. A caller that gives up leaves it made.
+    /// Makes a change, on a thread that may block; it outlives this process when this returns.
+    pub fn apply(&self, change: Change) -> Outcome {
+        let outcomes = self.lock().change(&[change], now());
+        outcomes.into_iter().next().unwrap_or(Err(LedgerError::Ended))
+    }
+
+    /// Looks at the leases, on a thread that may block.
+    pub fn look<T>(&self, question: impl FnOnce(&Pool) -> T) -> T {
+        question(self.lock().pool())
+    }
+
+    /// Makes a change. A caller that gives up leaves it made.
     pub async fn change(&self, change: Change) -> Outcome {
-        let (caller, outcome) = oneshot::channel();
-        self.0.send(Message::Change(change, caller)).map_err(|_| LedgerError::Ended)?;
-        outcome.await.unwrap_or(Err(LedgerError::Ended))
+        let handle = self.clone();
+        let applied = tokio::task::spawn_blocking(move || handle.apply(change)).await;
+        applied.unwrap_or(Err(LedgerError::Ended))
     }
 
     /// Looks at the leases.
@@ -183,10 +159,13 @@ impl LedgerHandle {
         &self,
         question: impl FnOnce(&Pool) -> T + Send + 'static,
     ) -> Result<T, LedgerError> {
-        let (caller, answer) = oneshot::channel();
-        let question: Question = Box::new(move |pool| drop(caller.send(question(pool))));
-        self.0.send(Message::Ask(question)).map_err(|_| LedgerError::Ended)?;
-        answer.await.map_err(|_| LedgerError::Ended)
+        let handle = self.clone();
+        let answer = tokio::task::spawn_blocking(move || handle.look(question)).await;
+        answer.map_err(|_| LedgerError::Ended)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ledger> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,9 +1,10 @@
 use std::path::PathBuf;
 
+use mesh_kernel::IfName;
 use mesh_kernel::pods::FakePodNetwork;
 
 use super::journal::FileStorage;
-use super::ledger::Ledger;
+use super::ledger::{Change, Ledger};
 use super::*;
 
 /// A namespace that is not the node's: the fake network never enters it.

@@ -5,7 +5,7 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use mesh_kernel::pods::{DetachError, HostPort, ListError, Missing, ObservedPort};
+use mesh_kernel::pods::{AttachError, DetachError, HostPort, ListError, Missing, ObservedPort};
 
 use super::super::journal::Storage;
 use super::*;
