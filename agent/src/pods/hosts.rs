@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 
-use super::sandbox::hostname;
+use super::sandbox::{full_name, hostname};
 
 const HEAD: &str = "\
 # Written by mesh-agent for this pod.
@@ -30,11 +30,10 @@ pub(crate) fn hosts(
         text.push('\n');
     }
     if spec.host_network != Some(true) {
-        let name = hostname(pod, spec);
-        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let (name, full) = (hostname(pod, spec), full_name(pod, spec, domain));
         for ip in pod_ips {
-            text.push_str(&match spec.subdomain.as_deref().filter(|s| !s.is_empty()) {
-                Some(sub) => format!("{ip}\t{name}.{sub}.{namespace}.svc.{domain}\t{name}\n"),
+            text.push_str(&match &full {
+                Some(full) => format!("{ip}\t{full}\t{name}\n"),
                 None => format!("{ip}\t{name}\n"),
             });
         }

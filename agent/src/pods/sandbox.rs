@@ -37,7 +37,13 @@ pub(crate) fn sandbox_config(
             attempt,
         }),
         // With the node's network there is no own UTS namespace whose name could be set.
-        hostname: if host_network { String::new() } else { hostname(pod, spec) },
+        hostname: if host_network {
+            String::new()
+        } else {
+            full_name(pod, spec, &options.cluster_domain)
+                .filter(|_| spec.set_hostname_as_fqdn == Some(true))
+                .unwrap_or_else(|| hostname(pod, spec))
+        },
         log_directory: options.log_dir.join(identity.log_directory()).display().to_string(),
         dns_config: Some(resolv::pod_dns(spec, &identity.namespace, options, host)),
         port_mappings: if host_network { Vec::new() } else { port_mappings(spec) },
@@ -69,6 +75,13 @@ pub(crate) fn hostname(pod: &Pod, spec: &PodSpec) -> String {
     name[..end].trim_end_matches(['-', '.']).to_owned()
 }
 
+/// The pod's name in DNS, where it has one. One that is too long for the kernel is refused by the kernel.
+pub(crate) fn full_name(pod: &Pod, spec: &PodSpec, domain: &str) -> Option<String> {
+    let sub = spec.subdomain.as_deref().filter(|sub| !sub.is_empty())?;
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    Some(format!("{}.{sub}.{namespace}.svc.{domain}", hostname(pod, spec)))
+}
+
 fn port_mappings(spec: &PodSpec) -> Vec<v1::PortMapping> {
     let mapped = |container: &Container| {
         let ports = container.ports.clone().unwrap_or_default();
@@ -93,4 +106,32 @@ fn sysctls(spec: &PodSpec) -> HashMap<String, String> {
     let context = spec.security_context.as_ref();
     let all = context.and_then(|c| c.sysctls.clone()).unwrap_or_default();
     all.into_iter().map(|s| (s.name, s.value)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_may_be_called_by_its_full_name() {
+        let of = |spec: serde_json::Value| {
+            let pod = serde_json::json!({
+                "metadata": {"name": "web-0", "namespace": "shop", "uid": "u"}, "spec": spec});
+            let pod: Pod = serde_json::from_value(pod).unwrap();
+            let identity = PodRef::of(&pod).unwrap();
+            let options = crate::pods::tests::options("/x");
+            let spec = pod.spec.as_ref().unwrap();
+            sandbox_config(&pod, spec, &identity, &options, 0, &ResolvConf::default()).hostname
+        };
+        let with = |more: serde_json::Value| {
+            let mut spec = serde_json::json!({"containers": []});
+            spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            of(spec)
+        };
+        assert_eq!(with(serde_json::json!({"subdomain": "db"})), "web-0");
+        let full = serde_json::json!({"subdomain": "db", "setHostnameAsFQDN": true});
+        assert_eq!(with(full), "web-0.db.shop.svc.cluster.local");
+        assert_eq!(with(serde_json::json!({"setHostnameAsFQDN": true})), "web-0");
+        assert_eq!(with(serde_json::json!({"hostNetwork": true, "setHostnameAsFQDN": true})), "");
+    }
 }
