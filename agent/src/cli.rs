@@ -175,6 +175,9 @@ pub(crate) struct Settings {
     /// Where containers' logs are kept [default: /var/log/pods]
     #[arg(long, value_name = "DIR")]
     pub(crate) pod_logs_dir: Option<PathBuf>,
+    /// Manifests of static pods, which run without the control service [default: /etc/mesh/static-pods]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) static_pods_dir: Option<PathBuf>,
     /// What the node keeps free, as the kubelet's evictionHard; empty for nothing [default: memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,imagefs.available<15%,imagefs.inodesFree<5%,pid.available<5%]
     #[arg(long, value_name = "SIGNAL<AMOUNT,..")]
     pub(crate) eviction_hard: Option<String>,
@@ -257,6 +260,7 @@ pub(crate) struct Options {
     pub(crate) containerd: PathBuf,
     pub(crate) cni_conf_dir: PathBuf,
     pub(crate) pod_logs_dir: PathBuf,
+    pub(crate) static_pods_dir: PathBuf,
     /// What the node keeps free.
     pub(crate) eviction: Thresholds,
     pub(crate) overlay: OverlayChoice,
@@ -301,6 +305,7 @@ impl Settings {
             containerd: dir(all.containerd, "/run/containerd/containerd.sock"),
             cni_conf_dir: dir(all.cni_conf_dir, "/etc/cni/net.d"),
             pod_logs_dir: dir(all.pod_logs_dir, "/var/log/pods"),
+            static_pods_dir: dir(all.static_pods_dir, "/etc/mesh/static-pods"),
             eviction: all.eviction_hard.as_deref().unwrap_or(DEFAULT_EVICTION).parse()?,
             overlay: all.overlay.unwrap_or(OverlayChoice::Auto),
             pods: all.pods.unwrap_or(PodsChoice::Cri),
@@ -342,6 +347,7 @@ impl Settings {
             containerd: self.containerd.or(file.containerd),
             cni_conf_dir: self.cni_conf_dir.or(file.cni_conf_dir),
             pod_logs_dir: self.pod_logs_dir.or(file.pod_logs_dir),
+            static_pods_dir: self.static_pods_dir.or(file.static_pods_dir),
             eviction_hard: self.eviction_hard.or(file.eviction_hard),
             overlay: self.overlay.or(file.overlay),
             pods: self.pods.or(file.pods),

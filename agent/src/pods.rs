@@ -29,6 +29,7 @@ mod facts;
 mod hosts;
 mod image;
 mod images;
+mod inputs;
 mod layout;
 mod logs;
 mod memory;
@@ -50,6 +51,7 @@ mod resources;
 mod restart;
 mod sandbox;
 mod security;
+mod statics;
 mod status;
 mod streams;
 mod supervise;
@@ -63,12 +65,14 @@ pub use removal::Removal;
 pub use report::{KubeReporter, PodEvent, ReportError, StatusReporter};
 
 use crate::drain::Drain;
+use inputs::Inputs;
 use layout::Layout;
 use logs::Logs;
 use oom::Oom;
 use ops::Context;
 use outbox::Outbox;
 use registry::Registry;
+use statics::{Directory, Mirrored};
 
 /// Images that are fetched at the same time.
 const PARALLEL_PULLS: usize = 3;
@@ -87,6 +91,8 @@ pub struct RunnerOptions {
     pub log_dir: PathBuf,
     /// A log that has grown larger is put aside; of each run the newest five files are kept.
     pub log_max_bytes: u64,
+    /// Directory with manifests of static pods; they run whether the API is there or not.
+    pub static_pods_dir: PathBuf,
     /// Directory that outlives a reboot; the runner uses `pods/` in it.
     pub state_dir: PathBuf,
     /// Directory that does not, in memory: Secrets are only written here, in `pods/`.
@@ -121,7 +127,7 @@ pub struct RuntimeHealth {
 /// Runs the node's pods. Dropping it ends the runner and leaves every container as it is.
 pub struct Runner {
     context: Arc<Context>,
-    desired: watch::Sender<Option<supervise::Desired>>,
+    inputs: Arc<Inputs>,
     pressures: watch::Receiver<Pressures>,
     _tasks: JoinSet<()>,
 }
@@ -144,19 +150,27 @@ impl Runner {
             options,
         });
         let (desired, receiver) = watch::channel(None);
+        let directory = Directory::new(
+            context.options.static_pods_dir.clone(),
+            context.options.node_name.clone(),
+        );
+        let inputs = Inputs::new(directory, desired);
+        let reporter = Arc::new(Mirrored::new(reporter, Arc::clone(inputs.uids())));
         let (told, pressures) = watch::channel(Pressures::default());
         let mut tasks = JoinSet::new();
-        tasks.spawn(evict::run(Arc::clone(&context), desired.subscribe(), told));
-        tasks.spawn(outbox.deliver(Arc::new(reporter)));
+        tasks.spawn(evict::run(Arc::clone(&context), inputs.goal(), told));
+        tasks.spawn(statics::keep(inputs.mirrors(), Arc::clone(&reporter)));
+        tasks.spawn(outbox.deliver(reporter));
+        tasks.spawn(Arc::clone(&inputs).follow());
         tasks.spawn(supervise::run(Arc::clone(&context), receiver));
         tasks.spawn(logs::rotate::run(Arc::clone(&context)));
-        Self { context, desired, pressures, _tasks: tasks }
+        Self { context, inputs, pressures, _tasks: tasks }
     }
 
     /// Makes these the pods of the node: all of them, from a full view of the API or from the saved snapshot. Pods
-    /// that run here and are not among them are taken down. Returns at once.
+    /// that run here and are neither among them nor static are taken down. Returns at once.
     pub fn set_desired(&self, pods: Vec<PodWork>) {
-        self.desired.send_modify(|desired| *desired = Some(supervise::merge(desired.take(), pods)));
+        self.inputs.set_api(pods);
     }
 
     /// `GET /containerLogs/{namespace}/{pod}/{container}?follow&tailLines&sinceSeconds&sinceTime&timestamps&previous&limitBytes`,
@@ -227,6 +241,7 @@ mod tests {
             cgroup_parent: "/mesh/pods".to_owned(),
             log_dir: directory.join("log"),
             log_max_bytes: LOG_MAX_BYTES,
+            static_pods_dir: directory.join("static"),
             state_dir: directory.join("state"),
             run_dir: directory.join("run"),
             node_name: "node-1".parse().unwrap(),

@@ -208,6 +208,10 @@ impl Api {
         let target = &asked.target;
         let created = raw.filter(|_| verb == Verb::Create && target.name.is_none());
         let created = created.and_then(|raw| raw.value().ok());
+        let is_pod = target.kind.kind == "Pod";
+        if created.as_ref().is_some_and(|pod| is_pod && asked.caller.may_mirror(pod)) {
+            return Ok(());
+        }
         let created = created.as_ref().and_then(|v| v["metadata"]["name"].as_str());
         let name = target.name.as_deref().or(created);
         let pod_node = self.pod_node(target);

@@ -165,6 +165,7 @@ impl Node {
             ("--containerd", path(layout.containerd_socket())),
             // The disk is the machine's own, and others fill it.
             ("--eviction-hard", String::new()),
+            ("--static-pods-dir", path(layout.state.join("static-pods"))),
             ("--cni-conf-dir", path(containerd::cni_conf(layout))),
             ("--pod-logs-dir", path(layout.state.join("pod-logs"))),
         ];

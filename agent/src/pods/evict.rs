@@ -17,7 +17,8 @@ use super::ops::Context;
 use super::pressure::{History, Pressures, Readings, Resource, short_of};
 use super::quantity;
 use super::report::PodEvent;
-use super::supervise::Desired;
+use super::statics::is_static;
+use super::supervise::{Desired, Goal};
 
 mod limits;
 mod measure;
@@ -37,7 +38,7 @@ pub(crate) type Evictions = BTreeMap<String, String>;
 /// Looks after the node until it is cancelled.
 pub(crate) async fn run(
     context: Arc<Context>,
-    desired: watch::Receiver<Option<Desired>>,
+    goal: watch::Receiver<Option<Goal>>,
     pressures: watch::Sender<Pressures>,
 ) {
     let mut evictor =
@@ -46,7 +47,7 @@ pub(crate) async fn run(
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let pods = desired.borrow().clone().unwrap_or_default();
+        let pods = goal.borrow().as_ref().map(|goal| goal.pods.clone()).unwrap_or_default();
         evictor.round(&pods, &pressures).await;
     }
 }
@@ -149,6 +150,10 @@ impl Evictor {
 }
 
 fn priority(pod: &Pod) -> i32 {
+    // What the node itself is told to run is part of the node.
+    if is_static(pod) {
+        return CRITICAL;
+    }
     let spec = pod.spec.as_ref();
     let class = spec.and_then(|s| s.priority_class_name.as_deref()).unwrap_or_default();
     match class {

@@ -208,6 +208,9 @@ mod tests {
         async fn deleted(&self, pod: &PodRef) -> Result<(), ReportError> {
             self.take(format!("{} deleted", pod.name))
         }
+        async fn mirror(&self, _: &k8s_openapi::api::core::v1::Pod) -> Result<(), ReportError> {
+            self.take("mirror".to_owned())
+        }
     }
 
     fn pod() -> PodRef {

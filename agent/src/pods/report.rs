@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference, Pod, PodStatus};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::api::core::v1::{Event, EventSource, Node, ObjectReference, Pod, PodStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client};
 
@@ -55,6 +55,8 @@ pub trait StatusReporter: Send + Sync + 'static {
     async fn event(&self, event: &PodEvent) -> Result<(), ReportError>;
     /// Deletes the pod from the API: nothing of it is left on the node.
     async fn deleted(&self, pod: &PodRef) -> Result<(), ReportError>;
+    /// Stores the mirror of a static pod.
+    async fn mirror(&self, pod: &Pod) -> Result<(), ReportError>;
 }
 
 /// Reports through the Kubernetes API.
@@ -212,6 +214,24 @@ impl StatusReporter for KubeReporter {
             Err(ReportError::Conflict(why)) => Err(self.conflict(pod, why).await),
             other => other.map(drop),
         }
+    }
+
+    async fn mirror(&self, pod: &Pod) -> Result<(), ReportError> {
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        let node = nodes.get_metadata(&self.node).await.map_err(report_error)?;
+        let mut pod = pod.clone();
+        // It goes with its node.
+        pod.metadata.owner_references = Some(vec![OwnerReference {
+            api_version: "v1".to_owned(),
+            kind: "Node".to_owned(),
+            name: self.node.clone(),
+            uid: node.metadata.uid.unwrap_or_default(),
+            controller: Some(true),
+            block_owner_deletion: None,
+        }]);
+        let namespace = pod.metadata.namespace.clone().unwrap_or_default();
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
+        pods.create(&PostParams::default(), &pod).await.map(drop).map_err(report_error)
     }
 }
 

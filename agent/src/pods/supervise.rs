@@ -20,6 +20,14 @@ const SURVEY: Duration = Duration::from_secs(1);
 /// All wanted pods.
 pub(crate) type Desired = BTreeMap<PodRef, Arc<PodWork>>;
 
+/// What there is to be.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Goal {
+    pub(crate) pods: Desired,
+    /// These are all: what else runs has to go.
+    pub(crate) complete: bool,
+}
+
 /// The new set, with the old entries of pods that did not change: their workers see no difference.
 pub(crate) fn merge(before: Option<Desired>, pods: Vec<PodWork>) -> Desired {
     let mut before = before.unwrap_or_default();
@@ -39,7 +47,7 @@ struct Handle {
 }
 
 /// Runs until it is cancelled; workers end with it.
-pub(crate) async fn run(context: Arc<Context>, mut desired: watch::Receiver<Option<Desired>>) {
+pub(crate) async fn run(context: Arc<Context>, mut desired: watch::Receiver<Option<Goal>>) {
     if desired.wait_for(Option::is_some).await.is_err() {
         return;
     }
@@ -70,10 +78,10 @@ pub(crate) async fn run(context: Arc<Context>, mut desired: watch::Receiver<Opti
                 }
             },
         }
-        let wanted = desired.borrow_and_update().clone().unwrap_or_default();
-        supervisor.reconcile(&wanted);
-        if supervisor.sweep_is_due() {
-            supervisor.sweep(&wanted).await;
+        let goal = desired.borrow_and_update().clone().unwrap_or_default();
+        supervisor.reconcile(&goal);
+        if goal.complete && supervisor.sweep_is_due() {
+            supervisor.sweep(&goal.pods).await;
         }
     }
 }
@@ -100,7 +108,8 @@ impl Supervisor {
         self.is_surveyed = true;
     }
 
-    fn reconcile(&mut self, desired: &Desired) {
+    fn reconcile(&mut self, goal: &Goal) {
+        let desired = &goal.pods;
         while let Some(ended) = self.tasks.try_join_next() {
             if let Err(error) = ended.map_err(|e| e.to_string()) {
                 tracing::error!(error, "a pod's worker panicked, it is started again");
@@ -109,6 +118,9 @@ impl Supervisor {
         self.workers.retain(|_, handle| !handle.task.is_finished());
         for (pod, work) in desired {
             self.want(pod, Wanted::Known(Arc::clone(work)));
+        }
+        if !goal.complete {
+            return;
         }
         let unknown: Vec<PodRef> = self.workers.keys().chain(self.seen.keys()).cloned().collect();
         for pod in unknown.iter().filter(|pod| !desired.contains_key(pod)) {

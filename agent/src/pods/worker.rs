@@ -20,6 +20,7 @@ use super::probes::{Finding, Kind, Probers, Subject};
 use super::registry::Found;
 use super::report::PodEvent;
 use super::restart::{Fate, Policy, fate};
+use super::statics::shown_as;
 use super::status::View;
 
 /// How long to wait before looking again when the runtime does not answer.
@@ -56,6 +57,8 @@ pub(crate) struct Worker {
     volumes_begun: u64,
     reported: PodStatus,
     reported_at: Timestamp,
+    /// Another object of the API shows the pod now, and has not been told anything yet.
+    untold: bool,
     /// Runs whose back-off was announced.
     announced: std::collections::BTreeSet<String>,
     /// The last status was sent: what follows is only tearing down.
@@ -89,6 +92,7 @@ impl Worker {
             volumes_begun: 0,
             reported: PodStatus::default(),
             reported_at: Timestamp::MIN,
+            untold: false,
             announced: std::collections::BTreeSet::new(),
             frozen: false,
         }
@@ -135,6 +139,7 @@ impl Worker {
                 let values =
                     before.config_maps != work.config_maps || before.secrets != work.secrets;
                 let spec = before.pod.spec != work.pod.spec;
+                self.untold |= shown_as(&before.pod) != shown_as(&work.pod);
                 let (a, b) = (&before.pod.metadata, &work.pod.metadata);
                 if values || spec || a.labels != b.labels || a.annotations != b.annotations {
                     self.memory.volumes.wanted += 1;
@@ -315,7 +320,7 @@ impl Worker {
         }
         let settled = super::restart::after(self.reported_at, SETTLED) <= now;
         let lost = settled && phase != status.phase.as_deref();
-        if status != self.reported || lost {
+        if status != self.reported || lost || std::mem::take(&mut self.untold) {
             self.context.outbox.status(&self.pod, status.clone());
             self.reported = status;
             self.reported_at = now;

@@ -67,6 +67,7 @@ impl Agent {
             cgroup_parent: self.options.cgroup_parent.clone(),
             log_dir: self.options.pod_logs_dir.clone(),
             log_max_bytes: crate::pods::LOG_MAX_BYTES,
+            static_pods_dir: self.options.static_pods_dir.clone(),
             state_dir: self.paths.state().to_owned(),
             run_dir: self.paths.run().to_owned(),
             node_name: self.options.node.clone(),

@@ -13,4 +13,5 @@ mod machine;
 mod memory;
 mod restarts;
 mod rig;
+mod statics;
 mod usage;

@@ -177,11 +177,19 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.
 
     /// A new runner, as a new agent would start it.
     pub(crate) fn runner(&self) -> Runner {
+        let runner = self.runner_without_api();
+        runner.set_desired(self.api.work());
+        runner
+    }
+
+    /// The same without a control service and without what an earlier agent knew.
+    pub(crate) fn runner_without_api(&self) -> Runner {
         let options = RunnerOptions {
             containerd_socket: self.path("containerd.sock"),
             cgroup_parent: format!("/{}", self.cgroup),
             log_dir: self.path("log"),
             log_max_bytes: 64 << 10,
+            static_pods_dir: self.path("static"),
             state_dir: self.path("agent"),
             run_dir: self.path("run"),
             node_name: "node-1".parse().unwrap(),
@@ -192,9 +200,24 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.
             eviction: Thresholds::default(),
             host_resolv_conf: "/etc/resolv.conf".into(),
         };
-        let runner = Runner::start(options, self.api.clone(), Drain::alone());
-        runner.set_desired(self.api.work());
-        runner
+        Runner::start(options, self.api.clone(), Drain::alone())
+    }
+
+    /// Waits until so many containers of the pod run.
+    pub(crate) async fn until_running(&self, pod: &str, count: usize) {
+        let begun = Instant::now();
+        loop {
+            let all = self.client.list_containers(Default::default()).await.unwrap();
+            let runs = all.iter().filter(|c| {
+                c.state() == mesh_cri::v1::ContainerState::Running
+                    && c.labels.get("io.kubernetes.pod.name").is_some_and(|name| name == pod)
+            });
+            if runs.count() == count {
+                return;
+            }
+            assert!(begun.elapsed() < LIMIT, "{pod} does not run");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// What takes all pods down without an agent.

@@ -82,6 +82,12 @@ impl Caller {
         self.user.strip_prefix(NODE_USER_PREFIX).filter(|_| member)
     }
 
+    /// Whether the caller is the node that the new pod mirrors a static pod of.
+    pub fn may_mirror(&self, pod: &serde_json::Value) -> bool {
+        let mirror = &pod["metadata"]["annotations"]["kubernetes.io/config.mirror"];
+        self.node().is_some_and(|node| pod["spec"]["nodeName"] == node) && mirror.is_string()
+    }
+
     /// Whether the caller may do it; else why not.
     pub fn may(&self, access: &Access<'_>) -> Result<(), String> {
         if self.is_admin() {
@@ -171,6 +177,18 @@ mod tests {
         let delete = Access { pod_node: Some("n1"), ..access(Verb::Delete, "pods", "p") };
         assert!(node.may(&delete).is_err(), "stopping a pod is not a node's decision");
         assert!(node.may(&Access { no_grace: true, ..delete }).is_ok());
+    }
+
+    #[test]
+    fn a_node_shows_its_own_static_pods_and_makes_no_others() {
+        let groups = vec![GROUP_NODES.to_owned()];
+        let node = Caller { user: "system:node:n1".to_owned(), groups };
+        let pod = |node: &str, annotation: &str| serde_json::json!({"metadata": {"annotations": {annotation: "x"}}, "spec": {"nodeName": node}});
+        let mirror = "kubernetes.io/config.mirror";
+        assert!(node.may_mirror(&pod("n1", mirror)));
+        assert!(!node.may_mirror(&pod("n2", mirror)) && !node.may_mirror(&pod("n1", "other")));
+        let admin = Caller { user: "a".to_owned(), groups: vec![GROUP_ADMINS.to_owned()] };
+        assert!(!admin.may_mirror(&pod("n1", mirror)), "they need no exception");
     }
 
     #[test]
