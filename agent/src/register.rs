@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -45,6 +46,8 @@ pub(crate) struct Registration {
     pub(crate) patience: Duration,
     /// Name and version of the container runtime, once it has answered.
     pub(crate) container_runtime: Arc<OnceLock<String>>,
+    /// A directory on the disk that pods write to.
+    pub(crate) disk: PathBuf,
     /// What the node runs out of; absent where somebody else runs the pods.
     pub(crate) pressures: Option<watch::Receiver<Pressures>>,
 }
@@ -78,7 +81,7 @@ pub(crate) async fn run(
     let ready = readiness.wait_for(|readiness| readiness.ready);
     let _ = tokio::time::timeout(registration.patience, ready).await;
     let nodes: Api<Node> = Api::all(client);
-    let facts = Facts::read();
+    let facts = Facts::read(&registration.disk);
     let mut transition = Timestamp::now();
     let mut since = Since::default();
     let mut reported: Option<bool> = None;
@@ -271,6 +274,7 @@ mod tests {
             overlay_port: 51_900,
             patience: Duration::ZERO,
             container_runtime: Arc::default(),
+            disk: "/".into(),
             pressures: Some(watch::channel(Pressures { disk: true, ..Pressures::default() }).1),
         };
         let mut object = metadata(&registration);
@@ -291,7 +295,7 @@ mod tests {
         since.note(pressures.as_mut(), Timestamp::UNIX_EPOCH);
         since.note(pressures.as_mut(), Timestamp::now());
         let conditions = conditions(&Readiness::starting(), Timestamp::UNIX_EPOCH, &since);
-        let status = status(&registration, &Facts::read(), conditions);
+        let status = status(&registration, &Facts::read(&registration.disk), conditions);
         object["status"] = status["status"].clone();
         let node: Node = serde_json::from_value(object).unwrap();
         let status = node.status.unwrap();
@@ -307,6 +311,7 @@ mod tests {
         let since = |c: &NodeCondition| c.last_transition_time.as_ref().map(|t| t.0);
         assert_eq!(since(&conditions[1]), Some(Timestamp::UNIX_EPOCH), "not with each report");
         let capacity = status.capacity.unwrap();
+        assert!(capacity["ephemeral-storage"].0 != "0Ki");
         assert!(capacity["memory"].0.ends_with("Ki") && capacity["cpu"].0 != "0");
     }
 }

@@ -1,6 +1,7 @@
 //! What the machine is, read once.
 
 use std::fs;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
@@ -11,6 +12,7 @@ const MAX_PODS: u32 = 110;
 pub(super) struct Facts {
     cpus: usize,
     memory_kib: u64,
+    storage_kib: u64,
     kernel: String,
     os_image: String,
     machine_id: String,
@@ -18,11 +20,13 @@ pub(super) struct Facts {
 }
 
 impl Facts {
-    pub(super) fn read() -> Self {
+    /// `disk` is a directory on the disk that pods write to.
+    pub(super) fn read(disk: &Path) -> Self {
         let line = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
         Self {
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
             memory_kib: memory_kib(&line("/proc/meminfo")),
+            storage_kib: storage_kib(disk),
             kernel: line("/proc/sys/kernel/osrelease"),
             os_image: os_image(&line("/etc/os-release")),
             machine_id: line("/etc/machine-id"),
@@ -35,6 +39,7 @@ impl Facts {
         json!({
             "cpu": self.cpus.to_string(),
             "memory": format!("{}Ki", self.memory_kib),
+            "ephemeral-storage": format!("{}Ki", self.storage_kib),
             "pods": MAX_PODS.to_string(),
         })
     }
@@ -70,6 +75,11 @@ fn memory_kib(meminfo: &str) -> u64 {
     total.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }
 
+fn storage_kib(path: &Path) -> u64 {
+    let stat = nix::sys::statvfs::statvfs(path);
+    stat.map_or(0, |stat| stat.blocks().saturating_mul(stat.fragment_size()) / 1024)
+}
+
 fn os_image(os_release: &str) -> String {
     let name = os_release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
     name.unwrap_or("Linux").trim_matches('"').to_owned()
@@ -83,6 +93,7 @@ mod tests {
     fn files_of_the_system_are_understood() {
         assert_eq!(memory_kib("MemTotal:       2048 kB\nMemFree: 1 kB"), 2048);
         assert_eq!(os_image("NAME=x\nPRETTY_NAME=\"Debian 12\"\n"), "Debian 12");
+        assert!(storage_kib(Path::new("/")) > 1024);
         assert_eq!((memory_kib(""), os_image("").as_str()), (0, "Linux"));
     }
 }

@@ -39,6 +39,7 @@ impl Agent {
             overlay_port: identity.cluster.overlay_port,
             patience: if self.desired.borrow().is_some() { PATIENCE } else { Duration::ZERO },
             container_runtime: Arc::clone(&self.runtime_version),
+            disk: self.paths.state().to_owned(),
             pressures,
         };
         tokio::spawn(register::run(client.clone(), registration, self.node.subscribe()));
