@@ -85,7 +85,9 @@ impl Concern for Peers {
 fn found_again(config: &OverlayConfig, whereabouts: &Whereabouts) -> OverlayConfig {
     let mut config = config.clone();
     for peer in &mut config.peers {
-        if let Some(at) = whereabouts.get(&peer.public_key) {
+        // The kernel's device knew it by the key in use, our engine by its name.
+        let mut known = [&peer.public_key].into_iter().chain(&peer.keys);
+        if let Some(at) = known.find_map(|key| whereabouts.get(key)) {
             peer.endpoints.retain(|endpoint| endpoint != at);
             peer.endpoints.insert(0, *at);
         }
@@ -158,7 +160,7 @@ mod tests {
 
     #[test]
     fn a_peer_is_looked_for_where_it_was() {
-        let config: OverlayConfig = serde_json::from_value(serde_json::json!({
+        let mut config: OverlayConfig = serde_json::from_value(serde_json::json!({
             "listenPort": 51900, "mtu": 1420, "peers": [
                 {"publicKey": "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=",
                  "endpoints": ["192.0.2.1:51900", "192.0.2.2:51900"], "allowedIps": []},
@@ -171,7 +173,9 @@ mod tests {
         .unwrap();
         let at = |text: &str| text.parse().unwrap();
         let keys: Vec<_> = config.peers.iter().map(|peer| peer.public_key).collect();
-        let found = [(keys[0], at("192.0.2.2:51900")), (keys[1], at("198.51.100.1:7"))].into();
+        let in_use = WgKey([9; 32]);
+        config.peers[1].keys = vec![in_use];
+        let found = [(keys[0], at("192.0.2.2:51900")), (in_use, at("198.51.100.1:7"))].into();
         let again = found_again(&config, &found);
         let endpoints: Vec<_> = again.peers.iter().map(|peer| peer.endpoints.clone()).collect();
         assert_eq!(endpoints[0], [at("192.0.2.2:51900"), at("192.0.2.1:51900")]);
