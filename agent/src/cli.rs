@@ -16,6 +16,8 @@ use crate::pods::{DEFAULT_EVICTION, InvalidThreshold, Thresholds};
 const ROTATE_KEY_DAYS: u16 = 30;
 const DRAIN_SECS: u64 = 30;
 const FLOW_HISTORY: u32 = 4096;
+const LEAST_BACKENDS: u32 = 1 << 10;
+const MOST_BACKENDS: u32 = 1 << 24;
 const LONGEST_DRAIN_SECS: u64 = 24 * 3600;
 
 /// The agent of a Mesh node.
@@ -196,6 +198,10 @@ pub(crate) struct Settings {
     /// Port of the proxy for TLS, 0 for none [default: 443]
     #[arg(long, value_name = "PORT")]
     pub(crate) https_port: Option<u16>,
+    /// Places for backends in the service maps, 1024 to 16777216; taken when the maps are made, after a boot or a reset
+    /// [default: 262144]
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) max_backends: Option<u32>,
     /// How long the proxy's connections may go on when it is replaced by a newer one [default: 30]
     #[arg(long, value_name = "SECONDS")]
     pub(crate) drain_secs: Option<u64>,
@@ -236,6 +242,8 @@ pub(crate) enum SettingsError {
     Drain(u64),
     #[error("--eviction-hard: {0}")]
     Eviction(#[from] InvalidThreshold),
+    #[error("--max-backends {0}: expected {LEAST_BACKENDS} to {MOST_BACKENDS}")]
+    MaxBackends(u32),
     #[error("--cgroup: no cgroup v2 hierarchy is mounted")]
     NoCgroup,
     #[error(
@@ -268,6 +276,8 @@ pub(crate) struct Options {
     pub(crate) dns_upstreams: Vec<SocketAddr>,
     pub(crate) http_port: Option<u16>,
     pub(crate) https_port: Option<u16>,
+    /// Places for backends in the service maps, where that is not the default.
+    pub(crate) max_backends: Option<u32>,
     pub(crate) drain: Duration,
     /// Connection events that are remembered.
     pub(crate) flow_history: usize,
@@ -312,6 +322,7 @@ impl Settings {
             dns_upstreams: upstreams(all.dns_upstream)?,
             http_port: Some(all.http_port.unwrap_or(80)).filter(|p| *p != 0),
             https_port: Some(all.https_port.unwrap_or(443)).filter(|p| *p != 0),
+            max_backends: all.max_backends.map(max_backends).transpose()?,
             drain: drain(all.drain_secs.unwrap_or(DRAIN_SECS))?,
             flow_history: all.flow_history.unwrap_or(FLOW_HISTORY) as usize,
             rotate_key_every: days(all.rotate_key_days.unwrap_or(ROTATE_KEY_DAYS)),
@@ -354,6 +365,7 @@ impl Settings {
             dns_upstream: self.dns_upstream.or(file.dns_upstream),
             http_port: self.http_port.or(file.http_port),
             https_port: self.https_port.or(file.https_port),
+            max_backends: self.max_backends.or(file.max_backends),
             drain_secs: self.drain_secs.or(file.drain_secs),
             rotate_key_days: self.rotate_key_days.or(file.rotate_key_days),
             flow_history: self.flow_history.or(file.flow_history),
@@ -376,6 +388,11 @@ fn node_name(given: Option<String>) -> Result<NodeName, SettingsError> {
 /// None for zero.
 fn days(days: u16) -> Option<Duration> {
     (days > 0).then(|| Duration::from_secs(u64::from(days) * 86_400))
+}
+
+fn max_backends(number: u32) -> Result<u32, SettingsError> {
+    let fits = (LEAST_BACKENDS..=MOST_BACKENDS).contains(&number);
+    if fits { Ok(number) } else { Err(SettingsError::MaxBackends(number)) }
 }
 
 fn drain(secs: u64) -> Result<Duration, SettingsError> {
@@ -454,6 +471,8 @@ mod tests {
         assert_eq!(options.overlay, OverlayChoice::User);
         assert_eq!(options.drain, Duration::from_secs(30));
         assert_eq!(options.rotate_key_every, Some(Duration::from_secs(30 * 86_400)));
+        let few = parse(&["--max-backends", "7"]).settings.resolve().unwrap_err();
+        assert!(few.to_string().starts_with("--max-backends 7: "), "{few}");
         let endless = parse(&["--drain-secs", "86401"]).settings.resolve().unwrap_err();
         assert!(endless.to_string().starts_with("--drain-secs 86401: "), "{endless}");
         let error = parse(&["--node-name", "Not A Name"]).settings.resolve().unwrap_err();

@@ -15,6 +15,7 @@
 mod announce;
 mod api;
 mod board;
+mod capacity;
 mod check;
 mod cli;
 pub mod cni;

@@ -74,6 +74,9 @@ impl Bench {
                 v4: Some(Ipv4Addr::new(10, 244, 1, number)),
                 v6: None,
                 mtu: 1420,
+                mac: None,
+                ports: vec![],
+                bandwidth: Default::default(),
             };
             network.attach(&port).unwrap();
         }

@@ -159,6 +159,16 @@ impl Step {
     }
 }
 
+/// Addresses and ports are so much fewer than backends, in a table that is full of both.
+const BACKENDS_PER_FRONTEND: u32 = 8;
+
+/// Capacities of the maps for so many places for backends, for [`LoadOptions`](crate::LoadOptions).
+pub fn map_capacities(backends: u32) -> BTreeMap<&'static str, u32> {
+    use mesh_abi::maps::{MEMBERS, SERVICES, SLOTS};
+    let frontends = (backends / BACKENDS_PER_FRONTEND).max(1024);
+    BTreeMap::from([(SERVICES, frontends), (SLOTS, backends), (MEMBERS, backends)])
+}
+
 /// What has to be done, in order: additions, then switches, then deletions.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {

@@ -118,6 +118,9 @@ fn a_broken_object_leaves_the_working_one_attached() {
         v4: Some([10, 244, 1, 5].into()),
         v6: None,
         mtu: 1420,
+        mac: None,
+        ports: vec![],
+        bandwidth: Default::default(),
     };
     let network = mesh_kernel::pods::LinuxPodNetwork::new(net.handle(), programs);
     mesh_kernel::PodNetwork::attach(&network, &port).unwrap();

@@ -86,6 +86,9 @@ impl Node {
             v4: Some(a4),
             v6: Some(a6),
             mtu: MTU,
+            mac: None,
+            ports: vec![],
+            bandwidth: Default::default(),
         };
         pods.attach(&port).unwrap();
         // Nothing here may depend on the stack: it must not forward.

@@ -14,7 +14,7 @@ use mesh_kernel::pods::{LinuxPodNetwork, PodNetwork, PodPort};
 use mesh_kernel::services::ServiceReconciler;
 use mesh_kernel::{IfName, NetNs, Programs};
 use mesh_model::ObjectKey;
-use mesh_model::snapshot::{Backend, Frontend, FrontendKind, Protocol};
+use mesh_model::snapshot::{Backend, FULL_WEIGHT, Frontend, FrontendKind, Protocol};
 
 use crate::client::Client;
 use crate::lab::{Lab, Net, PATIENCE, privileged};
@@ -23,7 +23,12 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 
 fn frontend(protocol: Protocol, port: u16, backends: &[SocketAddr]) -> Frontend {
-    let backend = |b: &SocketAddr| Backend { address: b.ip(), port: b.port(), node: None };
+    let backend = |b: &SocketAddr| Backend {
+        address: b.ip(),
+        port: b.port(),
+        node: None,
+        weight: FULL_WEIGHT,
+    };
     Frontend {
         vip: "10.96.0.1".parse().unwrap(),
         protocol,
@@ -33,6 +38,7 @@ fn frontend(protocol: Protocol, port: u16, backends: &[SocketAddr]) -> Frontend 
         port_name: String::new(),
         affinity_secs: None,
         backends: backends.iter().map(backend).collect(),
+        leaving: vec![],
     }
 }
 
@@ -207,6 +213,9 @@ impl Node {
             v4: Some([10, 244, 1, 5].into()),
             v6: None,
             mtu: 1420,
+            mac: None,
+            ports: vec![],
+            bandwidth: Default::default(),
         };
         let network = LinuxPodNetwork::new(node.handle(), programs.clone());
         let ifindex = network.attach(&port).unwrap().host_ifindex;

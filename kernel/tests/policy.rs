@@ -57,6 +57,9 @@ fn port(pod: &Net, container: &str, number: u8) -> PodPort {
         v4: Some([10, 244, 1, number].into()),
         v6: Some([0xfd10, 0x244, 0, 1, 0, 0, 0, u16::from(number)].into()),
         mtu: 1420,
+        mac: None,
+        ports: vec![],
+        bandwidth: Default::default(),
     }
 }
 

@@ -13,6 +13,7 @@ use mesh_model::wellknown::OVERLAY_DEVICE;
 use tokio::sync::mpsc;
 
 use super::{Agent, longer};
+use crate::capacity;
 use crate::cni::ledger::{Ledger, LedgerHandle};
 use crate::cni::{self, Cni, journal};
 use crate::errors::chain;
@@ -72,7 +73,8 @@ impl Agent {
         if self.programs.get().is_some() {
             return;
         }
-        let options = LoadOptions::new(&self.options.bpf_dir, &self.options.cgroup);
+        let mut options = LoadOptions::new(&self.options.bpf_dir, &self.options.cgroup);
+        options.capacities = capacity::of_maps(self.options.max_backends);
         let load = tokio::task::spawn_blocking(move || Programs::open_or_load(&options));
         match load.await {
             Ok(Ok(programs)) => {

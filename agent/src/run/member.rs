@@ -14,7 +14,7 @@ use crate::pods::{KubeReporter, Runner, RunnerOptions};
 use crate::preshared::Keeper;
 use crate::reconcile::pods::{self, Pods};
 use crate::register::{self, Registration};
-use crate::{api, drain, preshared, server};
+use crate::{api, capacity, drain, preshared, server};
 
 /// What an agent that goes on from a saved snapshot may take to be as ready as the one before.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -43,6 +43,8 @@ impl Agent {
             pressures,
         };
         tokio::spawn(register::run(client.clone(), registration, self.node.subscribe()));
+        let node = self.options.node.clone();
+        tokio::spawn(capacity::announce(client.clone(), node, self.board.clone()));
         tokio::spawn(Arc::clone(&self).serve_https(identity.clone()));
         let keeper = Keeper {
             client: client.clone(),

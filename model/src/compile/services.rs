@@ -152,6 +152,8 @@ pub(super) fn cluster_ips(service: &Service) -> Vec<IpAddr> {
 pub(super) fn load_balancer_ips(service: &Service) -> impl Iterator<Item = IpAddr> + '_ {
     let balancer = service.status.as_ref().and_then(|s| s.load_balancer.as_ref());
     let ingress = balancer.and_then(|b| b.ingress.as_ref()).into_iter().flatten();
+    // With this mode the balancer wants to see the connections of clients inside, too.
+    let ingress = ingress.filter(|i| i.ip_mode.as_deref() != Some("Proxy"));
     ingress.filter_map(|i| i.ip.as_deref()?.parse().ok())
 }
 

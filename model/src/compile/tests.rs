@@ -169,7 +169,7 @@ fn external_addresses_are_served_where_the_cluster_allows_them() {
     balanced.spec.as_mut().unwrap().external_ips =
         Some(vec!["198.51.100.7".to_owned(), "203.0.113.7".to_owned()]);
     balanced.status =
-        serde_json::from_value(json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.99"}]}}))
+        serde_json::from_value(json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.99"}, {"ip": "192.0.2.98", "ipMode": "Proxy"}]}}))
             .unwrap();
     objects.services = vec![Arc::new(balanced)];
     let external = |objects: &Objects| -> Vec<String> {
