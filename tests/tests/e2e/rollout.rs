@@ -1,13 +1,21 @@
 //! Replicas come and go, and versions change, while requests go on.
 
-use anyhow::{Result, ensure};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
 use mesh_tests::load::{Load, Report};
 use mesh_tests::pod::Pod;
+use nix::sys::signal::Signal;
 
 use crate::tests;
 use crate::world::{PATIENCE, REPLICAS, WEB, World, workload};
 
-tests![scaling_under_load, rolling_update_under_load, rolling_update_under_heavy_load];
+tests![
+    scaling_under_load,
+    rolling_update_under_load,
+    rolling_update_under_heavy_load,
+    deleted_pod_waits_for_all_nodes_that_answer,
+];
 
 /// A pod of its own to send from: the workload's pods go away in these tests.
 fn client(world: &World) -> Result<Pod> {
@@ -80,6 +88,36 @@ fn rolling_update_under_load(world: &World) -> Result<()> {
 /// Without a preStop hook: each node confirms that it has taken a pod out of its tables before that is told to end.
 fn rolling_update_under_heavy_load(world: &World) -> Result<()> {
     rolling_update(world, HEAVY)
+}
+
+/// How long a pod waits for other nodes at most (half of its grace period would be longer).
+const LONGEST_DRAIN: Duration = Duration::from_secs(5);
+
+/// Faster than the bound, because all nodes confirm; and one whose agent hangs does not answer, which costs a second.
+fn deleted_pod_waits_for_all_nodes_that_answer(world: &World) -> Result<()> {
+    let pod = world.pods()?.remove(0);
+    let took = delete(world, &pod)?;
+    println!("  all nodes confirm: gone after {} ms", took.as_millis());
+    ensure!(took < LONGEST_DRAIN, "gone after {took:?}: nobody has confirmed");
+    world.kubectl.wait_ready(WEB, REPLICAS, PATIENCE)?;
+    let pod = world.pods()?.remove(0);
+    let mut others = world.cluster.nodes().into_iter().filter(|n| n.name() != pod.node.name());
+    let hung = others.next_back().context("there are other nodes")?.agent();
+    hung.signal(Signal::SIGSTOP)?;
+    let took = delete(world, &pod);
+    hung.signal(Signal::SIGCONT)?;
+    let took = took?;
+    println!("  one agent hangs: gone after {} ms", took.as_millis());
+    let silent = Duration::from_secs(1);
+    ensure!(silent < took && took < LONGEST_DRAIN, "gone after {took:?}");
+    world.kubectl.wait_ready(WEB, REPLICAS, PATIENCE).map(drop)
+}
+
+/// Deletes a pod of the workload and waits until the API has forgotten it; another one takes its place.
+fn delete(world: &World, pod: &Pod) -> Result<Duration> {
+    let start = Instant::now();
+    world.kubectl.run(&["delete", "pod", &pod.name, "--wait=true"])?;
+    Ok(start.elapsed())
 }
 
 fn rolling_update(world: &World, rates: [&str; 3]) -> Result<()> {
