@@ -119,8 +119,17 @@ fn paths(sources: &Sources, page: &mut Page) {
 
 async fn programs(sources: &Sources, page: &mut Page) {
     let Some(programs) = sources.programs.get().cloned() else { return };
-    let read = tokio::task::spawn_blocking(move || (programs.counters(), programs.pressure()));
-    let Ok((counters, pressure)) = read.await else { return };
+    let read = tokio::task::spawn_blocking(move || {
+        (programs.counters(), programs.edge_counters(), programs.pressure())
+    });
+    let Ok((counters, edge, pressure)) = read.await else { return };
+    if let Ok(edge) = edge {
+        let packets = edge
+            .iter()
+            .map(|(reason, counter)| (label("reason", reason.name()), counter.packets as f64));
+        let help = "Packets between clients outside and services, by what became of them";
+        page.counter("mesh_edge_packets_total", help, packets.collect());
+    }
     if let Ok(counters) = counters {
         let packets = counters.iter().map(|(reason, counter)| {
             (label("reason", format!("{reason:?}")), counter.packets as f64)

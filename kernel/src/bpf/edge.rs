@@ -50,6 +50,8 @@ impl EdgeMaps {
             (maps::EDGE_SERVICES, self.services.pressure()?),
             (maps::EDGE_BACKENDS, self.backends.pressure()?),
             (maps::EDGE_SOURCES, self.sources.pressure()?),
+            // Full is no failure here: what was used longest ago is forgotten.
+            (maps::EDGE_FLOWS, self.flows.pressure()?),
         ]))
     }
 }
@@ -71,15 +73,6 @@ impl Programs {
             sums.insert(reason, sum);
         }
         Ok(sums)
-    }
-
-    /// Number of connections that are remembered, and of entries that there is room for: two for each connection. Beyond that
-    /// those that were used longest ago are forgotten.
-    ///
-    /// # Errors
-    /// When the map cannot be read. Costs time in proportion to the entries.
-    pub fn remembered_flows(&self) -> io::Result<(usize, u32)> {
-        self.edge.flows.pressure()
     }
 
     /// Forgets all connections, and tells how many entries that were. They go on: the next packet of each chooses again.
