@@ -66,6 +66,11 @@ fn passes_everything(program: &str) -> Vec<u8> {
     })
 }
 
+/// Where links are pinned.
+fn links(lab: &Lab) -> std::path::PathBuf {
+    lab.bpf_dir().join(format!("v{}/links", mesh_abi::VERSION))
+}
+
 fn refused(lab: &Lab, object: Vec<u8>) -> LoadError {
     let options = LoadOptions { object: Some(object), ..lab.options() };
     Programs::open_or_load(&options).unwrap_err()
@@ -83,9 +88,7 @@ fn a_guard_that_lets_everything_pass_never_gets_to_work() {
     assert!(text.contains("from_pod") && text.contains("a pod to a pod beside it"), "{text}");
     let error = refused(&lab, passes_everything(names::FROM_OVERLAY));
     assert!(error.to_string().contains("the overlay to a pod"), "{error}");
-    assert!(
-        !lab.bpf_dir().join("v1").exists() || files(&lab.bpf_dir().join("v1/links")).is_empty()
-    );
+    assert_eq!(files(&links(&lab)), [] as [&str; 0], "nothing was attached");
     // The same object unharmed is taken.
     lab.load();
 }
@@ -127,13 +130,13 @@ fn a_broken_object_leaves_the_working_one_attached() {
     let device = port.host_interface.to_string();
     let before = net.command("tc", &format!("filter show dev {device} ingress"));
     assert!(before.contains("from_pod"), "{before}");
-    let links = files(&lab.bpf_dir().join("v1/links"));
+    let attached = files(&links(&lab));
     for object in
         [passes_everything(names::FROM_POD), broken(names::FROM_OVERLAY, |_, _| [PASS, EXIT])]
     {
         let options = LoadOptions { object: Some(object), node: net.handle(), ..lab.options() };
         Programs::open_or_load(&options).unwrap_err();
         assert_eq!(net.command("tc", &format!("filter show dev {device} ingress")), before);
-        assert_eq!(files(&lab.bpf_dir().join("v1/links")), links);
+        assert_eq!(files(&links(&lab)), attached);
     }
 }
