@@ -198,3 +198,82 @@ fn outcome(error: &io::Error) -> Outcome {
         _ => Outcome::Other(error.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mesh_model::snapshot::{Backend, DnsService, Frontend, FrontendKind};
+    use mesh_model::{Objects, compile};
+
+    fn snapshot() -> Snapshot {
+        let mut snapshot = compile(&Objects::default(), &"a".parse().unwrap());
+        let key = ObjectKey::new("shop", "web");
+        let addresses = vec!["fd10:96::1".parse().unwrap(), "10.96.0.1".parse().unwrap()];
+        let target = DnsTarget::ClusterIp { addresses, ports: vec![] };
+        snapshot.dns.domain = "cluster.local".to_owned();
+        snapshot.dns.services = vec![DnsService { key: key.clone(), target }];
+        let frontend = |port, protocol, backends| Frontend {
+            vip: "10.96.0.1".parse().unwrap(),
+            protocol,
+            port,
+            kind: FrontendKind::ClusterIp,
+            service: key.clone(),
+            port_name: String::new(),
+            affinity_secs: None,
+            backends,
+        };
+        let address = "10.244.2.7".parse().unwrap();
+        let backend = Backend { address, port: 8080, node: None };
+        snapshot.frontends =
+            vec![frontend(80, Protocol::Tcp, vec![backend]), frontend(53, Protocol::Udp, vec![])];
+        snapshot
+    }
+
+    #[test]
+    fn names_resolve_as_in_a_pod() {
+        let snapshot = snapshot();
+        let first = |namespace: &str, host: &str| {
+            resolve(&snapshot, namespace, host).map(|all| all[0].to_string())
+        };
+        for name in [
+            "web.shop",
+            "web.shop.svc",
+            "web.shop.svc.cluster.local",
+            "web.shop.svc.cluster.local.",
+        ] {
+            assert_eq!(first("default", name).as_deref(), Some("10.96.0.1"), "{name}");
+        }
+        assert_eq!(first("shop", "web").as_deref(), Some("10.96.0.1"));
+        assert_eq!(first("default", "web"), None);
+        assert_eq!(first("default", "fd10:96::9").as_deref(), Some("fd10:96::9"));
+    }
+
+    #[test]
+    fn a_service_tells_its_ports_and_backends() {
+        let snapshot = snapshot();
+        let facts = |asked: &str, protocol| service(&snapshot, asked.parse().unwrap(), protocol);
+        let web = facts("10.96.0.1:80", Protocol::Tcp).unwrap();
+        assert_eq!(web.backends, Some(vec!["10.244.2.7:8080".parse().unwrap()]));
+        let wrong = facts("10.96.0.1:81", Protocol::Tcp).unwrap();
+        assert_eq!((wrong.ports, wrong.backends), (vec![80], None));
+        assert_eq!(facts("10.96.0.1:53", Protocol::Udp).unwrap().backends, Some(vec![]));
+        assert_eq!(facts("10.96.0.2:80", Protocol::Tcp), None);
+    }
+
+    #[tokio::test]
+    async fn a_probe_says_what_came_of_it() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let open = listener.local_addr().unwrap();
+        let here = NetNs::current();
+        let limit = Duration::from_secs(5);
+        let (source, outcome) = probe(&here, open, Protocol::Tcp, limit).await;
+        assert_eq!(outcome, Outcome::Answered);
+        assert_eq!(listener.accept().unwrap().1.port(), source.unwrap().port());
+        drop(listener);
+        assert_eq!(probe(&here, open, Protocol::Tcp, limit).await.1, Outcome::Refused);
+        let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let to = silent.local_addr().unwrap();
+        let short = Duration::from_millis(50);
+        assert_eq!(probe(&here, to, Protocol::Udp, short).await.1, Outcome::Silent);
+    }
+}
