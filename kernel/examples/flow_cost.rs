@@ -92,7 +92,11 @@ impl Bench {
         let mut events = 0;
         for round in 0..rounds {
             let on = || self.with_reader(|| measure(address, &self.pods[1]));
-            let off = || measure(address, &self.pods[1]);
+            let off = || {
+                // The same work before: on a busy machine, who has just paused runs first.
+                drop(self.open());
+                measure(address, &self.pods[1])
+            };
             // In turns also within a pair: who comes second has a warmer machine.
             let ((with, told), without) = if round % 2 == 0 {
                 let with = on();
@@ -106,8 +110,7 @@ impl Bench {
             all_on.push(with);
             all_off.push(without);
         }
-        let tally = FlowReader::open(&self.programs, &self.node.handle(), Settings::default());
-        let lost = tally.unwrap().tally().unwrap().lost;
+        let lost = self.open().tally().unwrap().lost;
         println!(
             "{what}: with {:.0}, without {:.0}, ratio {:.3} (of {rounds} pairs), {events} events read, {lost} lost",
             median(&mut all_on),
@@ -116,10 +119,13 @@ impl Bench {
         );
     }
 
+    fn open(&self) -> FlowReader {
+        FlowReader::open(&self.programs, &self.node.handle(), Settings::default()).unwrap()
+    }
+
     /// As the agent reads: asleep until there is something, then a while for more to come.
     fn with_reader(&self, work: impl FnOnce() -> f64) -> (f64, usize) {
-        let node = self.node.handle();
-        let mut reader = FlowReader::open(&self.programs, &node, Settings::default()).unwrap();
+        let mut reader = self.open();
         let ends = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let reading = scope.spawn(|| {
