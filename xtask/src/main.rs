@@ -14,6 +14,7 @@ mod programs;
 mod prove;
 mod say;
 mod soak;
+mod soak_cni;
 mod status;
 mod suite;
 mod tools;
@@ -73,7 +74,12 @@ enum Command {
     Fuzz(FuzzArgs),
     /// Add and remove pods' interfaces for a long time, with an agent that is killed again and again, and look for leftovers
     #[command(
-        after_help = "Needs a build (cargo xtask build), no cluster.\n\nExamples:\n  cargo xtask soak --cycles 10000"
+        after_help = "Needs a build (cargo xtask build), no cluster.\n\nExamples:\n  cargo xtask soak-cni --cycles 10000"
+    )]
+    SoakCni(SoakCniArgs),
+    /// Make and delete many pods on the local cluster: agents may not grow, nothing may be left
+    #[command(
+        after_help = "It needs a cluster: cargo xtask up\nExit status 1 when an agent has grown by more than 5 % since the first fifth, or when a container, an interface or a\nfile is left.\n\nExamples:\n  cargo xtask soak\n  cargo xtask soak --cycles 100 --batch 10"
     )]
     Soak(SoakArgs),
     /// Build the eBPF programs into target/bpf/mesh.bpf.o, when their sources changed
@@ -151,7 +157,7 @@ struct TestArgs {
 }
 
 #[derive(Args)]
-struct SoakArgs {
+struct SoakCniArgs {
     /// How often a pod comes and goes
     #[arg(long, value_name = "N", default_value_t = 1000)]
     cycles: usize,
@@ -184,6 +190,19 @@ struct FuzzArgs {
     secs: u64,
 }
 
+#[derive(Args)]
+struct SoakArgs {
+    /// How many pods
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    cycles: usize,
+    /// How many at a time
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=100))]
+    batch: usize,
+    /// The cluster runs a release build
+    #[arg(long)]
+    release: bool,
+}
+
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Up(args) => local::up(&args),
@@ -197,7 +216,8 @@ fn main() -> ExitCode {
         }
         Command::Bench(args) => bench::run(&args.what, args.rounds, args.secs, args.out.as_deref()),
         Command::Fuzz(args) => fuzz::run(&args.what, args.secs),
-        Command::Soak(args) => soak::run(args.cycles, args.kill_every),
+        Command::SoakCni(args) => soak_cni::run(args.cycles, args.kill_every),
+        Command::Soak(args) => soak::run(&args),
         Command::BuildEbpf => tools::ensure_ebpf().and_then(|()| ebpf::build()),
         Command::Build(profile) => tools::ensure().and_then(|()| programs::build(profile.release)),
         Command::Package => make_packages(),
