@@ -130,6 +130,7 @@ macro_rules! with_kind {
             "EndpointSlice" => with_kind!(@ $alias, discovery::v1::EndpointSlice, $body),
             "Ingress" => with_kind!(@ $alias, networking::v1::Ingress, $body),
             "IngressClass" => with_kind!(@ $alias, networking::v1::IngressClass, $body),
+            "NetworkPolicy" => with_kind!(@ $alias, networking::v1::NetworkPolicy, $body),
             other => unreachable!("kind {other} is in the table of kinds but has no type"),
         }
     }};

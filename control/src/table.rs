@@ -144,4 +144,13 @@ mod tests {
         assert_eq!(cell("deploy", &deployment, "Ready"), "1/3");
         assert_eq!(cell("deploy", &deployment, "Up-to-date"), "2");
     }
+
+    #[test]
+    fn network_policies_show_whom_they_select() {
+        let policy = |selector: Value| json!({"spec": {"podSelector": selector}});
+        let some = json!({"matchLabels": {"a": "b"}, "matchExpressions": [
+            {"key": "c", "operator": "In", "values": ["d", "e"]}, {"key": "f", "operator": "DoesNotExist"}]});
+        assert_eq!(cell("netpol", &policy(some), "Pod-Selector"), "a=b,c in (d,e),!f");
+        assert_eq!(cell("netpol", &policy(json!({})), "Pod-Selector"), "<none>");
+    }
 }

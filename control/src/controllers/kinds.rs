@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{
     ConfigMap, Event, Namespace, Node, Pod, Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
+use k8s_openapi::api::networking::v1::{Ingress, IngressClass, NetworkPolicy};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, Preconditions};
 use mesh_model::kinds::Kind;
 
@@ -169,6 +169,7 @@ pub(super) fn all() -> Vec<Box<dyn AnyKind>> {
         typed::<EndpointSlice>(),
         typed::<Ingress>(),
         typed::<IngressClass>(),
+        typed::<NetworkPolicy>(),
     ]
 }
 

@@ -59,6 +59,7 @@ fn add(kind: &Kind, generator: &mut SchemaGenerator) -> Option<String> {
         "EndpointSlice" => of!(discovery::v1::EndpointSlice),
         "Ingress" => of!(networking::v1::Ingress),
         "IngressClass" => of!(networking::v1::IngressClass),
+        "NetworkPolicy" => of!(networking::v1::NetworkPolicy),
         _ => None,
     }
 }

@@ -1,4 +1,4 @@
-//! EndpointSlices, Ingresses, IngressClasses; Services are in their own file.
+//! EndpointSlices, Ingresses, IngressClasses; Services and NetworkPolicies are in files of their own.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -8,6 +8,7 @@ use k8s_openapi::api::networking::v1::{Ingress, IngressBackend, IngressClass, In
 use super::rules::{forbidden, invalid, one_of, port, port_name, protocol, required};
 use super::{Causes, Object, names};
 
+mod policy;
 mod service;
 
 const PATH_TYPES: [&str; 3] = ["Exact", "ImplementationSpecific", "Prefix"];

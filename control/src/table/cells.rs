@@ -52,9 +52,30 @@ pub(super) fn columns(kind: &Kind) -> Vec<Column> {
         ],
         "Lease" => vec![text("Holder", |o, _| or_none(&o["spec"]["holderIdentity"])), AGE],
         "IngressClass" => vec![text("Controller", |o, _| or_none(&o["spec"]["controller"])), AGE],
+        "NetworkPolicy" => {
+            vec![text("Pod-Selector", |o, _| selector(&o["spec"]["podSelector"])), AGE]
+        }
         _ => vec![AGE],
     });
     columns
+}
+
+/// A label selector as kubectl writes it: `a=b,c in (d,e),!f`.
+fn selector(selector: &Value) -> Value {
+    let equal = selector["matchLabels"].as_object().into_iter().flatten();
+    let mut parts: Vec<String> =
+        equal.map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect();
+    for requirement in selector["matchExpressions"].as_array().into_iter().flatten() {
+        let key = requirement["key"].as_str().unwrap_or_default();
+        let values = strings(&requirement["values"], |value| value).join(",");
+        parts.push(match requirement["operator"].as_str() {
+            Some("In") => format!("{key} in ({values})"),
+            Some("NotIn") => format!("{key} notin ({values})"),
+            Some("DoesNotExist") => format!("!{key}"),
+            _ => key.to_owned(),
+        });
+    }
+    json!(if parts.is_empty() { "<none>".to_owned() } else { parts.join(",") })
 }
 
 fn node() -> Vec<Column> {
