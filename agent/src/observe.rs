@@ -10,15 +10,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Container, Namespace, Node, Pod, PodSpec, PodStatus, Secret, Service,
+};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::networking::v1::Ingress;
+use k8s_openapi::api::networking::v1::{Ingress, NetworkPolicy};
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Resource};
+use mesh_model::compile::is_restricted;
 use mesh_model::{ClusterConfig, NodeName, Objects, Snapshot, compile, wellknown};
 use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, watch};
+use tokio::task::AbortHandle;
 
 use crate::errors::chain;
 use crate::join::write_private;
@@ -69,8 +73,16 @@ impl Observer {
         let stores = Stores::start(&self.client, &self.node);
         stores.wait_until_listed().await;
         tracing::info!("all kinds listed");
+        let mut everybody: Option<ClusterPods> = None;
         loop {
-            let objects = stores.objects(&self.cluster);
+            let mut objects = stores.objects(&self.cluster);
+            if is_restricted(objects.network_policies.len(), &objects.namespaces) {
+                let pods = everybody
+                    .get_or_insert_with(|| ClusterPods::watch(&self.client, &stores.changed));
+                objects.cluster_pods = pods.list().await;
+            } else {
+                everybody = None;
+            }
             let node = self.node.clone();
             let compiled = tokio::task::spawn_blocking(move || compile(&objects, &node)).await;
             if let Ok(snapshot) = compiled {
@@ -115,6 +127,7 @@ struct Stores {
     config_maps: Store<ConfigMap>,
     secrets: Store<Secret>,
     ingresses: Store<Ingress>,
+    network_policies: Store<NetworkPolicy>,
     changed: Arc<Notify>,
 }
 
@@ -131,7 +144,8 @@ impl Stores {
             endpoint_slices: cache(client, everything.clone(), &changed),
             config_maps: cache(client, everything.clone(), &changed),
             secrets: cache(client, everything.clone(), &changed),
-            ingresses: cache(client, everything, &changed),
+            ingresses: cache(client, everything.clone(), &changed),
+            network_policies: cache(client, everything, &changed),
             changed,
         }
     }
@@ -147,6 +161,7 @@ impl Stores {
             self.config_maps.wait_until_ready(),
             self.secrets.wait_until_ready(),
             self.ingresses.wait_until_ready(),
+            self.network_policies.wait_until_ready(),
         );
     }
 
@@ -162,7 +177,64 @@ impl Stores {
             config_maps,
             secrets: self.secrets.state(),
             ingresses: self.ingresses.state(),
+            network_policies: self.network_policies.state(),
+            cluster_pods: vec![],
         }
+    }
+}
+
+/// The pods of the whole cluster, of each only what policies look at. Watched while somebody restricts something.
+struct ClusterPods {
+    store: Store<Pod>,
+    watching: AbortHandle,
+}
+
+impl ClusterPods {
+    fn watch(client: &kube::Client, changed: &Arc<Notify>) -> Self {
+        tracing::info!("somebody restricts traffic: watching the pods of the whole cluster");
+        let config = watcher::Config::default();
+        let (store, watching) = cache_parts(client, config, changed, keep_identity);
+        Self { store, watching }
+    }
+
+    /// All of them, once they have been listed.
+    async fn list(&self) -> Vec<Arc<Pod>> {
+        let _ = self.store.wait_until_ready().await;
+        self.store.state()
+    }
+}
+
+impl Drop for ClusterPods {
+    fn drop(&mut self) {
+        self.watching.abort();
+    }
+}
+
+/// Drops what no policy looks at: a cluster may have many pods, and a node little memory.
+fn keep_identity(pod: &mut Pod) {
+    let metadata = std::mem::take(&mut pod.metadata);
+    pod.metadata.name = metadata.name;
+    pod.metadata.namespace = metadata.namespace;
+    pod.metadata.uid = metadata.uid;
+    pod.metadata.resource_version = metadata.resource_version;
+    pod.metadata.labels = metadata.labels;
+    pod.metadata.creation_timestamp = metadata.creation_timestamp;
+    if let Some(spec) = pod.spec.take() {
+        let container = |container: Container| {
+            let Container { name, mut ports, .. } = container;
+            ports.iter_mut().for_each(|ports| ports.retain(|port| port.name.is_some()));
+            Container { name, ports, ..Container::default() }
+        };
+        pod.spec = Some(PodSpec {
+            node_name: spec.node_name,
+            host_network: spec.host_network,
+            containers: spec.containers.into_iter().map(container).collect(),
+            ..PodSpec::default()
+        });
+    }
+    if let Some(status) = pod.status.take() {
+        let PodStatus { phase, pod_ip, pod_ips, .. } = status;
+        pod.status = Some(PodStatus { phase, pod_ip, pod_ips, ..PodStatus::default() });
     }
 }
 
@@ -180,14 +252,27 @@ fn cache<K>(client: &kube::Client, config: watcher::Config, changed: &Arc<Notify
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
+    // Who wrote which field is of no use here, and often larger than the rest.
+    cache_parts(client, config, changed, |object: &mut K| object.meta_mut().managed_fields = None).0
+}
+
+/// The same, of each object only what `trim` leaves. The watch ends when it is aborted.
+fn cache_parts<K>(
+    client: &kube::Client,
+    config: watcher::Config,
+    changed: &Arc<Notify>,
+    trim: impl FnMut(&mut K) + Send + 'static,
+) -> (Store<K>, AbortHandle)
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
     let (store, writer) = reflector::store();
     let api: Api<K> = Api::all(client.clone());
     let changed = Arc::clone(changed);
-    // Who wrote which field is of no use here, and often larger than the rest.
-    let events = watcher(api, config).modify(|object| object.meta_mut().managed_fields = None);
+    let events = watcher(api, config).modify(trim);
     let events = reflector::reflector(writer, events.backoff(Backoff::default()));
     let mut interrupted = false;
-    tokio::spawn(events.for_each(move |event| {
+    let watching = tokio::spawn(events.for_each(move |event| {
         let kind = K::kind(&());
         match event {
             Ok(_) => {
@@ -206,7 +291,7 @@ where
         }
         std::future::ready(())
     }));
-    store
+    (store, watching.abort_handle())
 }
 
 /// Pauses between attempts: doubled up to 0.7 seconds, so that all kinds are watched again before a pod that a control

@@ -22,6 +22,7 @@ pub(crate) mod ingress;
 pub(crate) mod node;
 pub(crate) mod overlay;
 pub(crate) mod pods;
+pub(crate) mod policy;
 pub(crate) mod services;
 
 const FIRST_RETRY: Duration = Duration::from_millis(50);

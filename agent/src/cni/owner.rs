@@ -52,6 +52,12 @@ pub(super) fn names_pod(text: &str) -> bool {
     text.split(' ').nth(3).is_some()
 }
 
+/// The pod in the text, perhaps cut off; nothing when the runtime did not say.
+pub fn pod(text: &str) -> Option<mesh_model::ObjectKey> {
+    let (namespace, name) = text.split(' ').nth(3)?.split_once('/')?;
+    Some(mesh_model::ObjectKey::new(namespace, name))
+}
+
 /// The interface for an owner.
 pub(super) fn port(
     owner: &Owner,

@@ -21,6 +21,7 @@ use crate::reconcile::conflist::Conflist;
 use crate::reconcile::edge::Edge;
 use crate::reconcile::health::HealthChecks;
 use crate::reconcile::node::Node;
+use crate::reconcile::policy::{Policies, Policy};
 use crate::reconcile::services::Services;
 use crate::sockets;
 
@@ -44,7 +45,11 @@ impl Agent {
         tokio::spawn(Arc::clone(&self).retire(Arc::clone(&programs)));
         let (flows, desired) = (self.flows.clone(), self.desired.subscribe());
         tokio::spawn(flows.run(Arc::clone(&programs), desired, self.board.clone()));
-        let pods: Arc<dyn PodNetwork> = Arc::new(LinuxPodNetwork::new(NetNs::current(), programs));
+        let policies = Policies::new(programs.policy(), self.desired.subscribe());
+        let guard = Arc::new(policies.clone());
+        let pods = LinuxPodNetwork::new(NetNs::current(), programs).guarded(guard);
+        let pods: Arc<dyn PodNetwork> = Arc::new(pods);
+        self.drive(Policy { policies, pods: Arc::clone(&pods) });
         let mut pause = Duration::from_millis(100);
         loop {
             let Err(error) = self.serve_plugin(Arc::clone(&pods)).await;
@@ -95,7 +100,7 @@ impl Agent {
     async fn retire(self: Arc<Self>, programs: Arc<Programs>) {
         let mut standings = self.board.subscribe();
         let filled = |concern| self.board.standing(concern).ever;
-        while !(filled("services") && filled("node") && filled("edge")) {
+        while !["services", "node", "edge", "policy"].into_iter().all(filled) {
             if standings.changed().await.is_err() {
                 return;
             }

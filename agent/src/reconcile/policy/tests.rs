@@ -1,0 +1,121 @@
+use mesh_kernel::pods::FakePodNetwork;
+use mesh_kernel::policy::{FakePolicyTable, PodPolicy};
+use mesh_model::{Objects, compile};
+use serde_json::json;
+
+use super::*;
+
+fn snapshot(with_policy: bool) -> Arc<Snapshot> {
+    let mut objects = Objects::default();
+    let pod = json!({
+        "metadata": {"namespace": "x", "name": "a"},
+        "spec": {"nodeName": "node-1", "containers": []},
+    });
+    objects.pods.push(Arc::new(serde_json::from_value(pod).unwrap()));
+    if with_policy {
+        let policy =
+            json!({"metadata": {"namespace": "x", "name": "deny"}, "spec": {"podSelector": {}}});
+        objects.network_policies.push(Arc::new(serde_json::from_value(policy).unwrap()));
+    }
+    Arc::new(compile(&objects, &"node-1".parse().unwrap()))
+}
+
+fn desired(snapshot: &Arc<Snapshot>) -> Option<Desired> {
+    let snapshot = Arc::clone(snapshot);
+    Some(Desired {
+        snapshot,
+        outlook: Default::default(),
+        synced: true,
+        preshared: Default::default(),
+    })
+}
+
+fn port(pod: &str) -> PodPort {
+    PodPort {
+        netns: "/proc/self/ns/net".into(),
+        interface: "eth0".parse().unwrap(),
+        host_interface: mesh_kernel::IfName::for_pod("abc", "eth0"),
+        owner: format!("abc/eth0 10.244.1.5 - {pod}").trim_end().to_owned(),
+        v4: Some([10, 244, 1, 5].into()),
+        v6: None,
+        mtu: 1420,
+    }
+}
+
+fn tables(policies: &Policies<FakePolicyTable>) -> Tables {
+    policies.lock().reconciler.table().tables()
+}
+
+#[test]
+fn a_pod_has_its_policies_before_it_is_listed() {
+    let snapshot = snapshot(true);
+    let (_sender, receiver) = watch::channel(desired(&snapshot));
+    let policies = Policies::new(FakePolicyTable::new(), receiver);
+    let pods = FakePodNetwork::new();
+    policies.round(&snapshot, &pods, false).unwrap();
+    let expected = snapshot.policy.pods[&ObjectKey::new("x", "a")];
+    assert_ne!(expected.ingress, 0);
+    policies.place(&port("x/a"), 7).unwrap();
+    assert_eq!(tables(&policies).pods[&7], PodPolicy { ingress: expected.ingress, egress: 0 });
+    assert!(tables(&policies).identities.values().any(|who| *who == expected.identity));
+    // One that the API does not know is denied; one without a name is no pod that could be selected.
+    policies.place(&port("x/unknown"), 8).unwrap();
+    assert_eq!(tables(&policies).pods[&8], PodPolicy::PENDING);
+    policies.place(&port(""), 9).unwrap();
+    assert_eq!(tables(&policies).pods[&9], PodPolicy::OPEN);
+    // Listed, it keeps them; those that are gone lose theirs.
+    let attached = pods.attach(&port("x/a")).unwrap();
+    policies.round(&snapshot, &pods, false).unwrap();
+    let left = tables(&policies).pods;
+    assert_eq!(left.len(), 1);
+    assert_eq!(left[&attached.host_ifindex].ingress, expected.ingress);
+}
+
+#[test]
+fn a_pod_waits_for_the_newest_policy() {
+    let (open, closed) = (snapshot(false), snapshot(true));
+    let (sender, receiver) = watch::channel(desired(&open));
+    let policies = Policies::new(FakePolicyTable::new(), receiver);
+    policies.round(&open, &FakePodNetwork::new(), false).unwrap();
+    sender.send_replace(desired(&closed));
+    let started = Instant::now();
+    let later = policies.clone();
+    let waiting = std::thread::spawn(move || later.place(&port("x/a"), 7));
+    policies.round(&closed, &FakePodNetwork::new(), false).unwrap();
+    waiting.join().unwrap().unwrap();
+    assert!(started.elapsed() < PATIENCE, "it waited in vain");
+    let tables = tables(&policies);
+    assert!(tables.active && tables.pods[&7].ingress != 0);
+}
+
+#[test]
+fn without_policies_only_nodes_and_their_ports_are_written() {
+    let snapshot = snapshot(false);
+    let (_sender, receiver) = watch::channel(desired(&snapshot));
+    let policies = Policies::new(FakePolicyTable::new(), receiver);
+    policies.round(&snapshot, &FakePodNetwork::new(), false).unwrap();
+    policies.place(&port("x/a"), 7).unwrap();
+    let tables = tables(&policies);
+    assert!(!tables.active && tables.pods.is_empty() && tables.rules.is_empty());
+    assert_eq!(tables.host_ports.len(), 1 + 17 + 1);
+    assert_eq!(tables.identities.len(), 2, "the DNS addresses");
+}
+
+#[test]
+fn a_name_that_was_cut_is_found_by_its_address() {
+    let pod = json!({
+        "metadata": {"namespace": "x", "name": "a-long-name"},
+        "spec": {"nodeName": "node-1", "containers": []},
+        "status": {"podIP": "10.244.1.5"},
+    });
+    let policy =
+        json!({"metadata": {"namespace": "x", "name": "deny"}, "spec": {"podSelector": {}}});
+    let objects = Objects {
+        pods: vec![Arc::new(serde_json::from_value(pod).unwrap())],
+        network_policies: vec![Arc::new(serde_json::from_value(policy).unwrap())],
+        ..Objects::default()
+    };
+    let snapshot = compile(&objects, &"node-1".parse().unwrap());
+    let found = place(&snapshot, "abc/eth0 10.244.1.5 - x/a-lo", vec![[10, 244, 1, 5].into()]);
+    assert_eq!(found.pod, Some(ObjectKey::new("x", "a-long-name")));
+}
