@@ -77,6 +77,11 @@ pub(crate) enum Command {
         after_help = "Exit status 1 when something is broken.\n\nExamples:\n  meshctl check\n  meshctl check --node node-2 --failed\n  meshctl check encryption"
     )]
     Check(CheckArgs),
+    /// Whether network policy lets a connection pass, and which rule says so
+    #[command(
+        after_help = "SRC and DST are a pod, NAMESPACE/POD or an address. Without a port, protocols that have none are meant, such as ICMP.\nNo node is asked: the policies are compiled here, as the agents do it.\n\nExit status: 0 when it passes, 3 when it is denied.\n\nExamples:\n  meshctl why shop/cart-5d4f db/postgres-0:5432\n  meshctl why cart-5d4f 198.51.100.7:53 --protocol UDP\n  meshctl why 192.0.2.9 shop/cart-5d4f:80 -o json"
+    )]
+    Why(WhyArgs),
     /// Look after one node
     Node(NodeArgs),
     /// Create or update the objects of manifests
@@ -238,6 +243,22 @@ pub(crate) struct EncryptionArgs {
     /// Leave out service addresses: nothing is created
     #[arg(long)]
     pub(crate) no_service: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WhyArgs {
+    /// Who begins the connection
+    #[arg(value_name = "SRC")]
+    pub(crate) from: String,
+    /// Who is spoken to
+    #[arg(value_name = "DST[:PORT]")]
+    pub(crate) to: String,
+    /// Protocol of the port; TCP when absent
+    #[arg(long, value_name = "TCP|UDP|SCTP")]
+    pub(crate) protocol: Option<String>,
+    /// Namespace of pods without one
+    #[arg(short, long)]
+    pub(crate) namespace: Option<String>,
 }
 
 #[derive(Debug, Args)]

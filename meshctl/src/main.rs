@@ -22,6 +22,7 @@ mod routes;
 mod source;
 mod token;
 mod trace;
+mod why;
 
 use cli::{Cli, Command};
 
@@ -71,6 +72,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Peers(args) => routes::peers(global, args).await?,
         Command::Flows(args) => flows::flows(global, args).await?,
         Command::Trace(args) => return trace::trace(global, args).await,
+        Command::Why(args) => return why::why(global, args).await,
         Command::Check(args) => return check::check(global, args).await,
         Command::Node(args) => return node::node(global, args).await,
         Command::Apply(args) => objects::apply(global, args).await?,
