@@ -47,14 +47,15 @@ impl Step {
 /// What has to be done, in that order. Total over the union of both sides; costs what differs, but for the comparison.
 pub fn plan(wanted: &Tables, present: &Tables) -> Vec<Step> {
     let mut steps = Vec::new();
-    let host_ports = wanted.host_ports.difference(&present.host_ports);
-    steps.extend(host_ports.copied().map(Step::PutHostPort));
     if !wanted.active && present.active {
         steps.push(Step::SetActive(false));
     }
     put(&mut steps, &wanted.rules, &present.rules, Step::PutRule);
     put(&mut steps, &wanted.identities, &present.identities, Step::PutIdentity);
     put(&mut steps, &wanted.blocks, &present.blocks, Step::PutBlock);
+    // Only now: agents of other nodes are let through by who they are.
+    let host_ports = wanted.host_ports.difference(&present.host_ports);
+    steps.extend(host_ports.copied().map(Step::PutHostPort));
     put(&mut steps, &wanted.pods, &present.pods, Step::PutPod);
     if wanted.active && !present.active {
         steps.push(Step::SetActive(true));

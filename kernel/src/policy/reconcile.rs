@@ -61,7 +61,13 @@ impl<T: PolicyTable> PolicyReconciler<T> {
     /// When the tables cannot be read.
     pub fn refresh(&mut self) -> Result<bool, ObserveError> {
         let observed = self.table.observe()?;
-        let drifted = self.mirror.as_ref().is_some_and(|mirror| *mirror != observed);
+        // Entries of pods go with their interfaces.
+        let but_pods = |tables: &Tables| {
+            let Tables { active, pods: _, identities, blocks, rules, host_ports } = tables.clone();
+            (active, identities, blocks, rules, host_ports)
+        };
+        let same = |mirror: &Tables| but_pods(mirror) == but_pods(&observed);
+        let drifted = self.mirror.as_ref().is_some_and(|mirror| !same(mirror));
         self.mirror = Some(observed);
         Ok(drifted)
     }
