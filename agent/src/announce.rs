@@ -133,7 +133,7 @@ mod tests {
             allowed_ips: vec![],
         };
         Snapshot {
-            node: LocalNode { name: name(own), blocks: vec![], addresses: vec![] },
+            node: LocalNode { name: name(own), blocks: vec![], addresses: vec![], zone: None },
             peers: (0..5).filter(|n| *n != own).map(peer).collect(),
             ..compile(&Objects::default(), &name(own))
         }

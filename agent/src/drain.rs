@@ -28,8 +28,8 @@ use tally::Tally;
 
 /// Name of this part on the board.
 const NAME: &str = "drain";
-/// What traffic follows: a backend has left a node when all of these have heard of it.
-const CONCERNS: [&str; 3] = ["services", "ingress", "dns"];
+/// What traffic follows, as far as it is at work here: a backend has left a node when all of these have heard of it.
+const CONCERNS: [&str; 4] = ["services", "ingress", "dns", "edge"];
 /// Between two questions.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LAST_PAUSE: Duration = Duration::from_millis(100);

@@ -73,7 +73,7 @@ fn find(programs: Arc<Programs>, pod: &ObjectKey) -> Result<(NetNs, Vec<String>)
     let name = pod.to_string();
     let is_it = |port: &&ObservedPort| port.owner.split(' ').nth(3) == Some(name.as_str());
     let port = ports.iter().find(is_it).ok_or_else(|| TraceError::NoPod(pod.clone()))?;
-    let namespace = NetNs::with_device(port.pod_mac()).ok().flatten();
+    let namespace = NetNs::with_device(port.pod_mac).ok().flatten();
     let namespace = namespace.ok_or_else(|| TraceError::NoNamespace(pod.clone()))?;
     let missing = expected(port, &namespace).and_then(|port| network.check(&port).ok());
     let missing = missing.unwrap_or_default().iter().map(ToString::to_string).collect();
@@ -99,6 +99,9 @@ fn expected(port: &ObservedPort, namespace: &NetNs) -> Option<PodPort> {
         v4,
         v6,
         mtu: 0,
+        mac: Some(port.pod_mac),
+        ports: vec![],
+        bandwidth: Default::default(),
     })
 }
 

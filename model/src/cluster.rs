@@ -29,7 +29,7 @@ pub struct ClusterConfig {
     pub overlay_port: u16,
     /// Ranges that `externalIPs` of Services may be in. Others are ignored: whoever may create a Service could draw
     /// anybody's traffic to himself (CVE-2020-8554).
-    pub external_ip_ranges: Vec<IpNet>,
+    pub external_ip_cidrs: Vec<IpNet>,
     /// Ranges that addresses of `LoadBalancer` services come from; none by default.
     pub load_balancer_cidrs: Vec<IpNet>,
 }
@@ -54,7 +54,7 @@ impl Default for ClusterConfig {
             ],
             node_ports: (30_000, 32_767),
             overlay_port: 51_900,
-            external_ip_ranges: vec![],
+            external_ip_cidrs: vec![],
             load_balancer_cidrs: vec![],
         }
     }

@@ -175,6 +175,7 @@ pub(super) mod tests {
             port_name: String::new(),
             affinity_secs: None,
             backends: vec![],
+            leaving: vec![],
         }];
         let mut names = Names::default();
         let owner = "abc/eth0 10.244.1.5 - default/client".to_owned();

@@ -119,6 +119,7 @@ fn work(pod: &Pod, mirror: Option<&Pod>) -> PodWork {
         config_maps: Default::default(),
         secrets: Default::default(),
         service_env: Default::default(),
+        departure: None,
     }
 }
 

@@ -99,7 +99,7 @@ mod tests {
     async fn a_node_whose_own_network_is_the_clusters_does_not_begin() {
         let fake = Arc::new(FakeNodeNetwork::new());
         let network: Arc<dyn NodeNetwork> = Arc::clone(&fake) as _;
-        let mut node = Node { network, mtu: 1420, compared: false };
+        let mut node = Node { network, mtu: 1420, made: Arc::default(), compared: false };
         let snapshot = compile(&Objects::default(), &"n".parse().unwrap());
         let wanted = Network::from_snapshot(&snapshot, 1420);
         let lan = Foreign { destination: "10.244.7.0/24".parse().unwrap(), on_link: true };

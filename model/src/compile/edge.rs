@@ -81,7 +81,7 @@ impl<'a> Outside<'a> {
         if key == ObjectKey::new(wellknown::SYSTEM_NAMESPACE, wellknown::DNS_SERVICE) {
             return None;
         }
-        let allowed = &objects.cluster.external_ip_ranges;
+        let allowed = &objects.cluster.external_ip_cidrs;
         let external = spec.external_ips.iter().flatten().filter_map(|text| text.parse().ok());
         let external = external.filter(|ip| allowed.iter().any(|net| net.contains(ip))).collect();
         let local = spec.external_traffic_policy.as_deref() == Some("Local");

@@ -159,7 +159,7 @@ pub(super) fn load_balancer_ips(service: &Service) -> impl Iterator<Item = IpAdd
 
 /// The `externalIPs` that the cluster allows; they may not be anybody's else.
 fn external_ips(service: &Service, cluster: &ClusterConfig) -> Vec<IpAddr> {
-    let allowed = |ip: &IpAddr| cluster.external_ip_ranges.iter().any(|range| range.contains(ip));
+    let allowed = |ip: &IpAddr| cluster.external_ip_cidrs.iter().any(|range| range.contains(ip));
     let spec = service.spec.iter().flat_map(|s| s.external_ips.iter().flatten());
     spec.filter_map(|ip| ip.parse().ok()).filter(allowed).collect()
 }

@@ -178,7 +178,7 @@ fn external_addresses_are_served_where_the_cluster_allows_them() {
         of.map(|f| f.vip.to_string()).collect()
     };
     assert_eq!(external(&objects), ["192.0.2.99"]);
-    objects.cluster.external_ip_ranges = vec!["198.51.100.0/24".parse().unwrap()];
+    objects.cluster.external_ip_cidrs = vec!["198.51.100.0/24".parse().unwrap()];
     assert_eq!(external(&objects), ["192.0.2.99", "198.51.100.7"]);
 }
 

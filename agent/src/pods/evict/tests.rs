@@ -15,6 +15,7 @@ fn pods(specs: &[(&str, serde_json::Value)]) -> Desired {
             config_maps: Default::default(),
             secrets: Default::default(),
             service_env: Default::default(),
+            departure: None,
         }
     };
     crate::pods::supervise::merge(None, specs.iter().map(work).collect())
