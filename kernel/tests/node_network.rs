@@ -241,6 +241,8 @@ fn traffic_that_leaves_the_cluster_is_masqueraded_and_the_rest_is_not() {
     node.net.ip("link set up0 up");
     outside.ip("addr add 192.0.2.2/24 dev down0");
     outside.ip("link set down0 up");
+    node.net.ip("addr add 2001:db8::1/64 dev up0 nodad");
+    outside.ip("addr add 2001:db8::2/64 dev down0 nodad");
     // Asking makes the kernel finish bringing them up.
     node.net.ip("link show up0");
     outside.ip("link show down0");
@@ -254,22 +256,25 @@ fn traffic_that_leaves_the_cluster_is_masqueraded_and_the_rest_is_not() {
         host_interface: IfName::for_pod("one", "eth0"),
         owner: "default/one".to_owned(),
         v4: Some([10, 244, 1, 5].into()),
-        v6: None,
+        v6: Some([0xfd10, 0x244, 0, 1, 0, 0, 0, 5].into()),
         mtu: 1420,
         mac: None,
         ports: vec![],
         bandwidth: mesh_kernel::pods::Bandwidth::default(),
     };
     pods.attach(&port).unwrap();
-    let server = outside.udp("192.0.2.2:0");
-    let client = pod.udp("0.0.0.0:0");
-    client.send_to(b"hello", server.local_addr().unwrap()).unwrap();
-    let mut buffer = [0; 16];
-    let (_, from) = server.recv_from(&mut buffer).unwrap();
-    assert_eq!(from.ip().to_string(), "192.0.2.1");
-    server.send_to(b"reply", from).unwrap();
-    let (length, from) = client.recv_from(&mut buffer).unwrap();
-    assert_eq!((&buffer[..length], from), (&b"reply"[..], server.local_addr().unwrap()));
+    for (there, any, shown) in
+        [("192.0.2.2:0", "0.0.0.0:0", "192.0.2.1"), ("[2001:db8::2]:0", "[::]:0", "2001:db8::1")]
+    {
+        let (server, client) = (outside.udp(there), pod.udp(any));
+        client.send_to(b"hello", server.local_addr().unwrap()).unwrap();
+        let mut buffer = [0; 16];
+        let (_, from) = server.recv_from(&mut buffer).unwrap();
+        assert_eq!(from.ip().to_string(), shown);
+        server.send_to(b"reply", from).unwrap();
+        let (length, from) = client.recv_from(&mut buffer).unwrap();
+        assert_eq!((&buffer[..length], from), (&b"reply"[..], server.local_addr().unwrap()));
+    }
     // Nobody has that pod address: refused, not sent out in the clear.
     let error = pod.tcp("10.244.9.9:9".parse().unwrap()).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EHOSTUNREACH), "{error}");
