@@ -717,3 +717,23 @@ fn nobody_but_a_node_can_send_for_a_client() {
     assert_eq!(two.counted(EdgeReason::NodeToPod), 1);
     assert_eq!(two.counted(EdgeReason::Forged), 2);
 }
+
+#[test]
+fn a_packet_for_another_machine_is_left_alone() {
+    if !privileged() {
+        return;
+    }
+    let world = World::new();
+    teller(&world.nodes[0].pod, 80, "one");
+    world.publish(&[(Protocol::Tcp, 30_001, &[(1, 80)])], unchanged);
+    for address in [NODE, NODE6] {
+        let wrong = "lladdr 02:00:00:00:00:99 dev down0 nud permanent";
+        world.client.ip(&format!("neigh replace {address} {wrong}"));
+    }
+    for frontend in frontends(30_001) {
+        let patience = std::time::Duration::from_millis(300);
+        let tried = world.client.run(|| TcpStream::connect_timeout(&frontend, patience));
+        assert_eq!(tried.unwrap_err().kind(), std::io::ErrorKind::TimedOut);
+    }
+    assert_eq!(world.nodes[0].counted(EdgeReason::Chosen), 0);
+}

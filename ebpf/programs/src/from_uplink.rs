@@ -5,7 +5,15 @@ use aya_ebpf::programs::TcContext;
 use crate::edge::{announce, inbound};
 use crate::packet::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, NEXT};
 
+/// `PACKET_OTHERHOST` of `linux/if_packet.h`.
+const FOR_ANOTHER: u32 = 3;
+
 pub fn run(ctx: &TcContext) -> i32 {
+    // A switch that has forgotten a machine sends its packets everywhere: they are not for this node.
+    // SAFETY: the kernel hands a valid context to the program.
+    if unsafe { (&raw const (*ctx.skb.skb).pkt_type).read_volatile() } == FOR_ANOTHER {
+        return NEXT;
+    }
     let Ok(ethernet) = ctx.load::<Ethernet>(0) else { return NEXT };
     match u16::from_be(ethernet.ethertype_be) {
         ETHERTYPE_IPV4 => inbound::from_client(ctx, true),
