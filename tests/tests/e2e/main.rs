@@ -15,6 +15,7 @@ mod flows;
 mod kubectl;
 mod machines;
 mod paths;
+mod policy;
 mod refusals;
 mod rollout;
 mod secrecy;
@@ -50,6 +51,7 @@ fn tests() -> Vec<Test<World>> {
         rollout::TESTS,
         faults::TESTS,
         paths::TESTS,
+        policy::TESTS,
         secrecy::TESTS,
         flows::TESTS,
     ];
