@@ -14,6 +14,7 @@ mod faults;
 mod flows;
 mod kubectl;
 mod machines;
+mod nodes;
 mod paths;
 mod policy;
 mod refusals;
@@ -46,6 +47,7 @@ fn tests() -> Vec<Test<World>> {
     let parts = [
         traffic::TESTS,
         kubectl::TESTS,
+        nodes::TESTS,
         streams::TESTS,
         refusals::TESTS,
         rollout::TESTS,
