@@ -205,7 +205,7 @@ fn outcome(error: &io::Error) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mesh_model::snapshot::{Backend, DnsService, Frontend, FrontendKind};
+    use mesh_model::snapshot::{Backend, DnsService, FULL_WEIGHT, Frontend, FrontendKind};
     use mesh_model::{Objects, compile};
 
     fn snapshot() -> Snapshot {
@@ -224,9 +224,10 @@ mod tests {
             port_name: String::new(),
             affinity_secs: None,
             backends,
+            leaving: vec![],
         };
         let address = "10.244.2.7".parse().unwrap();
-        let backend = Backend { address, port: 8080, node: None };
+        let backend = Backend { address, port: 8080, node: None, weight: FULL_WEIGHT };
         snapshot.frontends =
             vec![frontend(80, Protocol::Tcp, vec![backend]), frontend(53, Protocol::Udp, vec![])];
         snapshot

@@ -128,7 +128,8 @@ fn speed(from: &Net, receiver: &Net, address: IpAddr, bytes: usize) -> f64 {
             }
         }
     });
-    let mut stream = from.run(|| TcpStream::connect(target)).unwrap();
+    let mut stream =
+        from.run(|| TcpStream::connect_timeout(&target, crate::lab::PATIENCE)).unwrap();
     stream.write_all(&vec![7; bytes]).unwrap();
     drop(stream);
     receiving.join().unwrap()

@@ -39,6 +39,9 @@ fn port(pod: &str) -> PodPort {
         v4: Some([10, 244, 1, 5].into()),
         v6: None,
         mtu: 1420,
+        mac: None,
+        ports: vec![],
+        bandwidth: Default::default(),
     }
 }
 
