@@ -215,8 +215,14 @@ impl Cluster {
         daemon.stop(Duration::from_secs(10))?;
         fs::create_dir_all(self.layout.control_state())
             .context("make the data folder of mesh-control")?;
+        fs::write(self.plan(), self.subnet().plan()).context("write the cluster's plan")?;
         daemon.start(&launch)?;
         self.wait_control().with_context(|| format!("last lines of its log:\n{}", daemon.tail(5)))
+    }
+
+    /// The file with the plan that the control service starts with.
+    fn plan(&self) -> PathBuf {
+        self.layout.control_state().join("plan.yaml")
     }
 
     fn launch_control(&self, program: &Path) -> Launch {
@@ -224,7 +230,9 @@ impl Cluster {
         let data = self.layout.control_state().display().to_string();
         let listen = format!("{}:6443", self.subnet().control().0);
         let program = program.display().to_string();
-        let words = [program.as_str(), "--data-dir", &data, "--listen", &listen];
+        let plan = self.plan().display().to_string();
+        let words =
+            [program.as_str(), "--data-dir", &data, "--listen", &listen, "--cluster-config", &plan];
         let mut words = words.map(str::to_owned).to_vec();
         if let Some(secs) = self.spec.preshared_key_rotation_secs {
             words.extend(["--preshared-key-rotation".to_owned(), secs.to_string()]);

@@ -180,6 +180,12 @@ impl Subnet {
         self.host(0)
     }
 
+    /// The cluster's plan: the defaults, and addresses for load balancers that nobody else on the bridge has.
+    pub fn plan(self) -> String {
+        let (v4, v6) = self.host(240);
+        format!("loadBalancerCidrs: [{v4}/28, {v6}/124]\n")
+    }
+
     fn host(self, n: u8) -> (Ipv4Addr, Ipv6Addr) {
         let v6 = Ipv6Addr::new(0xfd00, 0x213, u16::from(self.0), 0, 0, 0, 0, u16::from(n));
         (Ipv4Addr::new(10, 213, self.0, n), v6)

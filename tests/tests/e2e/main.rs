@@ -10,6 +10,7 @@
 //! | `MESH_E2E_KEEP=1` | leave the cluster for a look at it |
 #![forbid(unsafe_code)]
 
+mod edge;
 mod faults;
 mod flows;
 mod kubectl;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
 fn tests() -> Vec<Test<World>> {
     let parts = [
         traffic::TESTS,
+        edge::TESTS,
         kubectl::TESTS,
         nodes::TESTS,
         streams::TESTS,

@@ -30,10 +30,10 @@ tests![
 const SOON: Duration = Duration::from_secs(15);
 
 /// Pulls a node's cable; plugs it in again when dropped.
-struct Unplugged<'a>(&'a Node);
+pub(crate) struct Unplugged<'a>(&'a Node);
 
 impl<'a> Unplugged<'a> {
-    fn new(node: &'a Node) -> Result<Self> {
+    pub(crate) fn new(node: &'a Node) -> Result<Self> {
         run("ip", &["link", "set", &node.layout().port, "down"])?;
         Ok(Self(node))
     }
