@@ -11,6 +11,8 @@ const PASS: [u8; 8] = [0xb7, 0, 0, 0, 0xff, 0xff, 0xff, 0xff];
 const EXIT: [u8; 8] = [0x95, 0, 0, 0, 0, 0, 0, 0];
 /// First byte of an instruction that takes two places.
 const LOAD_WIDE: u8 = 0x18;
+/// First byte of a call, which the loader fills in.
+const CALL: u8 = 0x85;
 
 /// A number in an ELF file.
 fn number<const N: usize>(elf: &[u8], at: usize) -> usize {
@@ -36,32 +38,39 @@ fn instructions(elf: &[u8], program: &str) -> std::ops::Range<usize> {
     start..start + number::<8>(elf, symbol + 16)
 }
 
-/// How many instructions after the first two the first exit is.
-fn exit(elf: &[u8], code: &std::ops::Range<usize>) -> u16 {
-    let mut at = code.start + 16;
-    while elf[at..at + 8] != EXIT {
+/// The first place for two instructions of ours: the loader writes into none of those that are there.
+fn place(elf: &[u8], code: &std::ops::Range<usize>) -> usize {
+    let mut at = code.start;
+    while [at, at + 8].iter().any(|at| matches!(elf[*at], LOAD_WIDE | CALL)) {
         at += if elf[at] == LOAD_WIDE { 16 } else { 8 };
-        assert!(at < code.end, "a program ends");
+        assert!(at + 16 < code.end, "a program computes");
     }
-    u16::try_from((at - code.start - 16) / 8).unwrap()
+    at
 }
 
-/// The built-in object, with a program that begins otherwise.
-fn broken(
-    program: &str,
-    beginning: impl Fn(&[u8], &std::ops::Range<usize>) -> [[u8; 8]; 2],
-) -> Vec<u8> {
+/// How many instructions after that place the first exit is.
+fn exit(elf: &[u8], place: usize) -> u16 {
+    let mut at = place + 16;
+    while elf[at..at + 8] != EXIT {
+        at += if elf[at] == LOAD_WIDE { 16 } else { 8 };
+    }
+    u16::try_from((at - place - 16) / 8).unwrap()
+}
+
+/// The built-in object, with two instructions of a program exchanged.
+fn broken(program: &str, changed: impl Fn(&[u8], usize) -> [[u8; 8]; 2]) -> Vec<u8> {
     let mut elf = built_in_object().to_vec();
     let code = instructions(&elf, program);
-    let beginning = beginning(&elf, &code).concat();
-    elf[code.start..code.start + 16].copy_from_slice(&beginning);
+    let place = place(&elf, &code);
+    let changed = changed(&elf, place).concat();
+    elf[place..place + 16].copy_from_slice(&changed);
     elf
 }
 
 /// `if r0 == -1 goto exit`, which is always so: the verifier sees nothing wrong in a guard that lets everything pass.
 fn passes_everything(program: &str) -> Vec<u8> {
-    broken(program, |elf, code| {
-        let [low, high] = exit(elf, code).to_le_bytes();
+    broken(program, |elf, place| {
+        let [low, high] = exit(elf, place).to_le_bytes();
         [PASS, [0x15, 0, low, high, 0xff, 0xff, 0xff, 0xff]]
     })
 }

@@ -22,7 +22,7 @@ pub fn run(ctx: &TcContext) -> i32 {
         }
         return pass(ctx, Reason::OverlayToStack);
     };
-    let ends = Ends { sender: 0, receiver: pod.ifindex, trusted: false };
+    let ends = Ends { sender: 0, receiver: pod.device(), trusted: false };
     if let Err(reason) = policy::admit(ctx, 0, ethertype, ends) {
         return drop(ctx, reason);
     }

@@ -22,62 +22,95 @@ const NEIGHBOUR_SOLICITATION: u8 = 135;
 const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 const REDIRECT: u8 = 137;
 
+/// No verdict yet.
+const ONWARD: i32 = 0x100;
+
+/// Three functions one after the other, not inside each other: what each keeps on the stack is not there for the next, and
+/// the verifier looks at each once.
 pub fn run(ctx: &TcContext) -> i32 {
-    let Ok(ethernet) = ctx.load::<Ethernet>(0) else { return drop(ctx, Reason::Malformed) };
-    // SAFETY: the value is only read; user space writes it before the program is attached.
-    let Some(port) = (unsafe { POD_PORTS.get(&ifindex(ctx)) }) else {
-        return drop(ctx, Reason::UnknownPort);
-    };
-    if ethernet.source != port.mac {
-        return drop(ctx, Reason::SpoofedMac);
+    for step in [check, ask] {
+        let verdict = step(ctx.skb.skb) as i32;
+        if verdict != ONWARD {
+            return verdict;
+        }
     }
-    let checked = match u16::from_be(ethernet.ethertype_be) {
+    deliver(ctx.skb.skb) as i32
+}
+
+/// Whether the pod may say that; leaves where the packet goes in the CPU's room.
+#[inline(never)]
+fn check(skb: *mut __sk_buff) -> u32 {
+    let ctx = &TcContext::new(skb);
+    let verdict = match checked(ctx) {
+        Ok(Some(destination)) => match connection::scratch() {
+            Some(scratch) => {
+                scratch.destination = destination;
+                ONWARD
+            }
+            None => TC_ACT_SHOT,
+        },
+        Ok(None) => pass(ctx, Reason::PodToStack),
+        Err(reason) => drop(ctx, reason),
+    };
+    verdict as u32
+}
+
+#[inline(always)]
+fn checked(ctx: &TcContext) -> Checked {
+    let ethernet = ctx.load::<Ethernet>(0).map_err(|_| Reason::Malformed)?;
+    // SAFETY: the value is only read; user space writes it before the program is attached.
+    let port = unsafe { POD_PORTS.get(&ifindex(ctx)) }.ok_or(Reason::UnknownPort)?;
+    if ethernet.source != port.mac {
+        return Err(Reason::SpoofedMac);
+    }
+    match u16::from_be(ethernet.ethertype_be) {
         ETHERTYPE_IPV4 => ipv4(ctx, port),
         ETHERTYPE_IPV6 => ipv6(ctx, port),
         ETHERTYPE_ARP => arp(ctx, port),
         _ => Err(Reason::UnknownProtocol),
-    };
-    match checked {
-        Ok(Some(destination)) => {
-            forward(ctx.skb.skb, &destination, u32::from(ethernet.ethertype_be)) as i32
-        }
-        Ok(None) => pass(ctx, Reason::PodToStack),
-        Err(reason) => drop(ctx, reason),
     }
 }
 
-/// A function of its own, so that the verifier looks at it once and not for each way that leads here.
+/// Whether the policies of both ends allow it.
 #[inline(never)]
-fn forward(skb: *mut __sk_buff, destination: &Address, ethertype_be: u32) -> u32 {
-    // What is known about the address depends on the way here, and is of no use: a value of a map is just any.
-    let Some(scratch) = connection::scratch() else { return TC_ACT_SHOT as u32 };
-    scratch.destination = *destination;
-    (deliver(&TcContext::new(skb), &scratch.destination, ethertype_be as u16)) as u32
+fn ask(skb: *mut __sk_buff) -> u32 {
+    let ctx = &TcContext::new(skb);
+    let (Some(scratch), Some(ethertype)) = (connection::scratch(), ethertype(ctx)) else {
+        return TC_ACT_SHOT as u32;
+    };
+    let receiver = local_pod(&scratch.destination).map_or(0, |pod| pod.device());
+    let ends = Ends { sender: ifindex(ctx), receiver, trusted: false };
+    let verdict = match policy::admit(ctx, ETH_HLEN, ethertype, ends) {
+        Ok(()) => ONWARD,
+        Err(reason) => drop(ctx, reason),
+    };
+    verdict as u32
+}
+
+#[inline(never)]
+fn deliver(skb: *mut __sk_buff) -> u32 {
+    let ctx = &TcContext::new(skb);
+    let (Some(scratch), Some(ethertype)) = (connection::scratch(), ethertype(ctx)) else {
+        return TC_ACT_SHOT as u32;
+    };
+    let verdict = if let Some(pod) = local_pod(&scratch.destination) {
+        to_pod(ctx, &pod, ethertype.to_be(), Reason::PodToPod)
+            .unwrap_or_else(|| drop(ctx, Reason::NoRoom))
+    } else if let Some(verdict) = to_overlay(ctx, scratch.destination) {
+        verdict
+    } else if let Some(verdict) = edge::outbound::from_pod(ctx, ethertype) {
+        verdict
+    } else if host::is_protected(ctx, ETH_HLEN, ethertype) {
+        drop(ctx, Reason::HostProtected)
+    } else {
+        pass(ctx, Reason::PodToStack)
+    };
+    verdict as u32
 }
 
 #[inline(always)]
-fn deliver(ctx: &TcContext, destination: &Address, ethertype_be: u16) -> i32 {
-    let local = local_pod(destination);
-    let receiver = local.as_ref().map_or(0, |pod| pod.ifindex);
-    let ends = Ends { sender: ifindex(ctx), receiver, trusted: false };
-    let ethertype = u16::from_be(ethertype_be);
-    if let Err(reason) = policy::admit(ctx, ETH_HLEN, ethertype, ends) {
-        return drop(ctx, reason);
-    }
-    if let Some(pod) = local {
-        return to_pod(ctx, &pod, ethertype_be, Reason::PodToPod)
-            .unwrap_or_else(|| drop(ctx, Reason::NoRoom));
-    }
-    if let Some(verdict) = to_overlay(ctx, *destination) {
-        return verdict;
-    }
-    if let Some(verdict) = edge::outbound::from_pod(ctx, u16::from_be(ethertype_be)) {
-        return verdict;
-    }
-    if host::is_protected(ctx, ETH_HLEN, ethertype) {
-        return drop(ctx, Reason::HostProtected);
-    }
-    pass(ctx, Reason::PodToStack)
+fn ethertype(ctx: &TcContext) -> Option<u16> {
+    ctx.load::<u16>(12).ok().map(u16::from_be)
 }
 
 /// The address that the packet may go to; nothing for what is the stack's business alone.
