@@ -27,11 +27,12 @@ fn flow(packet: &[u8]) -> u32 {
     let Some((addresses, ports)) = places(packet) else { return 0 };
     let bytes = |range: RangeInclusive<usize>| packet.get(range).unwrap_or_default();
     let words = bytes(addresses).chunks(4).chain(ports.map(bytes));
+    // A product's upper bits depend on all bits of its factors: they are what the next word meets, and what counts.
     let mixed = words.fold(0u64, |mixed, word| {
         let word = word.iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
-        (mixed ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23)
+        (mixed ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32)
     });
-    (mixed >> 32) as u32
+    mixed as u32
 }
 
 /// Where the addresses are, and the ports where there are any.

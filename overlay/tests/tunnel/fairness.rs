@@ -1,13 +1,15 @@
 //! Flows that send little beside flows that send all they can.
 
+use std::thread;
+
 use crate::traffic::{Sequence, Stream};
 use crate::world::{Side, World, privileged};
 
 const MIB: u64 = 1 << 20;
 
-/// Large flows for as many queues as a lane has, so that some queues have none and others have several.
-const LARGE: u16 = 8;
-const SMALL: u16 = 8;
+/// Large flows for half of the queues of a lane at most, and so many small ones that some surely find one of the others.
+const LARGE: u16 = 4;
+const SMALL: u16 = 24;
 
 /// Places in each queue of the device: so few that a large flow fills its own all the time.
 const PLACES: &str = "4";
@@ -24,8 +26,9 @@ fn a_flow_that_sends_little_does_not_suffer_from_those_that_fill_their_queues() 
         (0..LARGE).map(|n| Stream::start(&world, Side::A, false, 7100 + n)).collect();
     large.iter().for_each(|stream| stream.wait_for(MIB));
     let small: Vec<_> = (0..SMALL).map(|n| Sequence::start(&world, Side::A, 7200 + n)).collect();
-    large.iter().for_each(|stream| stream.wait_for(4 * MIB));
-    let arrived: Vec<_> = small.into_iter().map(Sequence::finish).collect();
+    large.iter().for_each(|stream| stream.wait_for(64 * MIB));
+    let ends: Vec<_> = small.into_iter().map(|flow| thread::spawn(move || flow.finish())).collect();
+    let arrived: Vec<_> = ends.into_iter().map(|end| end.join().unwrap()).collect();
     large.into_iter().for_each(|stream| {
         stream.finish();
     });
