@@ -71,7 +71,7 @@ pub struct Event {
     pub rtt: Duration,
     /// Segments that were sent again.
     pub retransmits: u32,
-    /// Denied: the rule. Dropped: a [`Reason`]. Dropped by the kernel: its number of the reason.
+    /// Dropped: a [`Reason`]. Dropped by the kernel: its number of the reason.
     pub reason: u32,
     /// Index of the device that a packet came in by; 0 when not known.
     pub ifindex: u32,

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use mesh_model::policy::PodPolicy;
 use mesh_model::{NodeName, ObjectKey, Snapshot};
 
 /// Owners of one address that are remembered.
@@ -19,6 +20,8 @@ pub(super) struct Names {
     /// Blocks of pods, of this node too.
     blocks: Vec<(IpNet, NodeName)>,
     nodes: BTreeMap<IpAddr, NodeName>,
+    /// Names of the policies that pods of this node have, for what they send and for what they receive.
+    policies: BTreeMap<ObjectKey, [Option<String>; 2]>,
 }
 
 impl Names {
@@ -48,6 +51,20 @@ impl Names {
         let endpoints =
             peers().flat_map(|peer| peer.endpoints.iter().map(|e| (e.ip(), peer.node.clone())));
         self.nodes = endpoints.chain(own).collect();
+        let policy = &snapshot.policy;
+        let name = |number| Some(policy.name(number)).filter(|n| !n.is_empty()).map(str::to_owned);
+        let of = |pod: &PodPolicy| [name(pod.egress), name(pod.ingress)];
+        self.policies = policy.pods.iter().map(|(key, pod)| (key.clone(), of(pod))).collect();
+    }
+
+    /// The policy for what the pod sends.
+    pub(super) fn egress_policy(&self, pod: &ObjectKey) -> Option<&str> {
+        self.policies.get(pod)?[0].as_deref()
+    }
+
+    /// The policy for what the pod receives.
+    pub(super) fn ingress_policy(&self, pod: &ObjectKey) -> Option<&str> {
+        self.policies.get(pod)?[1].as_deref()
     }
 
     fn learn_pod(&mut self, now: Duration, address: IpAddr, pod: &ObjectKey) {

@@ -38,20 +38,22 @@ impl Reporter<'_> {
             address,
             name: self.names.service(address, event.protocol),
         });
+        let (source, destination) =
+            (self.party(source, event.at), self.party(event.destination, event.at));
         Flow {
             time_us: u64::try_from((self.wall_offset + event.at).as_micros()).unwrap_or_default(),
             node: self.node.clone(),
-            verdict: verdict(event.kind),
+            verdict: verdict(event),
             side: match event.direction {
                 Direction::Forward => FlowSide::Forward,
                 Direction::Egress => FlowSide::Egress,
                 Direction::Ingress => FlowSide::Ingress,
             },
             protocol: protocol(event),
-            source: self.party(source, event.at),
-            destination: self.party(event.destination, event.at),
+            reason: self.reason(event, &source, &destination),
+            source,
+            destination,
             service,
-            reason: self.reason(event),
             stats: (event.kind == Kind::Closed).then(|| stats(event)),
             unreported: event.unreported,
         }
@@ -67,15 +69,24 @@ impl Reporter<'_> {
         }
     }
 
-    fn reason(&self, event: &Event) -> Option<String> {
+    fn reason(&self, event: &Event, source: &FlowParty, destination: &FlowParty) -> Option<String> {
         match event.kind {
             Kind::Opened | Kind::Datagram => None,
             Kind::Closed | Kind::Failed => Some(end(event.end).to_owned()),
             Kind::Refused => Some("no backend".to_owned()),
-            Kind::Denied => Some(format!("rule {}", event.reason)),
             Kind::Dropped => {
-                let reason = Reason::ALL.into_iter().find(|r| *r as u32 == event.reason);
-                Some(reason.map_or_else(|| event.reason.to_string(), |r| r.name().to_owned()))
+                let reason = drop_reason(event);
+                let names = self.names;
+                let (sender, receiver) = (source.pod.as_ref(), destination.pod.as_ref());
+                let policy = match reason {
+                    Some(Reason::PolicyEgress) => sender.and_then(|pod| names.egress_policy(pod)),
+                    Some(Reason::PolicyIngress) => {
+                        receiver.and_then(|pod| names.ingress_policy(pod))
+                    }
+                    _ => None,
+                };
+                let name = reason.map_or_else(|| event.reason.to_string(), |r| r.name().to_owned());
+                Some(policy.map_or(name.clone(), |p| format!("{name}: no rule of the {p}")))
             }
             Kind::KernelDropped => {
                 let name = self.reasons.get(&event.reason).cloned();
@@ -86,14 +97,19 @@ impl Reporter<'_> {
     }
 }
 
-fn verdict(kind: Kind) -> FlowVerdict {
-    match kind {
+fn drop_reason(event: &Event) -> Option<Reason> {
+    Reason::ALL.into_iter().find(|reason| *reason as u32 == event.reason)
+}
+
+/// What a policy forbids is denied; everything else that does not get through is dropped.
+fn verdict(event: &Event) -> FlowVerdict {
+    match event.kind {
+        Kind::Dropped if drop_reason(event).is_some_and(Reason::is_policy) => FlowVerdict::Denied,
         Kind::Opened => FlowVerdict::Opened,
         Kind::Closed => FlowVerdict::Closed,
         Kind::Failed => FlowVerdict::Failed,
         Kind::Datagram => FlowVerdict::Datagram,
         Kind::Refused => FlowVerdict::Refused,
-        Kind::Denied => FlowVerdict::Denied,
         Kind::Dropped | Kind::KernelDropped => FlowVerdict::Dropped,
     }
 }
@@ -137,6 +153,7 @@ fn protocol(event: &Event) -> String {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use mesh_model::policy::{OPEN, PodPolicy};
     use mesh_model::snapshot::{Frontend, FrontendKind, Protocol};
     use mesh_model::{ObjectKey, Objects, compile};
 
@@ -177,6 +194,9 @@ pub(super) mod tests {
             backends: vec![],
             leaving: vec![],
         }];
+        let client = PodPolicy { identity: 8, ingress: OPEN, egress: 9 };
+        snapshot.policy.pods.insert(ObjectKey::new("default", "client"), client);
+        snapshot.policy.names.insert(9, "egress policies of default: quiet".to_owned());
         let mut names = Names::default();
         let owner = "abc/eth0 10.244.1.5 - default/client".to_owned();
         names.learn(Duration::ZERO, &snapshot, std::iter::once(owner));
@@ -229,7 +249,11 @@ pub(super) mod tests {
         };
         expect(Kind::Closed, 0, End::Reset, "closed", "reset");
         expect(Kind::Failed, 0, End::Refused, "failed", "refused");
-        expect(Kind::Denied, 7, End::Unknown, "denied", "rule 7");
+        let not_sent = Reason::PolicyEgress as u32;
+        let text = "policy_egress: no rule of the egress policies of default: quiet";
+        expect(Kind::Dropped, not_sent, End::Unknown, "denied", text);
+        let not_accepted = Reason::PolicyIngress as u32;
+        expect(Kind::Dropped, not_accepted, End::Unknown, "denied", "policy_ingress");
         let spoofed = Reason::SpoofedAddress as u32;
         expect(Kind::Dropped, spoofed, End::Unknown, "dropped", "spoofed_address");
         expect(Kind::KernelDropped, 3, End::Unknown, "dropped", "kernel: no_socket");

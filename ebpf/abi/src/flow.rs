@@ -43,7 +43,7 @@ pub struct FlowEvent {
     pub end: u8,
     /// Zero.
     pub pad: u16,
-    /// Denied: number of the rule. Dropped: a [`Reason`](crate::Reason). Dropped by the kernel: its own number of the reason.
+    /// Dropped: a [`Reason`](crate::Reason). Dropped by the kernel: its own number of the reason.
     pub reason: u32,
     /// Closed: smoothed round trip time, microseconds.
     pub rtt_us: u32,
@@ -70,12 +70,10 @@ pub enum FlowKind {
     Datagram = 4,
     /// A service without a backend was asked for.
     Refused = 5,
-    /// A policy forbids the packet.
-    Denied = 6,
     /// One of our programs dropped the packet.
-    Dropped = 7,
+    Dropped = 6,
     /// The kernel dropped the packet.
-    KernelDropped = 8,
+    KernelDropped = 7,
 }
 
 impl FlowKind {
@@ -87,9 +85,8 @@ impl FlowKind {
             3 => Self::Failed,
             4 => Self::Datagram,
             5 => Self::Refused,
-            6 => Self::Denied,
-            7 => Self::Dropped,
-            8 => Self::KernelDropped,
+            6 => Self::Dropped,
+            7 => Self::KernelDropped,
             _ => return None,
         })
     }
@@ -195,7 +192,7 @@ plain!(FlowConfig, 60);
 impl FlowConfig {
     /// Connections and datagrams are told.
     pub const CONNECTIONS: u32 = 1;
-    /// Denied and dropped packets are told.
+    /// Dropped packets are told.
     pub const DROPS: u32 = 2;
 }
 

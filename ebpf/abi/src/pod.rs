@@ -170,6 +170,14 @@ impl Reason {
         }
     }
 
+    /// Whether the packet was dropped because it is forbidden.
+    pub const fn is_policy(self) -> bool {
+        matches!(
+            self,
+            Self::PolicyEgress | Self::PolicyIngress | Self::PolicyFragment | Self::HostProtected
+        )
+    }
+
     /// Whether the packet was dropped.
     pub const fn is_drop(self) -> bool {
         self as u32 >= Self::SpoofedMac as u32

@@ -19,15 +19,6 @@ use crate::packet::{IPPROTO_UDP, Ipv4, Ipv6, has_ports, ifindex};
 const FORGET_NS: u64 = 60 * SECOND_NS;
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// Tells that rule `rule` forbids the packet, whose IP header begins at `network`. `direction` is that of the policy.
-#[inline(always)]
-#[allow(dead_code, reason = "for the policy of pods")]
-pub fn denied(ctx: &TcContext, network: usize, rule: u32, direction: FlowDirection) {
-    if wanted(FlowConfig::DROPS).is_some() {
-        packet(ctx.skb.skb, network as u32, kind_and_direction(FlowKind::Denied, direction), rule);
-    }
-}
-
 /// Tells that one of our programs drops the packet, whose IP header begins at `network` if it has one.
 #[inline(always)]
 pub fn dropped(ctx: &TcContext, network: usize, reason: Reason) {

@@ -6,11 +6,12 @@ use std::net::IpAddr;
 use super::{Desired, Observed, ObservedOverlay, Plan, Route, RouteKind, Step};
 
 /// Sysctls by name below `/proc/sys`. Forwarding makes the node a router; loose reverse path filtering lets answers come back
-/// another way than the stack would send.
+/// another way than the stack would send. What listens on loopback addresses is for the node alone.
 pub(super) fn sysctls(overlay: Option<&str>) -> BTreeMap<String, &'static str> {
     let mut all = BTreeMap::from([
         ("net/ipv4/ip_forward".to_owned(), "1"),
         ("net/ipv6/conf/all/forwarding".to_owned(), "1"),
+        ("net/ipv4/conf/all/route_localnet".to_owned(), "0"),
     ]);
     all.extend(overlay.map(|name| (format!("net/ipv4/conf/{name}/rp_filter"), "2")));
     all

@@ -54,7 +54,7 @@ fn flows_tell_connections_and_drops(world: &World) -> Result<()> {
         Ok(())
     })?;
     wait_until("a datagram, with its service", TOLD, || {
-        let datagram = through(&["--verdict", "datagram", "--port", "9001"])?;
+        let datagram = through(&["--service", "web", "--verdict", "datagram", "--port", "9001"])?;
         ensure!(datagram["service"]["name"] == "default/web", "{datagram:#}");
         Ok(())
     })?;

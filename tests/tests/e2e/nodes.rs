@@ -57,7 +57,7 @@ fn top_shows_what_is_used(world: &World) -> Result<()> {
         expect("top nodes", &nodes, part)?;
     }
     let pods = world.kubectl.run(&["top", "pods", "--containers"])?;
-    for part in ["web-", "hello"] {
+    for part in ["web-", "MEMORY(bytes)", "Mi"] {
         expect("top pods", &pods, part)?;
     }
     Ok(())
