@@ -14,12 +14,15 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use mesh_abi::EdgeReason;
+use mesh_abi::{EdgeReason, Reason};
 use mesh_kernel::edge::{Desired, Observed, Service, plan};
 use mesh_kernel::node::{Desired as NodeDesired, LinuxNodeNetwork, NodeNetwork};
 use mesh_kernel::pods::{LinuxPodNetwork, PodNetwork, PodPort};
+use mesh_kernel::policy::{Place, PolicyReconciler, Tables};
 use mesh_kernel::services::FrontendKey;
 use mesh_kernel::{IfName, LinuxEdge, Programs};
+use mesh_model::ObjectKey;
+use mesh_model::policy::{FIRST_FREE, PodPolicy, PolicySet, Ports, Rule};
 use mesh_model::snapshot::Protocol;
 
 use crate::lab::{Lab, Net, PATIENCE, at, privileged};
@@ -37,6 +40,8 @@ struct Node {
     edge: LinuxEdge,
     programs: Arc<Programs>,
     pod: Net,
+    /// Of the pod's host-side veth.
+    ifindex: u32,
     net: Net,
     _lab: Lab,
 }
@@ -90,13 +95,13 @@ impl Node {
             ports: vec![],
             bandwidth: Default::default(),
         };
-        pods.attach(&port).unwrap();
+        let ifindex = pods.attach(&port).unwrap().host_ifindex;
         // Nothing here may depend on the stack: it must not forward.
         for name in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
             net.run(|| mesh_kernel::sysctl::write(name, "0")).unwrap();
         }
         let edge = LinuxEdge::new(net.handle(), programs.clone());
-        (Self { number, edge, programs, pod, net, _lab: lab }, device)
+        (Self { number, edge, programs, pod, ifindex, net, _lab: lab }, device)
     }
 
     /// Makes the edge so, and checks that it is one round and that the kernel says the same.
@@ -115,6 +120,31 @@ impl Node {
             own: [v4(self.number, 1), v6(self.number, 1)].into(),
             ..Desired::default()
         }
+    }
+
+    /// Restricts the pod in both directions: it may receive from these, and send to nobody.
+    fn restrict(&self, clients: &[&str]) {
+        const INGRESS: u32 = FIRST_FREE;
+        const EGRESS: u32 = FIRST_FREE + 1;
+        const CLIENTS: u32 = FIRST_FREE + 2;
+        let pod = ObjectKey::new("default", "pod");
+        let own = PodPolicy { identity: FIRST_FREE + 3, ingress: INGRESS, egress: EGRESS };
+        let ports = Ports::Everything;
+        let set = PolicySet {
+            active: true,
+            pods: [(pod.clone(), own)].into(),
+            blocks: clients
+                .iter()
+                .map(|ip| (ip.parse::<IpAddr>().unwrap().into(), CLIENTS))
+                .collect(),
+            rules: vec![Rule { policy: INGRESS, identity: CLIENTS, ports, number: 300 }],
+            ..PolicySet::default()
+        };
+        let addresses = vec![v4(self.number, 5), v6(self.number, 5)];
+        let places = [(self.ifindex, Place { pod: Some(pod), addresses })].into();
+        let mut table = PolicyReconciler::new(self.programs.policy());
+        let outcome = table.reconcile(&Tables::wanted(&set, &places, &[])).unwrap();
+        assert!(outcome.failed.is_empty(), "{:?}", outcome.failed);
     }
 
     fn counted(&self, reason: EdgeReason) -> u64 {
@@ -736,4 +766,43 @@ fn a_packet_for_another_machine_is_left_alone() {
         assert_eq!(tried.unwrap_err().kind(), std::io::ErrorKind::TimedOut);
     }
     assert_eq!(world.nodes[0].counted(EdgeReason::Chosen), 0);
+}
+
+#[test]
+fn the_policies_of_pods_hold_for_clients_outside() {
+    if !privileged() {
+        return;
+    }
+    let world = World::new();
+    for (node, name) in [(0, "one"), (1, "two")] {
+        teller(&world.nodes[node].pod, 80, name);
+    }
+    let services = [(Protocol::Tcp, 30_001, &[(1, 80)][..]), (Protocol::Tcp, 30_002, &[(2, 80)])];
+    world.publish(&services, unchanged);
+    let denied = || {
+        let counters = world.nodes.each_ref().map(|node| node.programs.counters().unwrap());
+        counters.map(|all| all[&Reason::PolicyIngress].packets)
+    };
+    for node in &world.nodes {
+        node.restrict(&["192.0.2.99", "2001:db8::99"]);
+    }
+    for (index, port) in [30_001, 30_002].into_iter().enumerate() {
+        for frontend in frontends(port) {
+            let before = denied()[index];
+            let short = std::time::Duration::from_millis(300);
+            let refused = world.client.run(|| TcpStream::connect_timeout(&frontend, short));
+            assert_eq!(refused.unwrap_err().kind(), std::io::ErrorKind::TimedOut, "{frontend}");
+            assert!(denied()[index] > before, "{frontend}: by the pod's own node");
+        }
+    }
+    for node in &world.nodes {
+        node.restrict(&[CLIENT, CLIENT6]);
+    }
+    for (port, name) in [(30_001, "one"), (30_002, "two")] {
+        for frontend in frontends(port) {
+            // The pods may send to nobody, but answers are no sending.
+            let told = world.tcp(frontend).unwrap();
+            assert!(told.starts_with(name), "{told}");
+        }
+    }
 }
