@@ -108,9 +108,12 @@ impl Programs {
             || tc::is_attached(socket, ifindex, tc::Hook::Ingress, abi::programs::FROM_UPLINK)?)
     }
 
-    /// Takes the program from a device, by letting go of its link.
+    /// Takes the program from a device. A link that is only let go of is taken off later, and until then the same program
+    /// cannot be attached again.
     pub(crate) fn detach_uplink(&self, name: &str) -> io::Result<()> {
-        remove_file(&self.pins.link(&pin(name)))
+        let pin = self.pins.link(&pin(name));
+        link::detach(&pin)?;
+        remove_file(&pin)
     }
 
     /// Names of the devices whose links are pinned.

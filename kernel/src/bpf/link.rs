@@ -112,6 +112,18 @@ pub(super) fn switch(pin: &Path, program: BorrowedFd<'_>) -> Result<(), AttachEr
     }
 }
 
+/// Takes a pinned link's program off at once. One whose device is gone, or that is not there, is off already.
+pub(super) fn detach(pin: &Path) -> io::Result<()> {
+    let link = match sys::open_pinned(pin) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        link => link?,
+    };
+    match sys::link_detach(link.as_fd()) {
+        Err(error) if error.raw_os_error() != Some(libc::ENOLINK) => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Whether the pinned link is attached to the ingress of this interface.
 pub(super) fn is_attached(pin: &Path, ifindex: u32) -> bool {
     let spec = LinkSpec::tcx_ingress(ifindex);
