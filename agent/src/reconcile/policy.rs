@@ -16,7 +16,7 @@ use mesh_kernel::policy::{
     Outcome, Place, PolicyReconciler, PolicyTable, Step, Tables, pod_policy,
 };
 use mesh_model::snapshot::Protocol;
-use mesh_model::wellknown::{AGENT_PORT, PATHS_PORT};
+use mesh_model::wellknown::{AGENT_PORT, DRAIN_PORT, PATHS_PORT};
 use mesh_model::{ObjectKey, Snapshot};
 use tokio::sync::watch;
 
@@ -144,7 +144,7 @@ fn failures(outcome: &Outcome) -> Result<(), Failures> {
 /// Ports of Mesh itself, on every node: pods have no business there.
 fn host_ports(snapshot: &Snapshot) -> Vec<(Protocol, u16)> {
     let overlay = snapshot.cluster.overlay_port;
-    let tunnels = (overlay..=overlay.saturating_add(RELAY_PORTS)).chain([PATHS_PORT]);
+    let tunnels = (overlay..=overlay.saturating_add(RELAY_PORTS)).chain([PATHS_PORT, DRAIN_PORT]);
     let tunnels = tunnels.map(|port| (Protocol::Udp, port));
     [(Protocol::Tcp, AGENT_PORT)].into_iter().chain(tunnels).collect()
 }

@@ -100,7 +100,7 @@ fn without_policies_only_nodes_and_their_ports_are_written() {
     policies.place(&port("x/a"), 7).unwrap();
     let tables = tables(&policies);
     assert!(!tables.active && tables.pods.is_empty() && tables.rules.is_empty());
-    assert_eq!(tables.host_ports.len(), 1 + 17 + 1);
+    assert_eq!(tables.host_ports.len(), 1 + 17 + 2);
     assert_eq!(tables.identities.len(), 2, "the DNS addresses");
 }
 
