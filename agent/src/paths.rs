@@ -26,7 +26,6 @@ use crate::link;
 use crate::observe::Desired;
 use crate::rotation::Proofs;
 
-mod echo;
 pub(crate) mod forward;
 pub(crate) mod outlook;
 mod sockets;

@@ -133,6 +133,17 @@ impl Overlay {
         }
     }
 
+    /// Tests how much the ways to peers carry; never returns. Our engine does that by itself.
+    pub async fn measure(&self) {
+        let Self::Kernel(device) = self else { return std::future::pending().await };
+        loop {
+            let device = Arc::clone(device);
+            // Interrupted only when the program ends.
+            let pause = tokio::task::spawn_blocking(move || device.measure()).await;
+            tokio::time::sleep(pause.unwrap_or(FOLLOW_AGAIN)).await;
+        }
+    }
+
     /// The present state of the device and its peers.
     pub async fn status(&self) -> Result<Status, OverlayError> {
         match self {

@@ -11,17 +11,18 @@
 mod carriers;
 mod rotation;
 mod secrets;
+mod ways;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use mesh_kernel::wireguard::{
-    self, Config, DeviceError, KernelWireGuard, Observed, PeerChange, Plan, SecretKey, Step,
-    WireGuardDevice,
+    self, Config, DeviceError, FakeWireGuard, KernelWireGuard, Observed, PeerChange, Plan,
+    SecretKey, Step, WireGuardDevice,
 };
 use mesh_kernel::{IfName, NetNs};
 use mesh_model::snapshot::WgKey;
@@ -30,10 +31,11 @@ use tokio::sync::watch;
 use self::carriers::{Carriers, merged};
 use self::rotation::Rotation;
 use self::secrets::Secrets;
+use self::ways::{Question, Seen, Ways};
 use crate::config::{InvalidConfig, OverlayConfig, PeerConfig};
 use crate::facade::Kind;
 use crate::keys::{KeyError, NodeKey, NodeKeys};
-use crate::mtu::tunnel_mtu;
+use crate::os::echo::{EchoSocket, Sent};
 use crate::os::tun::{self, TunError};
 use crate::os::udp;
 use crate::paths::SLOTS;
@@ -51,6 +53,10 @@ const FOLLOW: Duration = Duration::from_millis(10);
 /// How often at most: a device with many peers takes longer to read.
 const FOLLOW_SHARE: u32 = 10;
 
+/// How often ways are tested while answers are waited for, and else.
+const MEASURE: Duration = Duration::from_millis(100);
+const MEASURE_IDLE: Duration = Duration::from_secs(1);
+
 /// The node's device in the kernel. Blocks for some milliseconds per call.
 pub struct KernelDevice {
     device: Arc<dyn WireGuardDevice>,
@@ -61,6 +67,8 @@ pub struct KernelDevice {
     /// Sets the MTU and brings the device up.
     bring_up: fn(&str, u16) -> Result<(), TunError>,
     mtu: AtomicU16,
+    /// Echoes over IPv4 and IPv6, opened when there is something to ask.
+    echoes: [OnceLock<Option<EchoSocket>>; 2],
     state: Mutex<State>,
 }
 
@@ -72,12 +80,13 @@ struct State {
     carriers: Carriers,
     secrets: Secrets,
     rotation: Rotation,
+    ways: Ways,
 }
 
 impl State {
     fn new(key: NodeKey) -> Self {
-        let (carriers, secrets, rotation) = Default::default();
-        Self { key, config: None, carriers, secrets, rotation }
+        let (carriers, secrets, rotation, ways) = Default::default();
+        Self { key, config: None, carriers, secrets, rotation, ways }
     }
 }
 
@@ -111,15 +120,25 @@ impl KernelDevice {
     pub fn new(name: IfName, key_file: PathBuf) -> Result<Self, KeyError> {
         let key = NodeKeys::load_or_create(&key_file)?.present;
         let device = Arc::new(KernelWireGuard::new(NetNs::current(), name.clone()));
-        Ok(Self {
+        Ok(Self { bring_up: tun::bring_up, ..Self::on(device, name.to_string(), key_file, key) })
+    }
+
+    /// The same on a device in memory, for tests.
+    pub fn in_memory(device: Arc<FakeWireGuard>, key_file: PathBuf, key: NodeKey) -> Self {
+        Self::on(device, "mesh-wg".to_owned(), key_file, key)
+    }
+
+    fn on(device: Arc<dyn WireGuardDevice>, name: String, key_file: PathBuf, key: NodeKey) -> Self {
+        Self {
             device,
-            name: name.to_string(),
+            name,
             key_file,
             following: watch::Sender::new(false),
-            bring_up: tun::bring_up,
+            bring_up: |_, _| Ok(()),
             mtu: AtomicU16::new(0),
+            echoes: Default::default(),
             state: Mutex::new(State::new(key)),
-        })
+        }
     }
 
     /// Puts a whole configuration in force, by difference.
@@ -223,10 +242,43 @@ impl KernelDevice {
         Ok(())
     }
 
+    /// Tests how much the ways to peers carry; returns the pause until the next test. Where the peers are it knows from
+    /// the last [`Self::status`].
+    pub fn measure(&self) -> Duration {
+        let now = Instant::now();
+        let mut state = self.lock();
+        for socket in self.echoes.iter().filter_map(|socket| socket.get()?.as_ref()) {
+            for (from, token, length) in socket.answers() {
+                state.ways.answered(now, from, token, length);
+            }
+        }
+        for Question { to, token, length } in state.ways.poll(now) {
+            let sent = self.echoes(to).map(|socket| socket.send(to, token, length));
+            if sent == Some(Sent::TooBig) {
+                state.ways.refused(now, token);
+            }
+        }
+        if state.ways.waiting() { MEASURE } else { MEASURE_IDLE }
+    }
+
+    /// None where the system has no such sockets: then no echo is answered.
+    fn echoes(&self, to: IpAddr) -> Option<&EchoSocket> {
+        let v6 = to.is_ipv6();
+        let open = || {
+            let opened = EchoSocket::open(v6);
+            opened
+                .inspect_err(|error| tracing::warn!(%error, v6, "ways to peers are not tested"))
+                .ok()
+        };
+        self.echoes[usize::from(v6)].get_or_init(open).as_ref()
+    }
+
     /// The device as it is now.
     pub fn status(&self) -> Result<Status, KernelDeviceError> {
-        let state = self.lock();
+        let mut state = self.lock();
         let observed = self.device.observe()?;
+        let seen = seen(&observed, &state);
+        state.ways.observe(Instant::now(), self.mtu.load(Relaxed), &seen, udp::path_mtu);
         // What the device really has counts: whoever asks wants to know whether the key is in force.
         let in_force = observed.private_key == Some(clamped(state.key.private_bytes()));
         Ok(Status {
@@ -236,7 +288,7 @@ impl KernelDevice {
             own_keys: if in_force { vec![state.key.public()] } else { vec![] },
             listen_port: observed.listen_port,
             mtu: self.mtu.load(Relaxed),
-            peers: peers(&observed, &state, self.mtu.load(Relaxed)),
+            peers: peers(&observed, &state),
             traffic: Traffic::default(),
             drops: [].into(),
         })
@@ -331,25 +383,36 @@ fn calls(wanted: &Config, observed: &Observed) -> Plan {
     Plan { steps: steps.collect() }
 }
 
-fn peers(observed: &Observed, state: &State, mtu: u16) -> Vec<PeerStatus> {
+/// The configured peers, by the names that [`peers`] gives them.
+fn seen(observed: &Observed, state: &State) -> Vec<Seen> {
+    let configured: &[PeerConfig] = state.config.as_ref().map_or(&[], |config| &config.peers);
+    let seen = configured.iter().filter_map(|peer| {
+        let device = observed.peers.get(&state.carriers.of(peer))?;
+        let sent_bytes = device.statistics.sent_bytes;
+        Some(Seen { key: peer.public_key, at: device.endpoint?, sent_bytes })
+    });
+    seen.collect()
+}
+
+fn peers(observed: &Observed, state: &State) -> Vec<PeerStatus> {
     let configured: &[PeerConfig] = state.config.as_ref().map_or(&[], |config| &config.peers);
     let ours: BTreeSet<&WgKey> = configured.iter().flat_map(PeerConfig::keys).collect();
     let known = configured.iter().filter_map(|peer| {
         let carrier = state.carriers.of(peer);
         observed.peers.contains_key(&carrier).then(|| {
             let seen = merged(peer, &carrier, observed);
-            status(&peer.public_key, &seen, &state.secrets, mtu)
+            status(&peer.public_key, &seen, state)
         })
     });
     // Somebody else's, or of a configuration before.
     let strangers = observed.peers.iter().filter(|(key, _)| !ours.contains(key));
-    let strangers = strangers.map(|(key, peer)| status(key, peer, &state.secrets, mtu));
+    let strangers = strangers.map(|(key, peer)| status(key, peer, state));
     let mut all: Vec<PeerStatus> = known.chain(strangers).collect();
     all.sort_by_key(|peer| peer.public_key);
     all
 }
 
-fn status(name: &WgKey, peer: &wireguard::ObservedPeer, secrets: &Secrets, mtu: u16) -> PeerStatus {
+fn status(name: &WgKey, peer: &wireguard::ObservedPeer, state: &State) -> PeerStatus {
     let now = SystemTime::now();
     let age = |since: SystemTime| now.duration_since(since).unwrap_or_default();
     PeerStatus {
@@ -366,12 +429,11 @@ fn status(name: &WgKey, peer: &wireguard::ObservedPeer, secrets: &Secrets, mtu: 
         sent_bytes: peer.statistics.sent_bytes,
         unanswered: 0,
         preshared: peer.preshared_key.is_some_and(|key| key.0 != [0; 32]),
-        preshared_agreed: secrets.agreed(name),
+        preshared_agreed: state.secrets.agreed(name),
         relay: None,
         direct_answers: 0,
         keepalive_secs: peer.keepalive.map(|every| every.as_secs() as u16).filter(|&s| s > 0),
-        // What its first link carries, and what the system has heard about the rest.
-        mtu: peer.endpoint.and_then(|to| Some(tunnel_mtu(udp::path_mtu(to)?, to.ip()).min(mtu))),
+        mtu: state.ways.mtu(name),
         // The device cannot tell; the agents ask each other.
         knows_next_key: false,
     }
@@ -379,8 +441,6 @@ fn status(name: &WgKey, peer: &wireguard::ObservedPeer, secrets: &Secrets, mtu: 
 
 #[cfg(test)]
 mod tests {
-    use mesh_kernel::wireguard::FakeWireGuard;
-
     use super::*;
     use crate::config::PresharedKey;
 
@@ -400,16 +460,7 @@ mod tests {
     fn device() -> (Arc<FakeWireGuard>, KernelDevice, NodeKey) {
         let fake = Arc::new(FakeWireGuard::new());
         let key = NodeKey::from_bytes([0xff; 32]);
-        let device = KernelDevice {
-            device: fake.clone(),
-            name: "mesh-wg".into(),
-            key_file: "/nonexistent".into(),
-            following: watch::Sender::new(false),
-            bring_up: |_, _| Ok(()),
-            mtu: AtomicU16::new(0),
-            state: Mutex::new(State::new(key.clone())),
-        };
-        (fake, device, key)
+        (fake.clone(), KernelDevice::in_memory(fake, "/nonexistent".into(), key.clone()), key)
     }
 
     #[test]

@@ -14,8 +14,7 @@
 //! [`protocol::peer::seal`].
 //!
 //! Specification: the WireGuard paper, <https://www.wireguard.com/papers/wireguard.pdf>, named "WG" below.
-//! Known gaps against it: the outer header carries neither traffic class nor ECN of the inner one. Beyond it: flows of one
-//! device queue are served in the order of arrival, and a path that carries less than its first link is not noticed.
+//! Known gap against it: the outer header carries neither traffic class nor ECN of the inner one.
 
 pub mod config;
 pub mod counters;

@@ -1,6 +1,7 @@
-//! The operating system below the engine: TUN devices and UDP sockets. The only `unsafe` of this crate.
+//! The operating system below the engine: TUN devices, UDP sockets and echoes. The only `unsafe` of this crate.
 
 pub(crate) mod clock;
+pub(crate) mod echo;
 pub(crate) mod memory;
 pub(crate) mod poll;
 pub(crate) mod tun;

@@ -17,6 +17,7 @@
 //! to another relay: no path is longer than one relay, so that none can be a loop.
 
 pub mod core;
+pub mod echo;
 pub mod leases;
 mod member;
 pub mod message;

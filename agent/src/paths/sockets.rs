@@ -5,10 +5,9 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use mesh_model::wellknown::{OVERLAY_DEVICE, PATHS_PORT};
+use mesh_overlay::paths::echo::Echo;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::UdpSocket;
-
-use super::echo::Echo;
 
 /// Echoes and messages of one node address.
 pub(super) struct Sockets {
@@ -53,7 +52,7 @@ impl Sockets {
     pub(super) fn next_echo(&self, buffer: &mut [u8]) -> Option<(IpAddr, u32)> {
         loop {
             let (len, from) = next(&self.icmp, buffer)?;
-            if let Some(token) = self.echo.answer(&buffer[..len]) {
+            if let Some((token, _)) = self.echo.answer(&buffer[..len]) {
                 return Some((from.ip(), token));
             }
         }

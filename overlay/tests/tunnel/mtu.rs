@@ -3,12 +3,15 @@
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd as _;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use mesh_kernel::wireguard::FakeWireGuard;
 use mesh_overlay::mtu::{self, tunnel_mtu};
+use mesh_overlay::{KernelDevice, NodeKey};
 
 use crate::MIB;
-use crate::routed::{Routed, router, wait_until};
+use crate::routed::{Routed, node, router, wait_until};
 use crate::traffic::{CANARY, Capture, LIMIT};
 use crate::world::{inside, privileged};
 
@@ -40,6 +43,51 @@ fn a_narrow_link_is_found_with_the_routers_help() {
 fn a_narrow_link_is_found_where_the_router_is_not_heard() {
     check(&Case { link: 1400, v6: true, filtered: true });
     check(&Case { link: 1500, v6: false, filtered: true });
+}
+
+/// The kernel's device asks by echoes beside the tunnel; only the device itself is one in memory here.
+#[test]
+fn the_kernels_device_finds_a_narrow_link_too() {
+    if !privileged() {
+        return;
+    }
+    let world = Routed::new(DEVICE);
+    let silence = "table inet silence { chain out { type filter hook output priority 0; \
+               icmp type destination-unreachable drop; icmpv6 type packet-too-big drop; }; }";
+    world.nft(&router(1), silence);
+    for v6 in [false, true] {
+        world.ip(&router(1), "link set up0 mtu 9000");
+        world.ip("net", "link set p1 mtu 9000");
+        let device = Arc::new(FakeWireGuard::new());
+        let (file, key) = ("/nonexistent".into(), NodeKey::from_bytes([7; 32]));
+        let kernel = KernelDevice::in_memory(Arc::clone(&device), file, key);
+        kernel.configure(&world.config(1, DEVICE, v6)).unwrap();
+        inside(&world.name(&node(1)), || {
+            let await_mtus = |what: &str, good: &dyn Fn(u16) -> bool| {
+                let begun = Instant::now();
+                loop {
+                    // As if it had sent large packets since.
+                    device.tamper(|observed| {
+                        for peer in observed.peers.values_mut() {
+                            peer.statistics.sent_bytes += 1_000_000;
+                        }
+                    });
+                    let found = kernel.status().unwrap().peers;
+                    let pause = kernel.measure();
+                    if found.iter().all(|peer| peer.mtu.is_some_and(good)) && !found.is_empty() {
+                        return;
+                    }
+                    assert!(begun.elapsed() < LIMIT, "{what}: {found:?}");
+                    std::thread::sleep(pause.min(Duration::from_millis(100)));
+                }
+            };
+            await_mtus("wide", &|mtu| mtu == DEVICE);
+            world.ip(&router(1), "link set up0 mtu 1400");
+            world.ip("net", "link set p1 mtu 1400");
+            let fits = tunnel_mtu(1400, Routed::endpoint(2, v6).ip());
+            await_mtus("narrow", &|mtu| mtu <= fits && fits - mtu <= 16);
+        });
+    }
 }
 
 fn check(case: &Case) {

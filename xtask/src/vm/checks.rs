@@ -3,6 +3,7 @@
 mod failures;
 mod kernel;
 mod keys;
+mod narrow;
 mod traffic;
 
 use std::time::Instant;
@@ -15,7 +16,7 @@ use crate::say;
 /// A check: its name, and what it does.
 type Check = (&'static str, fn(&Lab) -> Result<()>);
 
-const CHECKS: [Check; 17] = [
+const CHECKS: [Check; 18] = [
     ("kernel-wireguard", kernel::wireguard),
     ("preshared-keys", kernel::preshared_keys),
     ("tc-without-tcx", kernel::tc_without_tcx),
@@ -31,6 +32,7 @@ const CHECKS: [Check; 17] = [
     ("agent-killed", failures::agent_killed),
     ("change-of-engine", failures::change_of_engine),
     ("rotate-key", keys::rotate_key),
+    ("narrow-path", narrow::narrow_path),
     ("partition", failures::partition),
     ("reboot", failures::reboot),
 ];

@@ -1,14 +1,12 @@
 //! Nodes with the kernel's device that speak to each other, in memory, while one of them replaces its key.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::AtomicU16;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use mesh_kernel::WireGuardDevice as _;
 use mesh_kernel::wireguard::{FakeMessage, FakePacket, FakeWireGuard, PeerStatistics};
-use tokio::sync::watch;
 
-use super::super::{KernelDevice, State};
+use super::super::KernelDevice;
 use super::*;
 use crate::config::OverlayConfig;
 use crate::keys::{NodeKey, NodeKeys};
@@ -78,15 +76,7 @@ impl Node {
 fn agent(dir: &std::path::Path, fake: &Arc<FakeWireGuard>) -> (WgKey, KernelDevice) {
     let key_file = dir.join("overlay.key");
     let key = NodeKeys::load_or_create(&key_file).unwrap().present;
-    let device = KernelDevice {
-        device: Arc::clone(fake) as _,
-        name: "mesh-wg".into(),
-        key_file: key_file.clone(),
-        following: watch::Sender::new(false),
-        bring_up: |_, _| Ok(()),
-        mtu: AtomicU16::new(0),
-        state: Mutex::new(State::new(key)),
-    };
+    let device = KernelDevice::in_memory(Arc::clone(fake), key_file.clone(), key);
     (NodeKeys::name(&key_file).unwrap(), device)
 }
 

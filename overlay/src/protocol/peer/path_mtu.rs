@@ -134,6 +134,11 @@ impl PathMtu {
         (self.mtu < self.ceiling).then_some(self.mtu)
     }
 
+    /// Whether the last test was answered with nothing at all.
+    pub fn is_silent(&self) -> bool {
+        self.unanswered > 0
+    }
+
     /// The device carries another size.
     pub fn set_ceiling(&mut self, now: Instant, ceiling: u16) {
         if self.ceiling != ceiling {
