@@ -44,6 +44,8 @@ mod kernel;
 mod member;
 
 const LONGEST_RETRY: Duration = Duration::from_secs(10);
+/// How long anything else waits for an overlay of another kind.
+const CARRIES_WITHIN: Duration = Duration::from_secs(5);
 
 /// The pause after the next failure.
 fn longer(pause: Duration) -> Duration {
@@ -103,8 +105,9 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         paths,
         options,
     });
-    let whereabouts = agent.switch().await;
-    agent.start_workers(whereabouts)?;
+    let switched = agent.switch().await;
+    let is_switched = switched.is_some();
+    agent.start_workers(switched.unwrap_or_default())?;
     agent.watch_paths()?;
     tokio::spawn(rotation::keep(rotation::Keeper {
         rotation: agent.rotation.clone(),
@@ -116,8 +119,8 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         exchanged: None,
     }));
     let overlay = Arc::clone(&agent.overlay);
-    tokio::spawn(async move { overlay.follow().await });
-    tokio::spawn(Arc::clone(&agent).kernel());
+    tokio::spawn(async move { tokio::join!(overlay.follow(), overlay.measure()) });
+    tokio::spawn(Arc::clone(&agent).kernel(is_switched));
     tokio::spawn(readiness::judge(
         agent.desired.subscribe(),
         agent.board.clone(),
@@ -128,6 +131,9 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     agent.serve_admin()?;
     tracing::info!(node = %agent.options.node, mtu = agent.mtu, overlay = %agent.overlay.kind(), "agent runs");
 
+    if is_switched {
+        agent.carries_again().await;
+    }
     let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
     let member = Arc::clone(&agent).member();
@@ -202,8 +208,8 @@ fn initial(paths: &Paths) -> Option<Desired> {
 }
 
 impl Agent {
-    /// Lets the chosen kind of overlay begin, where it was the other one so far.
-    async fn switch(&self) -> Whereabouts {
+    /// Lets the chosen kind of overlay begin, where it was the other one so far; none where it was not.
+    async fn switch(&self) -> Option<Whereabouts> {
         let name = OVERLAY_DEVICE.parse().expect("a constant and valid interface name");
         let switch = Switch {
             device: Arc::new(KernelWireGuard::new(NetNs::current(), name)),
@@ -211,15 +217,32 @@ impl Agent {
             worker: workers::any(workers::OVERLAY, &self.paths),
             paths: self.paths.clone(),
         };
-        if switch.is_due(self.overlay.kind()).await.unwrap_or(false) {
-            // It takes seconds on a slow machine, and the new device carries nothing without them.
-            self.load_programs_once().await;
+        if !switch.is_due(self.overlay.kind()).await.unwrap_or(true) {
+            return None;
         }
+        // It takes seconds on a slow machine, and the new device carries nothing without them.
+        self.load_programs_once().await;
         // What does not make way shows when the overlay is configured, and the next agent tries again.
-        switch.to(self.overlay.kind()).await.unwrap_or_else(|error| {
-            tracing::error!(error = chain(&error), "the other kind of overlay did not make way");
-            Whereabouts::new()
-        })
+        switch
+            .to(self.overlay.kind())
+            .await
+            .inspect_err(|error| {
+                tracing::error!(error = chain(error), "the other kind of overlay did not make way");
+            })
+            .ok()
+    }
+
+    /// After a change of the overlay's kind: waits until packets go their way again, since whatever else is to be done at a
+    /// start would only make that take longer.
+    async fn carries_again(&self) {
+        let mut standings = self.board.subscribe();
+        let made = |concern| self.board.standing(concern).ever;
+        let both = async {
+            while !["overlay", "node"].into_iter().all(made) && standings.changed().await.is_ok() {}
+        };
+        if tokio::time::timeout(CARRIES_WITHIN, both).await.is_err() {
+            tracing::warn!("the overlay does not carry packets yet, going on");
+        }
     }
 
     /// Starts all workers, and whatever needs nothing of this process but a socket to one of them.

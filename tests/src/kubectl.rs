@@ -56,7 +56,11 @@ impl Kubectl {
     /// Waits until exactly `count` pods with these labels exist, all ready.
     pub fn wait_ready(&self, selector: &str, count: usize, limit: Duration) -> Result<Vec<Value>> {
         wait_until(&format!("{count} ready pods with {selector}"), limit, || {
-            let pods = self.pods(selector)?;
+            let mut pods = self.pods(selector)?;
+            // One that was evicted stays in the list, beside the one in its place.
+            pods.retain(|pod| {
+                !["Failed", "Succeeded"].map(Value::from).contains(&pod["status"]["phase"])
+            });
             let ready = pods.iter().filter(|p| is_ready(p)).count();
             if pods.len() == count && ready == count {
                 return Ok(pods);

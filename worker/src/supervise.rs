@@ -31,6 +31,8 @@ const GRACE: Duration = Duration::from_secs(5);
 const HANDOVER_LIMIT: Duration = Duration::from_secs(10);
 /// A worker that does not give its descriptors by then hangs.
 const FETCH_LIMIT: Duration = Duration::from_secs(2);
+/// A worker that does not answer by then is not only starting.
+const STARTS_WITHIN: Duration = Duration::from_secs(10);
 const FIRST_RETRY: Duration = Duration::from_millis(10);
 const LAST_RETRY: Duration = Duration::from_secs(1);
 
@@ -326,7 +328,7 @@ impl Keeper {
 
     /// Keeps what the worker says that it serves on, for as long as it lives.
     async fn hold(&mut self, process: ProcessId) -> std::convert::Infallible {
-        let mut retry = FIRST_RETRY;
+        let (mut retry, begun) = (FIRST_RETRY, Instant::now());
         loop {
             if let Ok(mut attached) = Attachment::new(&self.spec.control_socket, process).await {
                 while let Ok(said) = attached.next().await {
@@ -335,7 +337,10 @@ impl Keeper {
                 }
             }
             tokio::time::sleep(retry).await;
-            retry = (retry * 2).min(LAST_RETRY);
+            // One that is only starting is told what to do at once.
+            if begun.elapsed() > STARTS_WITHIN {
+                retry = (retry * 2).min(LAST_RETRY);
+            }
         }
     }
 

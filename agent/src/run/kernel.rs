@@ -29,13 +29,17 @@ use crate::sockets;
 const SANDBOXES_EVERY: Duration = Duration::from_secs(60);
 
 impl Agent {
-    /// Loads the programs, as often as it takes; then everything that needs them.
-    pub(super) async fn kernel(self: Arc<Self>) {
+    /// Loads the programs, as often as it takes; then everything that needs them, the overlay's device first when it
+    /// `is_switched`.
+    pub(super) async fn kernel(self: Arc<Self>, is_switched: bool) {
         let programs = self.load_programs().await;
         let device = OVERLAY_DEVICE.parse().expect("a constant and valid interface name");
         let network = LinuxNodeNetwork::new(NetNs::current(), Arc::clone(&programs), device);
         let made = Arc::clone(&self.overlay_made);
         self.drive(Node { network: Arc::new(network), mtu: self.mtu, made, compared: false });
+        if is_switched {
+            self.carries_again().await;
+        }
         let (gone, departed) = mpsc::unbounded_channel();
         tokio::spawn(sockets::end_departed(departed, Arc::clone(&programs)));
         self.drive(Services::new(programs.services(), gone));

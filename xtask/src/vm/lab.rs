@@ -116,7 +116,7 @@ impl Lab {
 
     /// Waits until all paths are direct, all pods are ready, and each pod reaches each other one.
     pub(crate) fn all_is_well(&self) -> Result<()> {
-        let pods = self.pods()?;
+        self.pods()?;
         // Emulated machines pause now and then for longer than a path may be silent: not all have to be well at once.
         let mut direct = BTreeSet::new();
         wait_until("all paths are direct", PATIENCE, || {
@@ -129,7 +129,10 @@ impl Lab {
                 None => Ok(()),
             }
         })?;
-        wait_until("all pods reach each other", PATIENCE, || everybody_reaches_everybody(&pods))
+        // Asked for each time: a machine that has booted may not have said yet that its containers are others.
+        wait_until("all pods reach each other", PATIENCE, || {
+            everybody_reaches_everybody(&self.pods()?)
+        })
     }
 
     /// All pairs of nodes, as `meshctl peers` has them: from, to, what it says.
