@@ -6,6 +6,7 @@
 mod contestant;
 mod figures;
 mod measure;
+mod peers;
 mod world;
 
 use std::path::Path;

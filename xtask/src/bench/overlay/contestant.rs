@@ -12,6 +12,7 @@ use mesh_tests::artifacts;
 use mesh_tests::command::{self, output, output_with_input};
 use serde_json::json;
 
+use super::peers;
 use super::world::{MTU, Side, World};
 use crate::programs;
 
@@ -34,9 +35,10 @@ pub(super) enum Contestant {
     Other(&'static str, &'static [&'static str]),
 }
 
-/// Programs that are measured where they are installed.
-const OTHERS: [Contestant; 3] = [
+/// Programs that are measured where they are to be had.
+const OTHERS: [Contestant; 4] = [
     Contestant::Other("wireguard-go", &["-f"]),
+    Contestant::Other(peers::NEWEST_WIREGUARD_GO, &["-f"]),
     Contestant::Other("boringtun-cli", &["-f", "--disable-drop-privileges"]),
     Contestant::Other("gotatun", &["-f", "--disable-drop-privileges"]),
 ];
@@ -56,7 +58,8 @@ impl Contestant {
         if kernel_has_wireguard() {
             here.push(Self::Kernel);
         }
-        here.extend(OTHERS.into_iter().filter(|c| command::exists(&c.to_string())));
+        peers::ensure();
+        here.extend(OTHERS.into_iter().filter(|c| peers::program(&c.to_string()).is_some()));
         Ok(here)
     }
 
@@ -84,7 +87,9 @@ impl Contestant {
             Self::Other(name, arguments) => {
                 let socket = control_socket(side);
                 let _ = fs::remove_file(&socket);
-                let mut words = vec![name];
+                let program = peers::program(name).with_context(|| format!("{name} is gone"))?;
+                let program = program.display().to_string();
+                let mut words = vec![program.as_str()];
                 words.extend(arguments);
                 words.push(side.device());
                 let program = spawn(world, side, &words)?;
