@@ -26,6 +26,8 @@ use crate::{local, say, tools};
 pub(crate) enum Part {
     /// Our engine beside other tunnels, between two nodes of its own; needs no cluster
     Overlay,
+    /// The same over a link that carries packets of its MTU only, as a cable does; only when named
+    OverlayWire,
     /// Two pods of the cluster through the tunnel, to two nodes without it
     Pods,
     /// New connections through a service address, to direct ones
@@ -41,12 +43,16 @@ pub(crate) fn run(parts: &[Part], rounds: usize, secs: u64, out: Option<&Path>) 
     let wants = |part| parts.is_empty() || parts.contains(&part);
     let rounds = rounds.clamp(1, 20);
     if wants(Part::Overlay) {
-        overlay::run(rounds, secs, out)?;
+        overlay::run(overlay::Link::Passing, rounds, secs, out)?;
+    }
+    if parts.contains(&Part::OverlayWire) {
+        overlay::run(overlay::Link::Cutting, rounds, secs, out)?;
     }
     if wants(Part::Cni) {
         cni::measure(rounds)?;
     }
-    if !parts.is_empty() && parts.iter().all(|part| matches!(part, Part::Overlay | Part::Cni)) {
+    let alone = |part: &Part| matches!(part, Part::Overlay | Part::OverlayWire | Part::Cni);
+    if !parts.is_empty() && parts.iter().all(alone) {
         return Ok(());
     }
     let cluster = local::running()?;

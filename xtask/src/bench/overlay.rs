@@ -15,22 +15,23 @@ use anyhow::{Context as _, Result, ensure};
 
 use self::contestant::Contestant;
 use self::figures::Figures;
+pub(super) use self::world::Link;
 use self::world::World;
 use crate::{say, tools};
 
 /// Measures every contestant that is here, prints a table, and writes all single figures to a file when asked to.
-pub(super) fn run(rounds: usize, secs: u64, out: Option<&Path>) -> Result<()> {
+pub(super) fn run(link: Link, rounds: usize, secs: u64, out: Option<&Path>) -> Result<()> {
     ensure!(
         nix::unistd::geteuid().is_root(),
         "network namespaces need root: sudo cargo xtask bench overlay"
     );
-    tools::apt_install(&["iperf3", "wireguard-tools", "iputils-ping"])?;
+    tools::apt_install(&["iperf3", "wireguard-tools", "iputils-ping", "ethtool"])?;
     let contestants = Contestant::here()?;
     let mut figures = Figures::default();
     for round in 1..=rounds {
         for contestant in &contestants {
             say::step(&format!("{contestant}, round {round} of {rounds}"));
-            let world = World::new()?;
+            let world = World::new(link)?;
             let tunnel = contestant.start(&world).with_context(|| format!("start {contestant}"))?;
             let measured = measure::all(&world, &tunnel, secs);
             figures.add(*contestant, measured.with_context(|| format!("measure {contestant}"))?);

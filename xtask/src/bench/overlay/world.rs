@@ -62,6 +62,15 @@ impl Side {
     }
 }
 
+/// What lies between the nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Link {
+    /// It passes on up to 64 KiB of segments as one packet, as a veth pair does.
+    Passing,
+    /// Packets of its MTU only; the receiver joins them again, as the driver of a card does.
+    Cutting,
+}
+
 /// The two nodes, and a folder for what runs on them.
 pub(super) struct World {
     prefix: String,
@@ -69,7 +78,7 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new() -> Result<Self> {
+    pub(super) fn new(link: Link) -> Result<Self> {
         let prefix = format!("bench{}-", std::process::id());
         let files = std::env::temp_dir().join(format!("mesh-{prefix}overlay"));
         let world = Self { prefix, files };
@@ -84,6 +93,11 @@ impl World {
         ip(&a, &format!("link add ul0 type veth peer name ul0 netns {b}"))?;
         for side in Side::BOTH {
             world.build(side)?;
+            if link == Link::Cutting {
+                let sent = ["tso", "off", "gso", "off", "tx-udp-segmentation", "off", "gro", "on"];
+                let words = [&["ethtool", "-K", "ul0"], &sent[..]].concat();
+                output(&mut world.command("node", side, &words))?;
+            }
         }
         Ok(world)
     }
