@@ -60,7 +60,14 @@ impl Lab {
     }
 
     pub(crate) fn load(&self) -> Programs {
-        Programs::open_or_load(&self.options()).unwrap_or_else(|error| panic!("{error:#?}"))
+        self.load_with(&[])
+    }
+
+    /// On maps of these capacities.
+    pub(crate) fn load_with(&self, capacities: &[(&'static str, u32)]) -> Programs {
+        let options =
+            LoadOptions { capacities: capacities.iter().copied().collect(), ..self.options() };
+        Programs::open_or_load(&options).unwrap_or_else(|error| panic!("{error:#?}"))
     }
 }
 

@@ -74,9 +74,19 @@ fn tcp(port: u16) -> Ports {
 impl Bench {
     /// The pod `default/one` with these policies and rules. `default/two` has none, and is Bob.
     fn new(ingress: u32, egress: u32, rules: Vec<Rule>) -> Self {
+        Self::with(&[], ingress, egress, rules)
+    }
+
+    /// On maps of these capacities.
+    fn with(
+        capacities: &[(&'static str, u32)],
+        ingress: u32,
+        egress: u32,
+        rules: Vec<Rule>,
+    ) -> Self {
         let (lab, node) = (Lab::new(), Net::new());
         let pods = [Net::new(), Net::new()];
-        let programs = Arc::new(lab.load());
+        let programs = Arc::new(lab.load_with(capacities));
         let network = LinuxPodNetwork::new(node.handle(), programs.clone());
         let [port, other] = [port(&pods[0], "one", 5), port(&pods[1], "two", 6)];
         let ifindex = network.attach(&port).unwrap().host_ifindex;
@@ -305,6 +315,37 @@ fn the_end_of_a_connection_is_not_the_beginning_of_another() {
     // The pod may not begin one, not even with the ports of an old one.
     assert_eq!(back(SYN), DROP);
     assert_eq!((there(SYN), back(RST)), (REDIRECT, NEXT));
+}
+
+/// More connections than the memory holds: each new one finds it full, and its answers pass all the same.
+#[test]
+fn a_full_memory_of_connections_denies_nothing_that_is_allowed() {
+    if !privileged() {
+        return;
+    }
+    const NEW: u16 = 2_000;
+    let rules = vec![rule(IN, BOB, tcp(80)), rule(OUT, BOB, Ports::Everything)];
+    let bench = Bench::with(&[(maps::CONNECTIONS, 64)], IN, OUT, rules);
+    let mut denied = 0;
+    for port in 40_000..40_000 + NEW {
+        let served = [
+            bench.arrives(&segment(FAR, port, POD, 80, SYN)) == REDIRECT,
+            bench.sends(&segment(POD, 80, FAR, port, SYN_ACK)) == NEXT,
+            bench.arrives(&segment(FAR, port, POD, 80, ACK)) == REDIRECT,
+        ];
+        // Only what is remembered lets the answer in: no rule does.
+        let asked = [
+            bench.sends(&packets::udp(POD, port, FAR, 53)) == NEXT,
+            bench.arrives(&packets::udp(FAR, 53, POD, port)) == REDIRECT,
+        ];
+        denied += usize::from(served.contains(&false)) + usize::from(asked.contains(&false));
+    }
+    println!("{denied} of {} new connections were denied something", 2 * NEW);
+    assert!(denied * 1000 <= 2 * usize::from(NEW), "{denied} of {}", 2 * NEW);
+    // What was forgotten and began before is still judged right by its ports.
+    assert_eq!(bench.arrives(&segment(FAR, 40_000, POD, 80, ACK)), REDIRECT);
+    assert_eq!(bench.sends(&segment(POD, 80, FAR, 40_000, ACK)), NEXT);
+    assert_eq!(bench.arrives(&packets::udp(FAR, 53, POD, 40_000)), DROP);
 }
 
 #[test]
