@@ -1,25 +1,26 @@
-//! Figures of the local cluster, and of tunnels without one. What is compared is measured in turns, and the median is printed:
+//! Figures of the local cluster, and of tunnels, services and interfaces without one. What is compared is measured in turns, and the median is printed:
 //! on a small machine only the ratios of one run mean something.
 
 mod cni;
+mod lb;
 mod overlay;
 
-use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 use mesh_tests::command::output;
-use mesh_tests::load::{Load, Report};
+use mesh_tests::load::Load;
 use mesh_tests::pod::Pod;
 use mesh_tests::process::resident_kib;
 use mesh_tests::{Artifacts, Cluster};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::{local, say, tools};
+use crate::{BenchArgs, local, say, tools};
+pub(crate) use lb::LbArgs;
 
 /// What can be measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -30,7 +31,7 @@ pub(crate) enum Part {
     OverlayWire,
     /// Two pods of the cluster through the tunnel, to two nodes without it
     Pods,
-    /// New connections through a service address, to direct ones
+    /// Services by our programs, nftables, iptables and haproxy; node ports; events and policies on and off; needs no cluster
     Lb,
     /// ADD and DEL of the plugin, as containerd sees them, beside the reference plugins; needs no cluster
     Cni,
@@ -39,9 +40,10 @@ pub(crate) enum Part {
 }
 
 /// Measures and prints one line per figure; those of the tunnels also go to a file.
-pub(crate) fn run(parts: &[Part], rounds: usize, secs: u64, out: Option<&Path>) -> Result<()> {
+pub(crate) fn run(args: &BenchArgs) -> Result<()> {
+    let (parts, secs, out) = (&args.what, args.secs, args.out.as_deref());
     let wants = |part| parts.is_empty() || parts.contains(&part);
-    let rounds = rounds.clamp(1, 20);
+    let rounds = args.rounds.unwrap_or(3).clamp(1, 20);
     if wants(Part::Overlay) {
         overlay::run(overlay::Link::Passing, rounds, secs, out)?;
     }
@@ -51,16 +53,17 @@ pub(crate) fn run(parts: &[Part], rounds: usize, secs: u64, out: Option<&Path>) 
     if wants(Part::Cni) {
         cni::measure(rounds)?;
     }
-    let alone = |part: &Part| matches!(part, Part::Overlay | Part::OverlayWire | Part::Cni);
+    if wants(Part::Lb) {
+        lb::run(args.rounds, &args.lb)?;
+    }
+    let alone =
+        |part: &Part| matches!(part, Part::Overlay | Part::OverlayWire | Part::Cni | Part::Lb);
     if !parts.is_empty() && parts.iter().all(alone) {
         return Ok(());
     }
     let cluster = local::running()?;
     if wants(Part::Pods) {
         pods(&cluster, rounds, secs)?;
-    }
-    if wants(Part::Lb) {
-        balancing(&cluster, rounds, secs)?;
     }
     if wants(Part::Memory) {
         memory(&cluster);
@@ -166,62 +169,6 @@ fn gigabits(command: &mut Command) -> Result<f64> {
     let report: Value = serde_json::from_str(&output(command)?).context("understand iperf3")?;
     let bits = report["end"]["sum_received"]["bits_per_second"].as_f64();
     Ok(bits.context("iperf3 reports no rate")? / 1e9)
-}
-
-fn balancing(cluster: &Cluster, rounds: usize, secs: u64) -> Result<()> {
-    let kubectl = cluster.kubectl(&Artifacts::locate(false));
-    let (a, b) = two_pods(cluster)?;
-    // Both ways end at one address and port: what ran first would leave the other few source ports that are not in TIME_WAIT.
-    let ports = ["net.ipv4.tcp_tw_reuse=1", "net.ipv4.ip_local_port_range=1024 65535"];
-    output(&mut a.network_command(&["sysctl", "-qw", ports[0], ports[1]])?)?;
-    // A service with one backend, so that both ways end at the same pod.
-    let label = format!("bench={}", b.name);
-    kubectl.run(&["label", "pod", &b.name, &label, "--overwrite"])?;
-    kubectl.apply(&format!(
-        "{{apiVersion: v1, kind: Service, metadata: {{name: bench}}, spec: {{selector: {{bench: {}}}, \
-         ports: [{{port: 80, targetPort: 8080}}]}}}}",
-        b.name
-    ))?;
-    let service = kubectl.json(&["service", "bench"])?;
-    let vip =
-        service["spec"]["clusterIP"].as_str().context("the service has no address")?.to_owned();
-    thread::sleep(Duration::from_secs(2));
-    for (what, keep) in [("new connections", false), ("requests on kept connections", true)] {
-        let (mut direct, mut through) = (Vec::new(), Vec::new());
-        let (mut direct_us, mut through_us) = (Vec::new(), Vec::new());
-        for round in 1..=rounds {
-            say::step(&format!("{what}, round {round}"));
-            for (url, rates, times) in [
-                (format!("http://{}:8080/healthz", b.v4()?), &mut direct, &mut direct_us),
-                (format!("http://{vip}/healthz"), &mut through, &mut through_us),
-            ] {
-                let report = flood(&a, &url, secs, keep)?;
-                #[allow(clippy::cast_precision_loss, reason = "counts of a short run")]
-                rates.push(report.ok as f64 / report.secs);
-                #[allow(clippy::cast_precision_loss, reason = "microseconds of a short run")]
-                times.push(report.p50_us as f64);
-            }
-        }
-        let reference = figure(&format!("{what}, direct"), &mut direct, "1/s", None);
-        figure(&format!("{what}, service address"), &mut through, "1/s", Some(reference));
-        let reference = figure(&format!("{what}, direct, p50"), &mut direct_us, "us", None);
-        figure(&format!("{what}, service address, p50"), &mut through_us, "us", Some(reference));
-    }
-    kubectl.run(&["delete", "service", "bench"])?;
-    Ok(())
-}
-
-/// As many requests as two workers can make.
-fn flood(pod: &Pod, url: &str, secs: u64, keep: bool) -> Result<Report> {
-    let secs = secs.to_string();
-    let mut words = vec!["/bin/mesh-hello", "load", url, "--secs", &secs];
-    words.extend(["--workers", "2", "--rate", "1000000"]);
-    if keep {
-        words.push("--keep");
-    }
-    let report = Load::start(pod.command(&words))?.wait()?;
-    ensure!(report.failed == 0, "{url}: {}", report.line());
-    Ok(report)
 }
 
 fn memory(cluster: &Cluster) {

@@ -62,9 +62,9 @@ enum Command {
         after_help = "With CI set, a test that cannot run on this machine is a failure.\n\nExamples:\n  cargo xtask test\n  cargo xtask test --unit\n  cargo xtask test --e2e kill"
     )]
     Test(TestArgs),
-    /// Measure tunnels, service addresses, the CNI plugin, memory
+    /// Measure tunnels, services, the CNI plugin, memory
     #[command(
-        after_help = "All but `overlay` and `cni` need a cluster: cargo xtask up --release\nThings to compare are measured in turns; the median of the rounds is printed.\n\nExamples:\n  cargo xtask bench\n  cargo xtask bench overlay --rounds 5 -o overlay.json"
+        after_help = "`pods` and `memory` need a cluster: cargo xtask up --release\nThings to compare are measured in turns; the median of the rounds is printed.\n\nExamples:\n  cargo xtask bench\n  cargo xtask bench overlay --rounds 5 -o overlay.json\n  cargo xtask bench lb --rounds 21 --slow --sync-others 5000x50"
     )]
     Bench(BenchArgs),
     /// Feed the packet path with rubbish, for a time; needs no root
@@ -170,15 +170,17 @@ struct SoakCniArgs {
 struct BenchArgs {
     /// What to measure; all when absent
     what: Vec<bench::Part>,
-    /// How often each thing is measured
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    rounds: usize,
+    /// How often each thing is measured [default: 3; of lb, whose turns are short, 9]
+    #[arg(long, value_name = "N")]
+    rounds: Option<usize>,
     /// Length of one measurement
     #[arg(long, value_name = "N", default_value_t = 3)]
     secs: u64,
     /// File for every single figure of `overlay`, one JSON object per line
     #[arg(short = 'o', long = "out", value_name = "FILE")]
     out: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    lb: bench::LbArgs,
 }
 
 #[derive(Args)]
@@ -214,7 +216,7 @@ fn main() -> ExitCode {
             let parts = suite::Parts { unit: !args.e2e, e2e: !args.unit };
             suite::run(parts, args.filter.as_deref())
         }
-        Command::Bench(args) => bench::run(&args.what, args.rounds, args.secs, args.out.as_deref()),
+        Command::Bench(args) => bench::run(&args),
         Command::Fuzz(args) => fuzz::run(&args.what, args.secs),
         Command::SoakCni(args) => soak_cni::run(args.cycles, args.kill_every),
         Command::Soak(args) => soak::run(&args),
