@@ -33,6 +33,7 @@ pub mod load;
 pub mod marks;
 pub mod node;
 pub mod pod;
+pub mod policy_table;
 pub mod process;
 pub mod rig;
 pub mod runner;

@@ -1,4 +1,4 @@
-//! The server: HTTP on 8080, TCP echo on 9000, UDP echo on 9001, on both families.
+//! The server: HTTP on 8080, TCP echo on 9000, UDP echo on 9001, on both families. SCTP echo only where it is asked for.
 //!
 //! SIGTERM: what waits in the accept queue is still taken, requests under way end, kept connections are closed
 //! after their next answer or when idle, and then the process ends. It never cuts a request.
@@ -9,6 +9,7 @@ mod websocket;
 use std::io::{self, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd as _;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::args::Args;
+use crate::sctp;
 use crate::signals::EndSignals;
 
 const HTTP_PORT: u16 = 8080;
@@ -25,6 +27,17 @@ const UDP_ECHO_PORT: u16 = 9001;
 /// More connections than this wait in the accept queue.
 const MAX_CONNECTIONS: usize = 2000;
 const DRAIN_LIMIT: Duration = Duration::from_secs(20);
+
+/// Ports with commas between them.
+struct Ports(Vec<u16>);
+
+impl FromStr for Ports {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.split(',').map(str::parse).collect::<Result<_, _>>().map(Self)
+    }
+}
 
 /// What all connections of the process share.
 pub(crate) struct Server {
@@ -42,8 +55,9 @@ pub(crate) struct Server {
 /// `serve`: until SIGTERM.
 pub(crate) fn run(args: &mut Args) -> Result<(), String> {
     let http_port = args.setting("--http", HTTP_PORT)?;
-    let tcp_port = args.setting("--tcp", TCP_ECHO_PORT)?;
-    let udp_port = args.setting("--udp", UDP_ECHO_PORT)?;
+    let tcp_ports = args.setting("--tcp", Ports(vec![TCP_ECHO_PORT]))?;
+    let udp_ports = args.setting("--udp", Ports(vec![UDP_ECHO_PORT]))?;
+    let sctp_ports = args.optional::<Ports>("--sctp")?;
     args.finish()?;
     let signals = EndSignals::hold()?;
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
@@ -55,9 +69,16 @@ pub(crate) fn run(args: &mut Args) -> Result<(), String> {
         draining: AtomicBool::new(false),
         open: AtomicUsize::new(0),
     });
-    let acceptors =
-        [listen(&server, http_port, http::connection)?, listen(&server, tcp_port, echo_stream)?];
-    echo_datagrams(&server, udp_port)?;
+    let mut acceptors = vec![listen(&server, http_port, http::connection)?];
+    for port in tcp_ports.0 {
+        acceptors.push(listen(&server, port, echo_stream)?);
+    }
+    for port in udp_ports.0 {
+        echo_datagrams(&server, port)?;
+    }
+    if let Some(Ports(ports)) = sctp_ports {
+        sctp::echo(&server.host, &ports)?;
+    }
     println!("{} serves version {}", server.host, server.version);
     signals.ended_within(None);
     println!("{} drains", server.host);

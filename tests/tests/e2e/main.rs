@@ -22,6 +22,7 @@ mod refusals;
 mod rollout;
 mod secrecy;
 mod streams;
+mod table;
 mod traffic;
 mod world;
 
@@ -56,6 +57,7 @@ fn tests() -> Vec<Test<World>> {
         faults::TESTS,
         paths::TESTS,
         policy::TESTS,
+        table::TESTS,
         secrecy::TESTS,
         flows::TESTS,
     ];
