@@ -1,10 +1,8 @@
 //! What policies allow, read from the text of their specification and from nothing else.
 //!
-//! "By default, a pod is non-isolated for egress; all outbound connections are allowed. A pod is isolated for egress if there is any
-//! NetworkPolicy that both selects the pod and has "Egress" in its policyTypes; [...] When a pod is isolated for egress, the only allowed
-//! connections from the pod are those allowed by the egress list of some NetworkPolicy that applies to the pod for egress." Ingress
-//! likewise. "For a connection from a source pod to a destination pod to be allowed, both the egress policy on the source pod and the
-//! ingress policy on the destination pod need to allow the connection." "A pod cannot block access to itself."
+//! A pod without a policy for a direction is free in it; with one it may do what some rule of some such policy grants, and nothing
+//! else. A connection needs both: the client's egress and the server's ingress. Nobody is kept from himself. (Kubernetes,
+//! "Network Policies", sections on isolation; the API reference of NetworkPolicySpec.)
 
 use std::net::IpAddr;
 
@@ -48,7 +46,7 @@ fn side(policies: &[Value], ask: &Question<'_>, direction: &str) -> bool {
         }
         isolated = true;
         let allowed = each(&spec[rules]).any(|rule| {
-            // "If this field is empty or missing, this rule matches all [...] (traffic not restricted by [...])."
+            // A list that is empty or missing restricts nothing.
             let peer = is_empty(&rule[peers])
                 || each(&rule[peers]).any(|peer| is_peer(peer, subject.namespace, other, ask.v4));
             let port = is_empty(&rule["ports"]) || each(&rule["ports"]).any(|p| is_port(p, ask));
@@ -69,7 +67,7 @@ fn is_empty(list: &Value) -> bool {
     each(list).next().is_none()
 }
 
-/// "If this field is not specified, it will default based on the existence of ingress or egress rules".
+/// Without the field: ingress always, egress where there are rules for it.
 fn types(spec: &Value) -> Vec<&str> {
     let named: Vec<&str> = each(&spec["policyTypes"]).filter_map(Value::as_str).collect();
     match (named.is_empty(), is_empty(&spec["egress"])) {
