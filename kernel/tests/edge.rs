@@ -7,6 +7,8 @@
 //!                                pod 10.244.1.5                                   pod 10.244.2.5
 //! ```
 
+mod gone;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};

@@ -232,7 +232,7 @@ pub enum EdgeReason {
     Chosen = 6,
     /// Question for an address of ours on the local network, answered.
     Answered = 7,
-    /// Refused: the service has no backend.
+    /// Refused: the service has no backend, or the connection's is gone.
     NoBackend = 8,
     /// Refused: larger than what the way to the backend carries.
     TooBig = 9,

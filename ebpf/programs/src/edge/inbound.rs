@@ -141,13 +141,16 @@ fn remember_way_back(packet: &Packet, flow: &Flow) {
 fn deliver(ctx: &TcContext, packet: &Packet, flow: &Flow) -> i32 {
     let away = flow.via != Address::UNSPECIFIED;
     if away {
+        // A node that is no more takes its backends along.
         let Some(room) = tunnel::room(&flow.via, packet.v4) else {
-            return drop(ctx, EdgeReason::NoRoom);
+            return refuse::unreachable(ctx, packet);
         };
         if refuse::is_too_big(ctx, room) {
             return refuse::too_big(ctx, packet, room);
         }
         clamp(ctx, packet, room);
+    } else if local_pod(&flow.address).is_none() {
+        return refuse::unreachable(ctx, packet);
     }
     if !rewrite(ctx, packet, Side::Destination, &flow.address, flow.port_be) {
         return drop(ctx, EdgeReason::NoRoom);
@@ -162,7 +165,7 @@ fn onward(ctx: &TcContext, v4: bool, backend: &Address, via: &Address) -> i32 {
         return tunnel::enter(ctx, v4, via, EdgeReason::ClientToNode);
     }
     let Some(pod) = local_pod(backend) else {
-        // A pod that is gone: the stack refuses for it.
+        // An error about what a pod sent that is gone meanwhile.
         return NEXT;
     };
     hand_over(ctx.skb.skb, &pod, v4, EdgeReason::ClientToPod) as i32
@@ -182,16 +185,23 @@ fn hand_over(skb: *mut __sk_buff, pod: &LocalPod, v4: bool, reason: EdgeReason) 
         .unwrap_or_else(|| drop(ctx, EdgeReason::NoRoom)) as u32
 }
 
-/// A client's packet that another node has sent here: to a pod of this node, and the way back is remembered.
+/// Whether it is the address of a pod here, or of one that another node may have.
+#[inline(always)]
+pub fn is_pods(address: &Address) -> bool {
+    local_pod(address).is_some() || REMOTE_BLOCKS.get(Key::new(128, *address)).is_some()
+}
+
+/// A client's packet that another node has sent here: to a pod of this node, and the way back is remembered. For a pod that is gone
+/// it is refused, back through that node: the client would wait for nothing.
 #[inline(always)]
 pub fn from_node(ctx: &TcContext, packet: &mut Packet, from: &Address) -> i32 {
-    let Some(pod) = local_pod(&packet.destination) else { return drop(ctx, EdgeReason::Forged) };
     // No node can lend its clients the address of a pod.
-    if local_pod(&packet.source).is_some()
-        || REMOTE_BLOCKS.get(Key::new(128, packet.source)).is_some()
-    {
+    if is_pods(&packet.source) {
         return drop(ctx, EdgeReason::Forged);
     }
+    let Some(pod) = local_pod(&packet.destination) else {
+        return refuse::unreachable_by(ctx, packet, from);
+    };
     if has_ports(packet.protocol) && packet.recall_ports() {
         packet.remember_ports();
         remember_node(packet, from);

@@ -6,24 +6,38 @@ use aya_ebpf::programs::TcContext;
 use mesh_abi::{Address, EdgeReason};
 
 use super::packet::{ACK, ICMP, ICMPV6, Packet, Part, RST, SYN, TCP, UDP};
-use super::tunnel::fold;
+use super::tunnel::{self, fold};
 use super::{count, drop};
 use crate::packet::{ETH_HLEN, Ethernet, Ipv4, Ipv6, ifindex};
 
-/// Nobody serves this: a reset for TCP, "port unreachable" for the rest.
-#[inline(never)]
+/// Nobody serves this, or not any more: a reset for TCP, "port unreachable" for the rest.
+#[inline(always)]
 pub fn unreachable(ctx: &TcContext, packet: &Packet) -> i32 {
-    if packet.part == Part::Later {
-        return drop(ctx, EdgeReason::NoBackend);
-    }
-    count(ctx, EdgeReason::NoBackend);
-    let done = if packet.protocol == TCP {
-        // Nobody answers a reset by another one.
-        if packet.tcp_flags & RST != 0 { None } else { reset(ctx, packet) }
-    } else {
-        error(ctx, packet, if packet.v4 { (3, 3, 0) } else { (1, 4, 0) })
-    };
+    let done = turned(ctx, packet).then_some(());
     send_back(ctx, done)
+}
+
+/// The same for a packet that another node has sent here for a client: the answer goes back to that node.
+#[inline(always)]
+pub fn unreachable_by(ctx: &TcContext, packet: &Packet, node: &Address) -> i32 {
+    if !turned(ctx, packet) {
+        return TC_ACT_SHOT;
+    }
+    tunnel::enter(ctx, packet.v4, node, EdgeReason::PodToNode)
+}
+
+/// Counts the packet and turns it into the refusal, if it may be answered by one.
+#[inline(never)]
+fn turned(ctx: &TcContext, packet: &Packet) -> bool {
+    count(ctx, EdgeReason::NoBackend);
+    let done = match (packet.part, packet.protocol) {
+        (Part::Later, _) => None,
+        // Nobody answers a reset by another one.
+        (_, TCP) if packet.tcp_flags & RST != 0 => None,
+        (_, TCP) => reset(ctx, packet),
+        _ => error(ctx, packet, if packet.v4 { (3, 3, 0) } else { (1, 4, 0) }),
+    };
+    done.is_some()
 }
 
 /// The way to the backend takes packets of `room` bytes at most (RFC 1191, RFC 8201).

@@ -116,7 +116,8 @@ pub fn receive(ctx: &TcContext) -> Option<i32> {
     if !unwrap(ctx, v4, packet) {
         return Some(drop(ctx, EdgeReason::Forged));
     }
-    if local_pod(&packet.destination).is_some() {
+    // What pods send is an answer, whatever clients send is for a pod, be it one that is gone.
+    if local_pod(&packet.destination).is_some() || !inbound::is_pods(&packet.source) {
         return Some(inbound::from_node(ctx, packet, &from));
     }
     Some(outbound::from_node(ctx, packet, flow))
