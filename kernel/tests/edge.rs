@@ -7,6 +7,7 @@
 //!                                pod 10.244.1.5                                   pod 10.244.2.5
 //! ```
 
+mod collision;
 mod gone;
 
 use std::collections::BTreeMap;

@@ -141,8 +141,11 @@ pub struct Flow {
     pub ifindex: u32,
     /// [`EdgeService::id`]; 0 on the backend's node.
     pub service: u32,
-    /// [`EdgeBackendKey::index`].
-    pub index: u32,
+    /// [`EdgeBackendKey::index`]; places in a table are no wider.
+    pub index: u16,
+    /// Where the client has another port on the backend's side than on its own, network order. Inbound: that one; outbound: its
+    /// own. 0 where they are the same.
+    pub client_port_be: u16,
 }
 plain!(Flow, 56);
 

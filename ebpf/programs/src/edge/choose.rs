@@ -9,20 +9,21 @@ use crate::maps::{EDGE_BACKENDS, EDGE_TABLES};
 
 /// A backend and its index; nothing when the service has none.
 #[inline(always)]
-pub fn choose(service: &EdgeService, packet: &Packet) -> Option<(u32, EdgeBackend)> {
+pub fn choose(service: &EdgeService, packet: &Packet) -> Option<(u16, EdgeBackend)> {
     let table = EDGE_TABLES.get_ptr(&service.id)?;
     let place = ((u64::from(hash(service, packet)) * TABLE_SIZE as u64) >> 32) as usize;
     if place >= TABLE_SIZE {
         return None;
     }
     // SAFETY: within the array; user space replaces the table as a whole.
-    let index = u32::from(unsafe { (&raw const (*table).slots).cast::<u16>().add(place).read() });
+    let index = unsafe { (&raw const (*table).slots).cast::<u16>().add(place).read() };
     Some((index, backend(service.id, index)?))
 }
 
 /// The backend with this index, if there is one.
 #[inline(always)]
-pub fn backend(service: u32, index: u32) -> Option<EdgeBackend> {
+pub fn backend(service: u32, index: u16) -> Option<EdgeBackend> {
+    let index = u32::from(index);
     // SAFETY: the value is copied; user space replaces it as a whole.
     unsafe { EDGE_BACKENDS.get(&EdgeBackendKey { service, index }) }.copied()
 }
@@ -44,7 +45,7 @@ fn mix_address(state: u32, address: &Address) -> u32 {
 
 /// One round of a multiply-and-shift hash.
 #[inline(always)]
-fn mix(state: u32, word: u32) -> u32 {
+pub fn mix(state: u32, word: u32) -> u32 {
     let mixed = (state ^ word).wrapping_mul(0x9e37_79b1);
     (mixed ^ mixed >> 15).wrapping_mul(0x85eb_ca77)
 }

@@ -112,6 +112,7 @@ fn rewritten(ctx: &TcContext, packet: &Packet, side: Side, flow: &Flow) -> Optio
         Side::Source => (Side::Destination, &quote.destination, quote.destination_port_be),
     };
     rewrite_quote(ctx, packet, &quote, quoted, &flow.address, flow.port_be)?;
+    rewrite_client_port(ctx, packet, &quote, side, flow.client_port_be)?;
     rewrite_outer(ctx, packet, side, &flow.address)
 }
 
@@ -143,6 +144,26 @@ fn rewrite_quote(
     let port = quote.transport + if side == Side::Source { 0 } else { 2 };
     ctx.l4_csum_replace(checksum(packet), old_port_be.into(), port_be.into(), 2).ok()?;
     ctx.store(port, &port_be, 0).ok()
+}
+
+/// Changes the client's port in the quoted packet, which is on the side that the error itself comes from or goes to.
+#[inline(always)]
+fn rewrite_client_port(
+    ctx: &TcContext,
+    packet: &Packet,
+    quote: &Quote,
+    side: Side,
+    port_be: u16,
+) -> Option<()> {
+    if port_be == 0 {
+        return Some(());
+    }
+    let (old_be, place) = match side {
+        Side::Destination => (quote.destination_port_be, quote.transport + 2),
+        Side::Source => (quote.source_port_be, quote.transport),
+    };
+    ctx.l4_csum_replace(checksum(packet), old_be.into(), port_be.into(), 2).ok()?;
+    ctx.store(place, &port_be, 0).ok()
 }
 
 /// Changes one side of the error itself. The sum of ICMP for IPv6 covers its addresses.

@@ -9,12 +9,17 @@ use mesh_abi::{
 };
 
 use super::packet::{self, Packet, Part, TCP, has_ports};
-use super::translate::{Side, clamp, rewrite};
+use super::translate::{Side, clamp, put_port, rewrite};
 use super::{Scratch, choose, count, drop, flow, icmp, refuse, scratch, tunnel};
 use crate::deliver::{local_pod, to_pod};
 use crate::maps::{EDGE_SERVICES, EDGE_SOURCES, REMOTE_BLOCKS};
 use crate::packet::{ETH_HLEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, NEXT, ifindex};
 use crate::policy::{self, Ends};
+
+/// How many ports are tried for a client whose own is taken, and from where on they are looked for: above those that machines
+/// give to their own connections.
+const CLIENT_PORTS: u32 = 8;
+const FIRST_CLIENT_PORT: u16 = 0xf000;
 
 /// A packet that came in by an uplink.
 #[inline(always)]
@@ -90,13 +95,53 @@ fn backend_of(ctx: &TcContext, service: &EdgeService, packet: &Packet, found: &m
         let EdgeBackend { address, via, port_be, .. } = backend;
         let state = flow::next_state(Flow::NEW, packet);
         let ifindex = ifindex(ctx);
-        let (service, seen_ns) = (service.id, now);
-        *found = Flow { seen_ns, address, via, port_be, state, pad: 0, ifindex, service, index };
+        let (service, seen_ns, client_port_be) = (service.id, now, 0);
+        *found = Flow {
+            seen_ns,
+            address,
+            via,
+            port_be,
+            state,
+            pad: 0,
+            ifindex,
+            service,
+            index,
+            client_port_be,
+        };
+        found.client_port_be = client_port(packet, found);
         count(ctx, EdgeReason::Chosen);
     }
     flow::put(&key, found);
     remember_way_back(packet, found);
     true
+}
+
+/// The port that a new connection's client has on the backend's side: 0 for its own, or another one where the same port has
+/// come to the same backend by another frontend. Its answers could not be told from the other's.
+#[inline(never)]
+fn client_port(packet: &Packet, flow: &Flow) -> u16 {
+    let mut key = way_back(packet, flow);
+    let mut seed = choose::mix(packet.destination.words[3], u32::from(packet.destination_port_be));
+    for tried in 0..CLIENT_PORTS {
+        let taken = flow::find(&key, flow.seen_ns).is_some_and(|other| {
+            other.address != packet.destination
+                || other.port_be != packet.destination_port_be
+                || own_port(&other, &key) != packet.source_port_be
+        });
+        if !taken {
+            return if tried == 0 { 0 } else { key.client_port_be };
+        }
+        seed = choose::mix(seed, tried);
+        key.client_port_be = (FIRST_CLIENT_PORT | seed as u16).to_be();
+    }
+    // So many at once nobody has; the last one wins, as if there was no memory.
+    0
+}
+
+/// The port that the client itself has in the connection of an outbound entry.
+#[inline(always)]
+fn own_port(flow: &Flow, key: &FlowKey) -> u16 {
+    if flow.client_port_be == 0 { key.client_port_be } else { flow.client_port_be }
 }
 
 /// Whether a connection stays where it is. TCP does, even to a backend that is about to go; what has no connections goes
@@ -119,22 +164,30 @@ fn holds(service: &EdgeService, packet: &Packet, known: &Flow) -> bool {
 /// What the backend answers is found by this entry.
 #[inline(never)]
 fn remember_way_back(packet: &Packet, flow: &Flow) {
-    let key = FlowKey {
-        client: packet.source,
-        other: flow.address,
-        client_port_be: packet.source_port_be,
-        other_port_be: flow.port_be,
-        protocol: packet.protocol,
-        direction: FlowKey::OUTBOUND,
-        pad: 0,
-    };
+    let key = way_back(packet, flow);
+    let other = flow.client_port_be != 0;
     let back = Flow {
         address: packet.destination,
         port_be: packet.destination_port_be,
         via: Address::UNSPECIFIED,
+        client_port_be: if other { packet.source_port_be } else { 0 },
         ..*flow
     };
     flow::put(&key, &back);
+}
+
+#[inline(always)]
+fn way_back(packet: &Packet, flow: &Flow) -> FlowKey {
+    let other = flow.client_port_be != 0;
+    FlowKey {
+        client: packet.source,
+        other: flow.address,
+        client_port_be: if other { flow.client_port_be } else { packet.source_port_be },
+        other_port_be: flow.port_be,
+        protocol: packet.protocol,
+        direction: FlowKey::OUTBOUND,
+        pad: 0,
+    }
 }
 
 #[inline(always)]
@@ -152,7 +205,9 @@ fn deliver(ctx: &TcContext, packet: &Packet, flow: &Flow) -> i32 {
     } else if local_pod(&flow.address).is_none() {
         return refuse::unreachable(ctx, packet);
     }
-    if !rewrite(ctx, packet, Side::Destination, &flow.address, flow.port_be) {
+    if !rewrite(ctx, packet, Side::Destination, &flow.address, flow.port_be)
+        || !put_port(ctx, packet, Side::Source, flow.client_port_be)
+    {
         return drop(ctx, EdgeReason::NoRoom);
     }
     onward(ctx, packet.v4, &flow.address, &flow.via)

@@ -4,7 +4,7 @@ use aya_ebpf::programs::TcContext;
 use mesh_abi::{Address, EdgeReason, Flow, FlowKey};
 
 use super::packet::{self, Packet, has_ports};
-use super::translate::{Side, clamp, rewrite};
+use super::translate::{Side, clamp, put_port, rewrite};
 use super::{Scratch, drop, flow, icmp, refuse, scratch, to_client, tunnel};
 use crate::packet::{ETHERTYPE_IPV4, NEXT};
 
@@ -73,6 +73,7 @@ fn find_own(packet: &mut Packet, found: &mut Flow) -> bool {
 fn translated(ctx: &TcContext, packet: &Packet, flow: &Flow, reason: EdgeReason) -> i32 {
     let done = if has_ports(packet.protocol) {
         rewrite(ctx, packet, Side::Source, &flow.address, flow.port_be)
+            && put_port(ctx, packet, Side::Destination, flow.client_port_be)
     } else {
         icmp::rewrite(ctx, packet, Side::Source, flow)
     };

@@ -75,6 +75,24 @@ fn rewritten(
     put_address(ctx, ETH_HLEN, packet.v4, side, &old, address)
 }
 
+/// Puts another port into one side of the packet; 0 leaves it as it is.
+#[inline(always)]
+pub fn put_port(ctx: &TcContext, packet: &Packet, side: Side, port_be: u16) -> bool {
+    port_be == 0 || packet.part == Part::Later || other_port(ctx, packet, side, port_be)
+}
+
+#[inline(never)]
+fn other_port(ctx: &TcContext, packet: &Packet, side: Side, port_be: u16) -> bool {
+    let old_be = if side == Side::Source { packet.source_port_be } else { packet.destination_port_be };
+    let transport = packet.transport as usize;
+    let (checksum, flags) = match packet.protocol {
+        TCP => (transport + 16, 0),
+        _ => (transport + 6, u64::from(BPF_F_MARK_MANGLED_0)),
+    };
+    ctx.l4_csum_replace(checksum, old_be.into(), port_be.into(), flags | 2).is_ok()
+        && ctx.store(transport + side.port(), &port_be, 0).is_ok()
+}
+
 /// Puts another address into the IP header at `offset`; sums of what follows are the caller's business.
 #[inline(always)]
 pub fn put_address(
