@@ -8,7 +8,9 @@
 //! ```
 
 mod collision;
+mod golden;
 mod gone;
+mod sctp;
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -19,6 +19,7 @@ pub mod inbound;
 pub mod outbound;
 mod packet;
 mod refuse;
+mod sctp;
 mod translate;
 pub mod tunnel;
 

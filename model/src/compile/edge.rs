@@ -140,10 +140,6 @@ impl<'a> Outside<'a> {
         local: &LocalNode,
     ) -> Option<EdgeService> {
         let protocol = Protocol::parse(port.protocol.as_deref())?;
-        // SCTP has a checksum of its own kind, which the programs do not write.
-        if protocol == Protocol::Sctp {
-            return None;
-        }
         let elsewhere = self.local && !backends.is_empty();
         if self.local {
             backends.retain(|backend| is_on(backend, local));

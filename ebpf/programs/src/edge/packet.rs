@@ -8,6 +8,7 @@ use crate::packet::{ETH_HLEN, Ipv4, Ipv6};
 
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
+pub const SCTP: u8 = 132;
 pub const ICMP: u8 = 1;
 pub const ICMPV6: u8 = 58;
 const IPV6_FRAGMENT: u8 = 44;
@@ -77,7 +78,7 @@ fn ports(ctx: &TcContext, packet: &mut Packet) -> Option<()> {
 
 #[inline(always)]
 pub fn has_ports(protocol: u8) -> bool {
-    protocol == TCP || protocol == UDP
+    matches!(protocol, TCP | UDP | SCTP)
 }
 
 #[inline(always)]

@@ -5,7 +5,7 @@ use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_redirect, bpf_skb_change_t
 use aya_ebpf::programs::TcContext;
 use mesh_abi::{Address, EdgeReason};
 
-use super::packet::{ACK, ICMP, ICMPV6, Packet, Part, RST, SYN, TCP, UDP};
+use super::packet::{ACK, ICMP, ICMPV6, Packet, Part, RST, SCTP, SYN, TCP, UDP};
 use super::tunnel::{self, fold};
 use super::{count, drop};
 use crate::packet::{ETH_HLEN, Ethernet, Ipv4, Ipv6, ifindex};
@@ -117,9 +117,9 @@ fn error(ctx: &TcContext, packet: &Packet, error: Error) -> Option<()> {
     // What stands before the transport header has to be quoted too: an IPv6 packet's fragment header, and no options.
     match (packet.transport as usize - ETH_HLEN, packet.protocol) {
         (20, TCP) if packet.v4 => error_v4::<20>(ctx, packet, error),
-        (20, UDP) if packet.v4 => error_v4::<8>(ctx, packet, error),
+        (20, UDP | SCTP) if packet.v4 => error_v4::<8>(ctx, packet, error),
         (40, TCP) if !packet.v4 => error_v6::<20, 40>(ctx, packet, error),
-        (40, UDP) if !packet.v4 => error_v6::<8, 40>(ctx, packet, error),
+        (40, UDP | SCTP) if !packet.v4 => error_v6::<8, 40>(ctx, packet, error),
         (48, UDP) if !packet.v4 => error_v6::<8, 48>(ctx, packet, error),
         _ => None,
     }
@@ -136,6 +136,10 @@ fn cut<const QUOTED: usize>(ctx: &TcContext, packet: &Packet) -> Option<u32> {
     // SAFETY: a valid context.
     if unsafe { bpf_skb_change_tail(ctx.skb.skb, length, 0) } != 0 {
         return None;
+    }
+    if packet.protocol == SCTP {
+        // Its sum lies behind what is quoted.
+        return sum::<QUOTED>(ctx, transport);
     }
     let field = transport + if packet.protocol == TCP { 16 } else { 6 };
     ctx.store(field, &0_u16, 0).ok()?;

@@ -6,6 +6,7 @@ use aya_ebpf::programs::TcContext;
 use mesh_abi::Address;
 
 use super::packet::{Packet, Part, SYN, TCP, UDP};
+use super::sctp;
 use crate::packet::ETH_HLEN;
 
 /// Which side of a packet.
@@ -64,7 +65,11 @@ fn rewritten(
             TCP => (transport + 16, 0),
             // A sum of zero means "none" and stays so.
             UDP => (transport + 6, u64::from(BPF_F_MARK_MANGLED_0)),
-            _ => return None,
+            _ => {
+                // Its sum does not cover addresses.
+                sctp::put_port(ctx, packet, side.port(), old_port_be, port_be).then_some(())?;
+                return put_address(ctx, ETH_HLEN, packet.v4, side, &old, address);
+            }
         };
         let difference = difference(&old, address);
         let pseudo = flags | u64::from(BPF_F_PSEUDO_HDR);
@@ -87,7 +92,8 @@ fn other_port(ctx: &TcContext, packet: &Packet, side: Side, port_be: u16) -> boo
     let transport = packet.transport as usize;
     let (checksum, flags) = match packet.protocol {
         TCP => (transport + 16, 0),
-        _ => (transport + 6, u64::from(BPF_F_MARK_MANGLED_0)),
+        UDP => (transport + 6, u64::from(BPF_F_MARK_MANGLED_0)),
+        _ => return sctp::put_port(ctx, packet, side.port(), old_be, port_be),
     };
     ctx.l4_csum_replace(checksum, old_be.into(), port_be.into(), flags | 2).is_ok()
         && ctx.store(transport + side.port(), &port_be, 0).is_ok()
