@@ -239,7 +239,7 @@ impl Programs {
     /// Number of entries and capacity by map, for the maps that user space fills.
     ///
     /// # Errors
-    /// When a map cannot be read. Costs time in proportion to the entries.
+    /// When a map cannot be read.
     pub fn pressure(&self) -> io::Result<BTreeMap<&'static str, (usize, u32)>> {
         let mut all = self.services.pressure()?;
         all.extend(self.edge.pressure()?);

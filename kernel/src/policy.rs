@@ -149,6 +149,9 @@ pub trait PolicyTable: Send + Sync {
     /// When a map cannot be read.
     fn observe(&self) -> Result<Tables, ObserveError>;
 
+    /// Hears what the tables hold, whenever whoever writes them knows that anew.
+    fn holds(&self, _tables: &Tables) {}
+
     /// Carries out one step.
     ///
     /// # Errors

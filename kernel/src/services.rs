@@ -250,6 +250,9 @@ pub trait ServiceTable: Send + Sync {
     /// ago that it is forgotten.
     fn reached_by(&self, cookie: u64, backend: SocketAddr) -> Option<SocketAddr>;
 
+    /// Hears what the table holds, whenever whoever writes it knows that anew.
+    fn holds(&self, _observed: &Observed) {}
+
     /// Carries out the steps in order. A failed step holds back the later ones of the same service only, so that
     /// a reader never sees a list with a hole.
     fn apply(&self, plan: &Plan) -> Applied;

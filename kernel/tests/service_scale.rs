@@ -5,7 +5,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use mesh_kernel::services::{ServiceReconciler, ServiceTable as _, StepError};
+use mesh_kernel::services::{Plan, ServiceReconciler, ServiceTable as _, Step, StepError};
 use mesh_model::ObjectKey;
 use mesh_model::snapshot::{Backend, FULL_WEIGHT, Frontend, FrontendKind, Protocol};
 
@@ -109,4 +109,31 @@ fn many_steps_at_once_stop_where_a_map_is_full() {
     // Less is wanted: then there is room for all of it.
     assert!(table.reconcile(&wanted[..50]).unwrap().failed.is_empty());
     assert_eq!(table.table().observe().unwrap().entries.len(), 50);
+}
+
+#[test]
+fn how_full_the_maps_are_is_known_without_listing_them() {
+    if !privileged() {
+        return;
+    }
+    let lab = Lab::new();
+    let programs = lab.load();
+    let used = || {
+        let pressure = programs.pressure().unwrap();
+        ["SERVICES", "SLOTS", "MEMBERS"].map(|map| pressure[map].0)
+    };
+    assert_eq!(used(), [0, 0, 0]);
+    let mut table = ServiceReconciler::new(programs.services());
+    let wanted = frontends(20, 5);
+    table.reconcile(&wanted).unwrap();
+    assert_eq!(used(), [20, 100, 100]);
+    table.reconcile(&wanted[..7]).unwrap();
+    assert_eq!(used(), [7, 35, 35]);
+    // Somebody else writes: nobody lists the maps for that, and the next look at them tells.
+    let backend = "10.244.0.1:1".parse().unwrap();
+    let steps = vec![Step::PutSlot { service: 9_999, slot: 0, backend }];
+    assert_eq!(programs.services().apply(&Plan { steps, gone: vec![] }).done.len(), 1);
+    assert_eq!(used(), [7, 35, 35]);
+    assert!(table.refresh().unwrap());
+    assert_eq!(used(), [7, 36, 35]);
 }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use mesh_abi::{self as abi, maps};
 
@@ -12,6 +14,11 @@ use crate::netlink::{NetlinkError, RouteSocket, tc};
 
 /// The name of an uplink's pinned link is this, and the device's name.
 pub(super) const UPLINK_PIN: &str = "uplink";
+
+/// How long a listed pressure is good enough.
+const SAMPLED_FOR: Duration = Duration::from_secs(60);
+
+type Pressure = BTreeMap<&'static str, (usize, u32)>;
 
 /// The maps that the edge is made of.
 #[derive(Debug)]
@@ -25,6 +32,8 @@ pub(crate) struct EdgeMaps {
     pub(crate) uplinks: Map<u32, abi::EdgeUplink>,
     pub(crate) owned: Map<abi::Address, u32>,
     flows: Map<abi::FlowKey, abi::Flow>,
+    /// The pressure as it was seen last, and when.
+    sampled: Mutex<Option<(Instant, Pressure)>>,
     counters: Map<u32, abi::Counter>,
 }
 
@@ -40,12 +49,24 @@ impl EdgeMaps {
             uplinks: Map::open(pins, maps::EDGE_UPLINKS)?,
             owned: Map::open(pins, maps::EDGE_OWNED)?,
             flows: Map::open(pins, maps::EDGE_FLOWS)?,
+            sampled: Mutex::default(),
             counters: Map::open(pins, maps::EDGE_COUNTERS)?,
         })
     }
 
-    /// Number of entries and capacity by map.
-    pub(super) fn pressure(&self) -> io::Result<BTreeMap<&'static str, (usize, u32)>> {
+    /// Number of entries and capacity by map. Only the kernel knows what it has forgotten, so that they have to be listed: from
+    /// time to time.
+    pub(super) fn pressure(&self) -> io::Result<Pressure> {
+        let mut sampled = self.sampled.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, pressure)) = sampled.as_ref().filter(|(at, _)| at.elapsed() < SAMPLED_FOR) {
+            return Ok(pressure.clone());
+        }
+        let pressure = self.listed_pressure()?;
+        *sampled = Some((Instant::now(), pressure.clone()));
+        Ok(pressure)
+    }
+
+    fn listed_pressure(&self) -> io::Result<Pressure> {
         Ok(BTreeMap::from([
             (maps::EDGE_SERVICES, self.services.pressure()?),
             (maps::EDGE_BACKENDS, self.backends.pressure()?),

@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mesh_abi::Plain;
 
@@ -18,12 +19,29 @@ pub(crate) struct Map<K, V> {
     name: &'static str,
     fd: Arc<OwnedFd>,
     capacity: u32,
+    /// Number of entries, where who writes them all has said it; else [`UNKNOWN`].
+    held: Arc<AtomicUsize>,
     types: PhantomData<fn() -> (K, V)>,
 }
 
+const UNKNOWN: usize = usize::MAX;
+
 impl<K, V> Clone for Map<K, V> {
     fn clone(&self) -> Self {
-        Self { name: self.name, fd: self.fd.clone(), capacity: self.capacity, types: PhantomData }
+        let (fd, held) = (Arc::clone(&self.fd), Arc::clone(&self.held));
+        Self { name: self.name, fd, capacity: self.capacity, held, types: PhantomData }
+    }
+}
+
+impl<K, V> Map<K, V> {
+    fn new(name: &'static str, fd: OwnedFd, capacity: u32) -> Self {
+        let held = Arc::new(AtomicUsize::new(UNKNOWN));
+        Self { name, fd: Arc::new(fd), capacity, held, types: PhantomData }
+    }
+
+    /// Tells all clones how many entries there are, so that nobody has to list them. Only for maps with one writer.
+    pub(crate) fn holds(&self, entries: usize) {
+        self.held.store(entries, Ordering::Relaxed);
     }
 }
 
@@ -61,7 +79,7 @@ impl<K: Plain, V: Plain> Map<K, V> {
         if (info.key_size as usize, info.value_size as usize) != (size_of::<K>(), size_of::<V>()) {
             return Err(LoadError::ForeignMap { name, path });
         }
-        Ok(Self { name, fd: Arc::new(fd), capacity: info.max_entries, types: PhantomData })
+        Ok(Self::new(name, fd, info.max_entries))
     }
 
     /// A map that is not pinned.
@@ -70,7 +88,7 @@ impl<K: Plain, V: Plain> Map<K, V> {
         if (info.key_size as usize, info.value_size as usize) != (size_of::<K>(), size_of::<V>()) {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        Ok(Self { name, fd: Arc::new(fd), capacity: info.max_entries, types: PhantomData })
+        Ok(Self::new(name, fd, info.max_entries))
     }
 
     pub(crate) fn name(&self) -> &'static str {
@@ -238,9 +256,13 @@ impl<K: Plain, V: Plain> Map<K, V> {
         Ok(entries)
     }
 
-    /// Number of entries, and how many fit.
+    /// Number of entries, and how many fit. Lists them where nobody has said how many there are.
     pub(crate) fn pressure(&self) -> io::Result<(usize, u32)> {
-        Ok((self.entries()?.len(), self.capacity))
+        let entries = match self.held.load(Ordering::Relaxed) {
+            UNKNOWN => self.entries()?.len(),
+            held => held,
+        };
+        Ok((entries, self.capacity))
     }
 }
 

@@ -52,6 +52,9 @@ impl<T: PolicyTable> PolicyReconciler<T> {
                 Err(error) => outcome.failed.push((step, error)),
             }
         }
+        if let Some(mirror) = &self.mirror {
+            self.table.holds(mirror);
+        }
         outcome
     }
 
@@ -68,6 +71,7 @@ impl<T: PolicyTable> PolicyReconciler<T> {
         };
         let same = |mirror: &Tables| but_pods(mirror) == but_pods(&observed);
         let drifted = self.mirror.as_ref().is_some_and(|mirror| !same(mirror));
+        self.table.holds(&observed);
         self.mirror = Some(observed);
         Ok(drifted)
     }

@@ -70,6 +70,13 @@ impl PolicyTable for BpfPolicyTable {
         })
     }
 
+    /// Entries of pods go with their interfaces, too: they are few, and listed.
+    fn holds(&self, tables: &Tables) {
+        self.identities.holds(tables.identities.len());
+        self.blocks.holds(tables.blocks.len());
+        self.rules.holds(tables.rules.len());
+    }
+
     fn apply(&self, step: &Step) -> Result<(), StepError> {
         let (map, result) = match *step {
             Step::PutHostPort(port) => (self.host_ports.name(), self.host_ports.put(&port, &1)),

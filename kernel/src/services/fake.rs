@@ -2,14 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Applied, ObserveError, Observed, Plan, ServiceTable, Step, StepError};
 
-/// A [`ServiceTable`] without a kernel.
-#[derive(Debug, Default)]
+/// A [`ServiceTable`] without a kernel. All clones are one table.
+#[derive(Debug, Clone, Default)]
 pub struct FakeServiceTable {
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
 }
 
 #[derive(Debug, Default)]

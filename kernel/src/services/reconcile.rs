@@ -68,6 +68,7 @@ impl<T: ServiceTable> ServiceReconciler<T> {
             mirror.apply(step);
             self.next_id = self.next_id.max(step.service().saturating_add(1));
         }
+        self.table.holds(mirror);
         Outcome { operations: applied.done.len(), failed: applied.failed, gone: plan.gone }
     }
 
@@ -78,6 +79,7 @@ impl<T: ServiceTable> ServiceReconciler<T> {
     pub fn refresh(&mut self) -> Result<bool, ObserveError> {
         let observed = self.table.observe()?;
         let drifted = self.mirror.as_ref().is_some_and(|mirror| *mirror != observed);
+        self.table.holds(&observed);
         self.mirror = Some(observed);
         Ok(drifted)
     }

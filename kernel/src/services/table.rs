@@ -147,6 +147,12 @@ impl ServiceTable for BpfServiceTable {
         Ok(operations)
     }
 
+    fn holds(&self, observed: &Observed) {
+        self.services.holds(observed.entries.len());
+        self.slots.holds(observed.slots.len());
+        self.members.holds(observed.members.len());
+    }
+
     fn reached_by(&self, cookie: u64, backend: SocketAddr) -> Option<SocketAddr> {
         let slot = convert::slot(backend);
         let key =
