@@ -18,9 +18,10 @@ const LOADS: [&str; 3] = ["close", "connect", "keep"];
 /// Somebody who is ready.
 struct Ready {
     who: Contestant,
+    /// Ends before the cgroup that it is in is removed.
+    _proxy: Option<Proxy>,
     world: World,
     service: Service,
-    _proxy: Option<Proxy>,
     _folder: tempfile::TempDir,
 }
 
