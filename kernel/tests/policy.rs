@@ -272,6 +272,9 @@ fn a_change_applies_to_connections_under_way() {
     bench.publish();
     assert_eq!((bench.arrives(&inbound(ACK)), bench.sends(&answer)), (DROP, DROP));
     assert_eq!((bench.sends(&outbound(ACK)), bench.arrives(&answered)), (DROP, DROP));
+    // Nor does a new one come through because one like it did.
+    assert_eq!(bench.arrives(&segment(FAR, 40_001, POD, 80, SYN)), DROP);
+    assert_eq!(bench.sends(&segment(POD, 50_001, FAR, 443, SYN)), DROP);
     // Allowed again, they continue.
     bench.set.rules = rules;
     bench.publish();

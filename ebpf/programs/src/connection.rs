@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::programs::TcContext;
-use mesh_abi::{Address, Connection, ConnectionKey, ConnectionState, PieceKey};
+use mesh_abi::{Address, Connection, ConnectionKey, ConnectionState, LocalPod, PieceKey};
 
 use crate::maps::{CONNECTIONS, FRAGMENTS, SCRATCH};
 use crate::packet::{
@@ -65,6 +65,8 @@ pub struct Scratch {
     pub fragment: PieceKey,
     /// Where a pod's packet goes.
     pub destination: Address,
+    /// The pod of this node that gets it; device 0 when none does.
+    pub receiver: LocalPod,
 }
 
 /// The CPU's own room. Programs of this kind do not interrupt each other.
@@ -254,15 +256,17 @@ pub fn locate(skb: *mut __sk_buff, scratch: &mut Scratch, now: u32) -> u32 {
     let flags = scratch.packet.flags;
     // The first packet of a TCP connection is never an answer, whatever was there before.
     if flags & SYN == 0 {
+        // What looks like an answer is looked for as one first: that saves most answers a look-up.
+        let answers = looks_like_answer(&scratch.packet);
+        if answers && is_answer(scratch, now) {
+            return RECEIVER;
+        }
         if let Some(found) = find(&scratch.key, now) {
             // SAFETY: a value of the map; see `find`.
             scratch.entry = unsafe { *found };
             return SENDER;
         }
-        if let Some(found) = find(&scratch.reversed, now) {
-            // SAFETY: as above.
-            scratch.entry = unsafe { *found };
-            scratch.key = scratch.reversed;
+        if !answers && is_answer(scratch, now) {
             return RECEIVER;
         }
         if flags & ICMP_ERROR != 0 && is_related(skb, scratch, now) != 0 {
@@ -277,6 +281,27 @@ pub fn locate(skb: *mut __sk_buff, scratch: &mut Scratch, now: u32) -> u32 {
     origin
 }
 
+/// Whether the receiver of the packet began its connection; that is taken over then.
+#[inline(always)]
+fn is_answer(scratch: &mut Scratch, now: u32) -> bool {
+    let Some(found) = find(&scratch.reversed, now) else { return false };
+    // SAFETY: a value of the map; see `find`.
+    scratch.entry = unsafe { *found };
+    scratch.key = scratch.reversed;
+    true
+}
+
+/// From a port that clients are not given, to one that they are.
+#[inline(always)]
+fn looks_like_answer(packet: &Packet) -> bool {
+    !is_ephemeral(packet.key.source_port_be) && is_ephemeral(packet.key.destination_port_be)
+}
+
+#[inline(always)]
+fn is_ephemeral(port_be: u16) -> bool {
+    u16::from_be(port_be) >= FIRST_EPHEMERAL
+}
+
 /// TCP tells by its first two packets; later ones by who has a port that clients are given. Other protocols begin anew.
 #[inline(always)]
 fn guess(packet: &Packet) -> u32 {
@@ -286,8 +311,7 @@ fn guess(packet: &Packet) -> u32 {
     if packet.flags & SYN_ACK != 0 {
         return RECEIVER;
     }
-    let ephemeral = |port_be| u16::from_be(port_be) >= FIRST_EPHEMERAL;
-    match (ephemeral(packet.key.source_port_be), ephemeral(packet.key.destination_port_be)) {
+    match (is_ephemeral(packet.key.source_port_be), is_ephemeral(packet.key.destination_port_be)) {
         (true, false) => SENDER,
         (false, true) => RECEIVER,
         _ => EITHER,
@@ -318,9 +342,15 @@ pub fn advance(state: u32, flags: u32, forth: bool) -> u32 {
     state
 }
 
-/// Remembers a connection anew. When there is no room, its packets are judged one by one.
+/// Remembers a connection: where it was, if it was known. When there is no room, its packets are judged one by one.
 #[inline(always)]
 pub fn remember(scratch: &Scratch) {
+    if let Some(known) = CONNECTIONS.get_ptr_mut(&scratch.key) {
+        // A new entry for each state would cost several times as much.
+        // SAFETY: a value of the map; see `find`.
+        unsafe { *known = scratch.entry };
+        return;
+    }
     let _ = CONNECTIONS.insert(&scratch.key, &scratch.entry, 0);
 }
 

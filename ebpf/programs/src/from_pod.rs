@@ -71,14 +71,15 @@ fn checked(ctx: &TcContext) -> Checked {
     }
 }
 
-/// Whether the policies of both ends allow it.
+/// Whether the policies of both ends allow it; leaves the pod that gets it in the CPU's room.
 #[inline(never)]
 fn ask(skb: *mut __sk_buff) -> u32 {
     let ctx = &TcContext::new(skb);
     let (Some(scratch), Some(ethertype)) = (connection::scratch(), ethertype(ctx)) else {
         return TC_ACT_SHOT as u32;
     };
-    let receiver = local_pod(&scratch.destination).map_or(0, |pod| pod.device());
+    scratch.receiver = local_pod(&scratch.destination).unwrap_or_default();
+    let receiver = scratch.receiver.device();
     let ends = Ends { sender: ifindex(ctx), receiver, trusted: false };
     let verdict = match policy::admit(ctx, ETH_HLEN, ethertype, ends) {
         Ok(()) => ONWARD,
@@ -93,8 +94,8 @@ fn deliver(skb: *mut __sk_buff) -> u32 {
     let (Some(scratch), Some(ethertype)) = (connection::scratch(), ethertype(ctx)) else {
         return TC_ACT_SHOT as u32;
     };
-    let verdict = if let Some(pod) = local_pod(&scratch.destination) {
-        to_pod(ctx, &pod, ethertype.to_be(), Reason::PodToPod)
+    let verdict = if scratch.receiver.device() != 0 {
+        to_pod(ctx, &scratch.receiver, ethertype.to_be(), Reason::PodToPod)
             .unwrap_or_else(|| drop(ctx, Reason::NoRoom))
     } else if let Some(verdict) = to_overlay(ctx, scratch.destination) {
         verdict

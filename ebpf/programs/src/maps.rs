@@ -118,7 +118,11 @@ pub static CONNECTIONS: LruHashMap<abi::ConnectionKey, abi::Connection> =
     LruHashMap::with_max_entries(65_536, 0);
 #[map]
 pub static FRAGMENTS: LruHashMap<abi::PieceKey, u32> = LruHashMap::with_max_entries(1_024, 0);
-// Not part of the ABI: nobody else looks at it.
+// Not part of the ABI: nobody else looks at these.
+/// What policies have allowed lately, and under which generation of the tables: most of what begins is like something before it.
+#[map]
+pub static ALLOWED: LruHashMap<crate::policy::Question, u32> =
+    LruHashMap::with_max_entries(8_192, 0);
 #[map]
 pub static SCRATCH: PerCpuArray<crate::connection::Scratch> = PerCpuArray::with_max_entries(1, 0);
 #[map]

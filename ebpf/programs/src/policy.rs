@@ -12,7 +12,7 @@ use mesh_abi::{Address, Connection, PodPolicy, Reason, RuleKey, RuleMatch};
 use crate::connection::{
     self, EITHER, FIRST_FRAGMENT, LATER_FRAGMENT, Packet, RECEIVER, RELATED, Scratch, advance,
 };
-use crate::maps::{IDENTITIES, POD_POLICIES, POLICY_BLOCKS, POLICY_RULES, POLICY_STATE};
+use crate::maps::{ALLOWED, IDENTITIES, POD_POLICIES, POLICY_BLOCKS, POLICY_RULES, POLICY_STATE};
 
 /// The two ends of a packet's way on this node.
 #[derive(Clone, Copy)]
@@ -116,34 +116,61 @@ fn judge(
 #[inline(always)]
 fn refusal(answer: u32) -> Result<(), Reason> {
     match answer {
-        ALLOWED => Ok(()),
+        ALLOWED_BY_BOTH => Ok(()),
         NOT_SENT => Err(Reason::PolicyEgress),
         _ => Err(Reason::PolicyIngress),
     }
 }
 
-const ALLOWED: u32 = 0;
+const ALLOWED_BY_BOTH: u32 = 0;
 const NOT_SENT: u32 = 1;
 const NOT_ACCEPTED: u32 = 2;
 
 /// Asks both policies about the connection, but for those that were asked already.
 #[inline(never)]
 fn evaluate(scratch: &mut Scratch, egress: u32, ingress: u32, generation: u32) -> u32 {
-    let (key, entry) = (&scratch.key, &scratch.entry);
-    let (protocol, port_be) = (u32::from(key.protocol), u32::from(key.destination_port_be));
-    if egress != OPEN
-        && entry.egress != generation
-        && allows(egress, &key.destination, protocol, port_be) == 0
-    {
-        return NOT_SENT;
+    if egress != OPEN && scratch.entry.egress != generation {
+        let other = scratch.key.destination;
+        if ask(scratch, egress, &other, generation) == 0 {
+            return NOT_SENT;
+        }
     }
-    if ingress != OPEN
-        && entry.ingress != generation
-        && allows(ingress, &key.source, protocol, port_be) == 0
-    {
-        return NOT_ACCEPTED;
+    if ingress != OPEN && scratch.entry.ingress != generation {
+        let other = scratch.key.source;
+        if ask(scratch, ingress, &other, generation) == 0 {
+            return NOT_ACCEPTED;
+        }
     }
-    ALLOWED
+    ALLOWED_BY_BOTH
+}
+
+/// What a policy is asked: whether it allows that other side on that port.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Question {
+    policy: u32,
+    port_be: u16,
+    protocol: u8,
+    pad: u8,
+    other: Address,
+}
+
+/// The answer that was given under this generation, or a new one. Only permission is kept: what allows more does not raise the
+/// generation.
+#[inline(never)]
+fn ask(scratch: &Scratch, policy: u32, other: &Address, generation: u32) -> u32 {
+    let (port_be, protocol) = (scratch.key.destination_port_be, scratch.key.protocol);
+    let question = Question { policy, port_be, protocol, pad: 0, other: *other };
+    // SAFETY: one word, which is copied.
+    if unsafe { ALLOWED.get(&question) }.copied() == Some(generation) {
+        return 1;
+    }
+    let answer = allows(policy, other, u32::from(protocol), u32::from(port_be));
+    if answer != 0 {
+        // Without room the tables are asked again.
+        let _ = ALLOWED.insert(&question, &generation, 0);
+    }
+    answer
 }
 
 /// Whether the policy allows that other side on that port. A function of its own, with plain numbers, so that the programs

@@ -68,7 +68,28 @@ pub fn is_due(flow: &Flow, state: u8, now: u64) -> bool {
 /// Writes an entry. A failure costs the memory of the connection, not the packet.
 #[inline(always)]
 pub fn put(key: &FlowKey, flow: &Flow) {
+    if let Some(known) = EDGE_FLOWS.get_ptr_mut(key) {
+        // SAFETY: a value of the map, which stays in place while the program runs.
+        let known = unsafe { &mut *known };
+        // A new entry for each state would cost several times as much. Where it leads changes by a new entry only: no other CPU
+        // sees half of one backend and half of another.
+        if leads_the_same_way(known, flow) {
+            known.seen_ns = flow.seen_ns;
+            known.state = flow.state;
+            return;
+        }
+    }
     let _ = EDGE_FLOWS.insert(key, flow, 0);
+}
+
+#[inline(always)]
+fn leads_the_same_way(one: &Flow, other: &Flow) -> bool {
+    one.address == other.address
+        && one.via == other.via
+        && one.port_be == other.port_be
+        && one.ifindex == other.ifindex
+        && one.service == other.service
+        && one.index == other.index
 }
 
 /// What the client sends.
