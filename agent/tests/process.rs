@@ -286,6 +286,18 @@ fn a_node_without_control_survives_its_agent_and_is_clean_after_a_reset() {
     assert!(node.ask("/metrics").unwrap().contains("mesh_map_capacity"));
     assert!(node.inside(&["ip", "route"]).contains("10.244.2.0/24 dev mesh-wg"));
 
+    // More often than anybody would find by looking from time to time.
+    let mut changes = 0;
+    wait("forwarding is turned on again, each of many times", || {
+        let on = node.inside(&["cat", "/proc/sys/net/ipv4/ip_forward"]) == "1\n";
+        if on && changes < 5 {
+            node.inside(&["bash", "-c", "echo 0 > /proc/sys/net/ipv4/ip_forward"]);
+            changes += 1;
+            return None;
+        }
+        on.then_some(())
+    });
+
     let workers = ["dns", "ingress", "overlay"].map(|name| (name, node.worker(name)));
     for (name, pid) in &workers[..2] {
         assert_eq!(capabilities(*pid), 0, "{name} may do nothing that others may not");

@@ -8,6 +8,7 @@ mod linux;
 mod nft;
 mod plan;
 mod routes;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -23,6 +24,7 @@ pub use fake::FakeNodeNetwork;
 pub use linux::LinuxNodeNetwork;
 pub use nft::{Masquerade, TABLE as NFT_TABLE};
 pub use plan::plan;
+pub use watch::SysctlWatch;
 
 /// Routing protocol number that marks the node's routes as ours.
 pub const NODE_ROUTE_PROTOCOL: u8 = 77;

@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use mesh_abi::Reason;
-use mesh_kernel::node::{Desired, LinuxNodeNetwork, Masquerade, NodeNetwork};
+use mesh_kernel::node::{Desired, LinuxNodeNetwork, Masquerade, NodeNetwork, SysctlWatch};
 use mesh_kernel::pods::{LinuxPodNetwork, PodNetwork, PodPort};
 use mesh_kernel::{IfName, Programs};
 
@@ -212,6 +212,44 @@ fn pods_and_the_overlay_device_exchange_packets_past_the_stack() {
     let linked = node.lab.bpf_dir().join("v2/links/overlay-mesh-wg").exists();
     let filters = node.net.command("tc", "filter show dev mesh-wg ingress");
     assert!(linked != filters.contains("from_overlay"), "linked: {linked}; {filters}");
+}
+
+#[test]
+fn a_changed_sysctl_is_told_at_once() {
+    if !privileged() {
+        return;
+    }
+    let node = Node::new();
+    let _device = tun(&node.net);
+    node.settle(&desired());
+    let watch = SysctlWatch::open(node.net.handle(), overlay()).unwrap();
+    let write = |name: &str, value: &str| {
+        node.net.run(|| mesh_kernel::sysctl::write(name, value)).unwrap();
+    };
+    let (names, told) = std::sync::mpsc::channel();
+    // Ends with the namespace's last change, or with the test.
+    std::thread::spawn(move || {
+        while let Ok(wrong) = watch.wait() {
+            if names.send(wrong).is_err() {
+                return;
+            }
+        }
+    });
+    for (name, wrong, right) in [
+        ("net/ipv4/ip_forward", "0", "1"),
+        ("net/ipv6/conf/all/forwarding", "0", "1"),
+        ("net/ipv4/conf/mesh-wg/rp_filter", "1", "2"),
+    ] {
+        // A device that comes is told of, too, and is no business of ours.
+        node.net.ip("link add lan type veth peer name lan1");
+        node.net.ip("link del lan");
+        write(name, wrong);
+        // One change is several messages: it may have been told of twice.
+        while told.recv_timeout(PATIENCE).expect("the kernel tells") != [name] {}
+        let (plan, applied) = node.network.reconcile(&desired()).unwrap();
+        assert_eq!((plan.steps.len(), applied.failed.len()), (1, 0), "{plan:?}");
+        assert_eq!(node.net.run(|| mesh_kernel::sysctl::read(name)).as_deref(), Some(right));
+    }
 }
 
 /// The same UDP datagram on its way back: addresses and ports swapped. The sums stay right.

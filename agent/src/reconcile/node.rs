@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_kernel::NodeNetwork;
-use mesh_kernel::node::{Desired as Network, conflicts, plan};
+use mesh_kernel::node::{Desired as Network, SysctlWatch, conflicts, plan};
+use mesh_kernel::{IfName, NetNs, NodeNetwork};
 use tokio::sync::Notify;
 
 use super::{Concern, Failures};
@@ -19,17 +19,52 @@ pub(crate) struct Node {
     pub(crate) made: Arc<Notify>,
     /// Whether the cluster's ranges were compared with the node's routes, and agree.
     pub(crate) compared: bool,
+    /// Told when a sysctl is not as it has to be.
+    pub(crate) disturbed: Arc<Notify>,
+}
+
+/// Whoever fights for a sysctl with us does not get all of our time.
+const CALM: Duration = Duration::from_millis(50);
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Has the kernel tell of sysctls that somebody has changed, on a thread of its own, for ever. What it does not tell of is found
+/// with the rest, later.
+pub(crate) fn watch_sysctls(overlay: IfName) -> Arc<Notify> {
+    let disturbed = Arc::new(Notify::new());
+    let told = Arc::clone(&disturbed);
+    let thread = std::thread::Builder::new().name("sysctls".to_owned());
+    let watching = SysctlWatch::open(NetNs::current(), overlay).and_then(|watch| {
+        thread.spawn(move || {
+            loop {
+                match watch.wait() {
+                    Ok(names) => {
+                        tracing::warn!(?names, "somebody else changed sysctls, repairing");
+                        told.notify_one();
+                        std::thread::sleep(CALM);
+                    }
+                    Err(error) => {
+                        tracing::debug!(%error, "sysctls not looked at");
+                        std::thread::sleep(RETRY);
+                    }
+                }
+            }
+        })
+    });
+    if let Err(error) = watching {
+        tracing::warn!(%error, "changed sysctls are found late");
+    }
+    disturbed
 }
 
 impl Concern for Node {
     const NAME: &'static str = "node";
-    // Others change sysctls and flush routes: systemd-networkd, DHCP clients, people.
+    // Others flush routes and change sysctls that nobody tells of: systemd-networkd, DHCP clients, people.
     const HEAL: Duration = Duration::from_secs(15);
     type Slice = Network;
 
     fn slice(&self, desired: &Desired) -> Option<Network> {
         let mut network = Network::from_snapshot(&desired.snapshot, u32::from(self.mtu));
-        for peer in &desired.snapshot.peers {
+        for peer in desired.snapshot.peers.iter() {
             if let Some(&mtu) =
                 desired.outlook.mtus.get(&peer.public_key).filter(|m| **m < self.mtu)
             {
@@ -60,9 +95,12 @@ impl Concern for Node {
         }
     }
 
-    /// Until its addresses, routes and programs are there, the new device carries nothing.
+    /// Until its addresses, routes and programs are there, a new device carries nothing; nor does a node that forwards nothing.
     async fn undone(&self) {
-        self.made.notified().await;
+        tokio::select! {
+            () = self.made.notified() => {}
+            () = self.disturbed.notified() => {}
+        }
     }
 }
 
@@ -99,7 +137,13 @@ mod tests {
     async fn a_node_whose_own_network_is_the_clusters_does_not_begin() {
         let fake = Arc::new(FakeNodeNetwork::new());
         let network: Arc<dyn NodeNetwork> = Arc::clone(&fake) as _;
-        let mut node = Node { network, mtu: 1420, made: Arc::default(), compared: false };
+        let mut node = Node {
+            network,
+            mtu: 1420,
+            made: Arc::default(),
+            compared: false,
+            disturbed: Arc::default(),
+        };
         let snapshot = compile(&Objects::default(), &"n".parse().unwrap());
         let wanted = Network::from_snapshot(&snapshot, 1420);
         let lan = Foreign { destination: "10.244.7.0/24".parse().unwrap(), on_link: true };

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use mesh_kernel::node::LinuxNodeNetwork;
 use mesh_kernel::pods::{LinuxPodNetwork, PodNetwork};
-use mesh_kernel::{LinuxEdge, LoadOptions, NetNs, Programs};
+use mesh_kernel::{IfName, LinuxEdge, LoadOptions, NetNs, Programs};
 use mesh_model::wellknown::OVERLAY_DEVICE;
 use tokio::sync::mpsc;
 
@@ -20,7 +20,7 @@ use crate::errors::chain;
 use crate::reconcile::conflist::Conflist;
 use crate::reconcile::edge::Edge;
 use crate::reconcile::health::HealthChecks;
-use crate::reconcile::node::Node;
+use crate::reconcile::node::{Node, watch_sysctls};
 use crate::reconcile::policy::{Policies, Policy};
 use crate::reconcile::services::Services;
 use crate::sockets;
@@ -33,10 +33,11 @@ impl Agent {
     /// `is_switched`.
     pub(super) async fn kernel(self: Arc<Self>, is_switched: bool) {
         let programs = self.load_programs().await;
-        let device = OVERLAY_DEVICE.parse().expect("a constant and valid interface name");
+        let device: IfName = OVERLAY_DEVICE.parse().expect("a constant and valid interface name");
+        let disturbed = watch_sysctls(device.clone());
         let network = LinuxNodeNetwork::new(NetNs::current(), Arc::clone(&programs), device);
-        let made = Arc::clone(&self.overlay_made);
-        self.drive(Node { network: Arc::new(network), mtu: self.mtu, made, compared: false });
+        let (network, made) = (Arc::new(network), Arc::clone(&self.overlay_made));
+        self.drive(Node { network, mtu: self.mtu, made, compared: false, disturbed });
         if is_switched {
             self.carries_again().await;
         }
