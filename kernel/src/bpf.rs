@@ -1,9 +1,9 @@
 //! Loading, pinning, attaching and replacing the eBPF programs.
 //!
 //! ```text
-//! BPF_DIR/v2/maps/SERVICES ...           pinned maps, reused by the next agent
-//! BPF_DIR/v2/links/cgroup-connect4 ...   pinned links: programs stay attached without an agent
-//! BPF_DIR/v2/links/overlay-mesh-wg
+//! BPF_DIR/v3/maps/SERVICES ...           pinned maps, reused by the next agent
+//! BPF_DIR/v3/links/cgroup-connect4 ...   pinned links: programs stay attached without an agent
+//! BPF_DIR/v3/links/overlay-mesh-wg
 //! ```
 //!
 //! Pods' veths carry a clsact filter instead of a link (see `netlink/tc.rs`): it lives and dies with the device.
@@ -95,6 +95,8 @@ pub struct Programs {
     pub(crate) flow_counters: Map<u32, u64>,
     lacking: Vec<String>,
     pub(crate) policy: BpfPolicyTable,
+    pub(crate) trace: Map<u32, abi::TraceState>,
+    pub(crate) traces: Map<abi::TraceKey, u32>,
 }
 
 /// Hooks of a cgroup: program and attach type.
@@ -165,6 +167,8 @@ impl Programs {
                 rules: Map::open(&pins, maps::POLICY_RULES)?,
                 host_ports: Map::open(&pins, maps::HOST_PORTS)?,
             },
+            trace: Map::open(&pins, maps::TRACE)?,
+            traces: Map::open(&pins, maps::TRACES)?,
             pins,
             programs: loaded.programs,
             instructions: loaded.instructions,

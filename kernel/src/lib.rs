@@ -35,6 +35,7 @@ pub mod policy;
 pub mod services;
 pub mod sockets;
 pub mod sysctl;
+pub mod traces;
 pub mod wireguard;
 
 pub use bpf::{LoadOptions, Programs};
@@ -47,4 +48,5 @@ pub use node::NodeNetwork;
 pub use pods::PodNetwork;
 pub use policy::PolicyTable;
 pub use services::ServiceTable;
+pub use traces::Traces;
 pub use wireguard::WireGuardDevice;

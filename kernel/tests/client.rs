@@ -85,6 +85,7 @@ fn role() {
             "serve" => serve(address),
             // A socket that stays connected, is used again, and is connected again.
             "hold" => hold(address, &mut held),
+            "bind" => bind(address, &mut held),
             "wait" => held.as_ref().unwrap().recv(&mut [0; 64]).map(|_| "an answer".to_owned()),
             "held" => exchange(held.as_ref().unwrap()),
             "again" => held
@@ -146,6 +147,15 @@ fn hold(address: SocketAddr, held: &mut Option<UdpSocket>) -> std::io::Result<St
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.connect(address)?;
     exchange(held.insert(socket))
+}
+
+/// A socket to be connected later; answers with its cookie.
+fn bind(address: SocketAddr, held: &mut Option<UdpSocket>) -> std::io::Result<String> {
+    let socket = UdpSocket::bind(address)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let cookie = mesh_kernel::traces::socket_cookie(&socket)?;
+    *held = Some(socket);
+    Ok(cookie.to_string())
 }
 
 fn tcp_hold(address: SocketAddr, held: &mut Option<TcpStream>) -> std::io::Result<String> {

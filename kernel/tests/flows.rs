@@ -273,3 +273,42 @@ fn what_the_guard_drops_is_told_at_a_limited_rate() {
     assert_eq!(counted, 100, "counters are exact");
     assert!(reader.tally().unwrap().limited >= 90);
 }
+
+#[test]
+fn told_and_held_back_are_all_that_was_dropped_on_however_many_cpus() {
+    const THREADS: u64 = 4;
+    const EACH: u32 = 5_000;
+    if !privileged() {
+        return;
+    }
+    let lab = Node::new();
+    let settings = Settings { connections: false, rate_per_sec: 5, ..Settings::default() };
+    let mut reader = FlowReader::open(&lab.programs, &lab.node.handle(), settings).unwrap();
+    let mut packet = lab.port.host_mac().0.to_vec();
+    packet.extend(lab.port.pod_mac().0);
+    packet.extend([8, 0]);
+    packet.extend(crate::packets::udp([10, 244, 1, 99], 4096, [10, 244, 2, 7], 53));
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                let (ifindex, repeat) = (lab.ifindex, EACH);
+                let input = mesh_kernel::bpf::test_run::Input { packet: &packet, ifindex, repeat };
+                lab.node.run(|| lab.programs.test_run("from_pod", &input)).unwrap();
+            });
+        }
+    });
+    // The next second tells what was held back in this one.
+    std::thread::sleep(Duration::from_millis(1100));
+    let input =
+        mesh_kernel::bpf::test_run::Input { packet: &packet, ifindex: lab.ifindex, repeat: 1 };
+    lab.node.run(|| lab.programs.test_run("from_pod", &input)).unwrap();
+    let spoofed = Reason::SpoofedAddress as u32;
+    let events = std::iter::from_fn(|| reader.next_event());
+    let told: Vec<Event> = events.filter(|event| event.reason == spoofed).collect();
+    let held_back: u64 = told.iter().map(|event| u64::from(event.unreported)).sum();
+    let tally = reader.tally().unwrap();
+    let all = THREADS * u64::from(EACH) + 1;
+    assert_eq!((told.len() as u64 + held_back, tally.lost), (all, 0), "{tally:?}");
+    assert_eq!(tally.limited, held_back);
+    assert_eq!(lab.programs.counters().unwrap()[&Reason::SpoofedAddress].packets, all);
+}

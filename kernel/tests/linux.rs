@@ -17,4 +17,5 @@ mod policy;
 mod programs;
 mod service_scale;
 mod socket_hooks;
+mod traces;
 mod wireguard_device;

@@ -64,7 +64,7 @@ fn another_version_serves_until_it_is_retired() {
     publish(&lab.load(), server);
     let version = |number| lab.bpf_dir().join(format!("v{number}"));
     // What an agent with another ABI leaves behind.
-    std::fs::rename(version(2), version(999)).unwrap();
+    std::fs::rename(version(mesh_abi::VERSION), version(999)).unwrap();
     let mut client = Client::start(&lab.cgroup, &net);
     let programs = lab.load();
     assert_eq!(programs.pressure().unwrap()["SERVICES"].0, 0);
@@ -73,7 +73,7 @@ fn another_version_serves_until_it_is_retired() {
     assert!(programs.retire_old_versions().unwrap());
     assert!(!programs.retire_old_versions().unwrap());
     assert_eq!(client.ask("udp 10.96.0.1:80"), HELLO);
-    assert_eq!(names(&lab.bpf_dir()), ["v2"]);
+    assert_eq!(names(&lab.bpf_dir()), [format!("v{}", mesh_abi::VERSION)]);
 }
 
 #[test]
@@ -83,14 +83,14 @@ fn a_cgroup_that_was_made_anew_gets_its_hooks() {
     }
     let (lab, net) = (Lab::new(), Net::new());
     publish(&lab.load(), net.answerer("127.0.0.1:0", "hello"));
-    let links = names(&lab.bpf_dir().join("v2/links"));
+    let links = names(&lab.bpf_dir().join(format!("v{}/links", mesh_abi::VERSION)));
     std::fs::remove_dir(&lab.cgroup).unwrap();
     std::fs::create_dir(&lab.cgroup).unwrap();
     let mut before = Client::start(&lab.cgroup, &net);
     assert_eq!(before.ask("udp 10.96.0.1:80"), "error ENETUNREACH");
     lab.load();
     assert_eq!(before.ask("udp 10.96.0.1:80"), HELLO);
-    assert_eq!(names(&lab.bpf_dir().join("v2/links")), links);
+    assert_eq!(names(&lab.bpf_dir().join(format!("v{}/links", mesh_abi::VERSION))), links);
 }
 
 #[test]

@@ -209,7 +209,8 @@ fn pods_and_the_overlay_device_exchange_packets_past_the_stack() {
     assert_eq!(counters[&Reason::PodToOverlay].packets, 2);
     assert_eq!(counters[&Reason::OverlayToPod].packets, 2);
     // A kernel without tcx has the program in a filter instead.
-    let linked = node.lab.bpf_dir().join("v2/links/overlay-mesh-wg").exists();
+    let linked =
+        node.lab.bpf_dir().join(format!("v{}/links/overlay-mesh-wg", mesh_abi::VERSION)).exists();
     let filters = node.net.command("tc", "filter show dev mesh-wg ingress");
     assert!(linked != filters.contains("from_overlay"), "linked: {linked}; {filters}");
 }

@@ -225,7 +225,7 @@ fn detaching_leaves_nothing_and_touches_nobody_else() {
     assert_eq!(node.network.check(&port_two).unwrap(), []);
     node.network.detach(&port_two.host_interface, &taken).unwrap();
     assert_eq!(node.network.list().unwrap(), []);
-    let links = names(&node.lab.bpf_dir().join("v2/links"));
+    let links = names(&node.lab.bpf_dir().join(format!("v{}/links", mesh_abi::VERSION)));
     assert!(links.iter().all(|name| name.starts_with("cgroup-")), "{links:?}");
     for map in ["LOCAL_PODS", "POD_PORTS"] {
         assert_eq!(node.programs.pressure().unwrap()[map].0, 0, "{map}");

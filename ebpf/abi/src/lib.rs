@@ -1,6 +1,6 @@
 //! Keys and values of the eBPF maps: the contract between `ebpf/programs` and `kernel`.
 //!
-//! Owns: the layout of every map ([`service`], [`pod`], [`policy`], [`edge`], [`flow`]), their names ([`maps`]), the program
+//! Owns: the layout of every map ([`service`], [`pod`], [`policy`], [`edge`], [`flow`], [`trace`]), their names ([`maps`]), the program
 //! names ([`programs`]) and the [`VERSION`] that is part of the path under which all of it is pinned.
 //!
 //! Never does: anything. These are plain `repr(C)` structs without padding; host code converts them to and from
@@ -15,6 +15,7 @@ pub mod flow;
 pub mod pod;
 pub mod policy;
 pub mod service;
+pub mod trace;
 
 pub use edge::{
     EdgeBackend, EdgeBackendKey, EdgeConfig, EdgeNode, EdgeReason, EdgeService, EdgeSource,
@@ -33,9 +34,10 @@ pub use service::{
     AffinityKey, AffinityValue, Member, MemberKey, Peer, Reverse, ReverseKey, Service, ServiceKey,
     Slot, SlotKey, Sticky, StickyKey,
 };
+pub use trace::{TraceEvent, TraceHook, TraceKey, TraceKind, TraceState};
 
 /// Version of this layout. Increase it with every change that an older program or agent would misread.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Plain data: any bit pattern is a value, and there is no padding.
 ///
@@ -198,6 +200,13 @@ pub mod maps {
     /// [`HostPort`](crate::HostPort) -> 1; written by user space.
     pub const HOST_PORTS: &str = "HOST_PORTS";
 
+    /// One [`TraceState`](crate::TraceState) at index 0; written by user space.
+    pub const TRACE: &str = "TRACE";
+    /// [`TraceKey`](crate::TraceKey) -> 1; written by user space.
+    pub const TRACES: &str = "TRACES";
+    /// Ring buffer of [`TraceEvent`](crate::TraceEvent); written by all programs.
+    pub const TRACE_EVENTS: &str = "TRACE_EVENTS";
+
     /// All of them, with the sizes of key and value in bytes.
     pub const ALL: &[(&str, usize, usize)] = &[
         (SERVICES, size::<crate::ServiceKey>(), size::<crate::Service>()),
@@ -239,6 +248,9 @@ pub mod maps {
         (CONNECTIONS, size::<crate::ConnectionKey>(), size::<crate::Connection>()),
         (FRAGMENTS, size::<crate::PieceKey>(), 4),
         (HOST_PORTS, size::<crate::HostPort>(), 4),
+        (TRACE, 4, size::<crate::TraceState>()),
+        (TRACES, size::<crate::TraceKey>(), 4),
+        (TRACE_EVENTS, 0, 0),
     ];
 
     const fn size<T>() -> usize {

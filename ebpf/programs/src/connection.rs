@@ -3,7 +3,9 @@
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::programs::TcContext;
-use mesh_abi::{Address, Connection, ConnectionKey, ConnectionState, LocalPod, PieceKey};
+use mesh_abi::{
+    Address, Connection, ConnectionKey, ConnectionState, LocalPod, PieceKey, TraceKey,
+};
 
 use crate::maps::{CONNECTIONS, FRAGMENTS, SCRATCH};
 use crate::packet::{
@@ -67,6 +69,55 @@ pub struct Scratch {
     pub destination: Address,
     /// The pod of this node that gets it; device 0 when none does.
     pub receiver: LocalPod,
+    /// What the policies were asked, and which rules answered.
+    pub asked: Asked,
+    /// The packet that is traced.
+    pub traced: Traced,
+}
+
+/// What the policies were asked.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Asked {
+    /// The policy for what the side sends that began.
+    pub egress: u32,
+    /// The policy for what the other side receives.
+    pub ingress: u32,
+    /// The rule that let it out; 0 when it was not asked.
+    pub egress_rule: u32,
+    /// The rule that let it in; 0 when it was not asked.
+    pub ingress_rule: u32,
+}
+
+/// A packet of a marked probe.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Traced {
+    /// As the program found it.
+    pub packet: Packet,
+    /// One of its ends.
+    pub key: TraceKey,
+    /// The backend that was chosen for it.
+    pub chosen: Address,
+    /// Port of the backend, network order.
+    pub chosen_port_be: u32,
+    /// Identity of its source; 0 for none.
+    pub sender: u32,
+    /// Identity of its destination; 0 for none.
+    pub receiver: u32,
+    /// Its length, as the program found it.
+    pub bytes: u32,
+    /// What was decided: kinds in the upper 8 bits, decisions below.
+    pub decided: [u32; Traced::DECISIONS as usize],
+    /// How many of them there are.
+    pub count: u32,
+    /// The program; 0 when the packet is none of a probe.
+    pub hook: u32,
+}
+
+impl Traced {
+    /// Most decisions of one program about one packet; a power of two.
+    pub const DECISIONS: u32 = 8;
 }
 
 /// The CPU's own room. Programs of this kind do not interrupt each other.

@@ -6,7 +6,7 @@ use aya_ebpf::programs::TcContext;
 use mesh_abi::{Address, LocalPod, Reason};
 
 use crate::maps::{LOCAL_PODS, NODE, REMOTE_BLOCKS};
-use crate::packet::{Ethernet, count};
+use crate::packet::{Ethernet, decide};
 
 /// The pod on this node with this address.
 #[inline(always)]
@@ -22,7 +22,7 @@ pub fn local_pod(destination: &Address) -> Option<LocalPod> {
 pub fn to_pod(ctx: &TcContext, pod: &LocalPod, ethertype_be: u16, reason: Reason) -> Option<i32> {
     let header = Ethernet { destination: pod.pod_mac, source: pod.host_mac, ethertype_be };
     ctx.store(0, &header, 0).ok()?;
-    count(ctx, reason);
+    decide(ctx, reason);
     if pod.ifindex & LocalPod::QUEUED != 0 {
         // SAFETY: takes integers.
         return Some(unsafe { bpf_redirect(pod.device(), 0) } as i32);
@@ -40,7 +40,7 @@ pub fn to_overlay(ctx: &TcContext, destination: Address) -> Option<i32> {
     if overlay == 0 {
         return None;
     }
-    count(ctx, Reason::PodToOverlay);
+    decide(ctx, Reason::PodToOverlay);
     // SAFETY: takes integers.
     Some(unsafe { bpf_redirect(overlay, 0) } as i32)
 }

@@ -26,9 +26,10 @@ pub mod tunnel;
 use aya_ebpf::bindings::TC_ACT_SHOT;
 use aya_ebpf::helpers::generated::bpf_redirect_neigh;
 use aya_ebpf::programs::TcContext;
-use mesh_abi::{EdgeReason, Flow};
+use mesh_abi::{EdgeReason, Flow, TraceKind};
 
 use crate::maps::{EDGE_COUNTERS, EDGE_SCRATCH};
+use crate::trace;
 use packet::Packet;
 
 /// What is being worked on: more than fits on the stack.
@@ -46,9 +47,10 @@ fn scratch() -> Option<&'static mut Scratch> {
     EDGE_SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
 }
 
-/// Counts the packet under `reason`.
+/// Counts the packet under `reason`, and tells it where it is traced.
 #[inline(always)]
 fn count(ctx: &TcContext, reason: EdgeReason) {
+    trace::decided(TraceKind::Edge, reason as u32);
     if let Some(counter) = EDGE_COUNTERS.get_ptr_mut(reason as u32) {
         // SAFETY: a per-CPU value, and a program is not interrupted by another TC program on its CPU.
         unsafe {

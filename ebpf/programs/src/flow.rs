@@ -4,7 +4,7 @@
 //! changes a verdict, and a full ring costs events only.
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST};
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns};
 use aya_ebpf::programs::{SockAddrContext, TcContext};
 use mesh_abi::{
@@ -12,6 +12,7 @@ use mesh_abi::{
     FlowLimitKey, FlowSocket, Reason,
 };
 
+use crate::atomic;
 use crate::maps::{DATAGRAMS, FLOW_CONFIG, FLOW_COUNTERS, FLOW_LIMITS, FLOW_SOCKETS, FLOWS};
 use crate::packet::{IPPROTO_UDP, Ipv4, Ipv6, has_ports, ifindex};
 
@@ -157,8 +158,9 @@ pub fn tell(event: &FlowEvent) {
 #[inline(always)]
 fn count(counter: FlowCounter) {
     if let Some(counter) = FLOW_COUNTERS.get_ptr_mut(counter as u32) {
-        // SAFETY: a per-CPU value. A program that interrupts this one may cost a count, never more.
-        unsafe { *counter += 1 }
+        // SAFETY: a value of the map, aligned, and changed by such additions only: a program that interrupts this one on its CPU
+        // costs no count.
+        unsafe { atomic::increment(counter) };
     }
 }
 
@@ -167,24 +169,25 @@ fn count(counter: FlowCounter) {
 pub fn within_rate(key: &FlowLimitKey, now_ns: u64, rate_per_sec: u32) -> Option<u32> {
     let Some(limit) = FLOW_LIMITS.get_ptr_mut(key) else {
         let first = FlowLimit { since_ns: now_ns, told: 1, unreported: 0 };
-        let _ = FLOW_LIMITS.insert(key, &first, 0);
+        // Not in the place of what another CPU has begun.
+        let _ = FLOW_LIMITS.insert(key, &first, BPF_NOEXIST.into());
         return Some(0);
     };
-    // SAFETY: the value stays valid while the program runs. CPUs that race may tell a few more; nothing else hangs on it.
+    // SAFETY: the value stays valid while the program runs. CPUs that race may tell a few more; what they hold back is added and
+    // taken in one step each, so that none is counted twice or not at all.
     unsafe {
+        let unreported = &raw mut (*limit).unreported;
         if now_ns.wrapping_sub((*limit).since_ns) >= SECOND_NS {
             (*limit).since_ns = now_ns;
             (*limit).told = 0;
         }
         if (*limit).told >= rate_per_sec {
-            (*limit).unreported += 1;
+            atomic::increment_word(unreported);
             count(FlowCounter::Limited);
             return None;
         }
         (*limit).told += 1;
-        let unreported = (*limit).unreported;
-        (*limit).unreported = 0;
-        Some(unreported)
+        Some(if unreported.read_volatile() == 0 { 0 } else { atomic::take_word(unreported) })
     }
 }
 
@@ -203,17 +206,23 @@ fn packet(skb: *mut __sk_buff, network: u32, kind_and_direction: u32, reason: u3
     let time_ns = now_ns();
     let key = FlowLimitKey { kind, reason, netns: 0, ifindex, pad: 0 };
     let Some(unreported) = within_rate(&key, time_ns, config.rate_per_sec) else { return };
-    let mut event = FlowEvent {
-        time_ns,
-        kind: kind as u8,
-        direction: kind_and_direction as u8,
-        reason,
-        ifindex,
-        unreported,
-        ..FlowEvent::default()
+    // Written where it stays: the stack is short where packets are dropped.
+    let Some(mut entry) = FLOWS.reserve::<FlowEvent>(0) else { return count(FlowCounter::Lost) };
+    let event = entry.as_mut_ptr();
+    // SAFETY: room for one event, which is filled as a whole before anything is read of it.
+    let event = unsafe {
+        *event = FlowEvent::default();
+        &mut *event
     };
-    read_headers(&ctx, network as usize, &mut event);
-    tell(&event);
+    event.time_ns = time_ns;
+    event.kind = kind as u8;
+    event.direction = kind_and_direction as u8;
+    event.reason = reason;
+    event.ifindex = ifindex;
+    event.unreported = unreported;
+    read_headers(&ctx, network as usize, event);
+    entry.submit(0);
+    count(FlowCounter::Told);
 }
 
 /// Addresses, protocol and ports, as far as they can be read.

@@ -2,14 +2,22 @@
 
 use aya_ebpf::helpers::generated::bpf_skb_change_head;
 use aya_ebpf::programs::TcContext;
-use mesh_abi::{Address, Reason};
+use mesh_abi::{Address, Reason, TraceHook};
 
 use crate::deliver::{local_pod, to_pod};
 use crate::packet::{ETH_HLEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ipv4, Ipv6, drop, drop_at, pass};
 use crate::policy::{self, Ends};
-use crate::{edge, host};
+use crate::{edge, host, trace};
 
 pub fn run(ctx: &TcContext) -> i32 {
+    trace::enter(ctx, 0, TraceHook::FromOverlay);
+    let verdict = handle(ctx);
+    trace::leave(ctx);
+    verdict
+}
+
+#[inline(always)]
+fn handle(ctx: &TcContext) -> i32 {
     if let Some(verdict) = edge::tunnel::receive(ctx) {
         return verdict;
     }
@@ -18,13 +26,13 @@ pub fn run(ctx: &TcContext) -> i32 {
     };
     let Some(pod) = local_pod(&destination) else {
         if !host::is_node(&source) && host::is_protected(ctx, 0, ethertype) {
-            return drop(ctx, Reason::HostProtected);
+            return drop_at(ctx, 0, Reason::HostProtected);
         }
         return pass(ctx, Reason::OverlayToStack);
     };
     let ends = Ends { sender: 0, receiver: pod.device(), trusted: false };
     if let Err(reason) = policy::admit(ctx, 0, ethertype, ends) {
-        return drop(ctx, reason);
+        return drop_at(ctx, 0, reason);
     }
     // A pod's device expects an Ethernet header. Without room for one the packet cannot be delivered at all.
     // SAFETY: a valid context.

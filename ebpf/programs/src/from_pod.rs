@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT};
 use aya_ebpf::programs::TcContext;
-use mesh_abi::{Address, PodPort, Reason};
+use mesh_abi::{Address, PodPort, Reason, TraceHook};
 
 use crate::connection;
 use crate::deliver::{local_pod, to_overlay, to_pod};
@@ -12,7 +12,7 @@ use crate::packet::{
     IPPROTO_ICMPV6, IPPROTO_UDP, Ipv4, Ipv6, drop, ifindex, pass,
 };
 use crate::policy::{self, Ends};
-use crate::{edge, host};
+use crate::{edge, host, trace};
 
 const DHCP_SERVER: u16 = 67_u16.to_be();
 const DHCPV6_SERVER: u16 = 547_u16.to_be();
@@ -28,6 +28,14 @@ const ONWARD: i32 = 0x100;
 /// Three functions one after the other, not inside each other: what each keeps on the stack is not there for the next, and
 /// the verifier looks at each once.
 pub fn run(ctx: &TcContext) -> i32 {
+    trace::enter(ctx, ETH_HLEN, TraceHook::FromPod);
+    let verdict = steps(ctx);
+    trace::leave(ctx);
+    verdict
+}
+
+#[inline(always)]
+fn steps(ctx: &TcContext) -> i32 {
     for step in [check, ask] {
         let verdict = step(ctx.skb.skb) as i32;
         if verdict != ONWARD {

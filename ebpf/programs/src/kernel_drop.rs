@@ -12,6 +12,7 @@ use crate::deliver::local_pod;
 use crate::flow::{now_ns, tell, wanted, within_rate};
 use crate::maps::{NAMESPACES, REMOTE_BLOCKS};
 use crate::packet::{Ipv4, Ipv6, has_ports};
+use crate::trace;
 
 pub fn run(ctx: &RawTracePointContext) {
     let _ = look(ctx);
@@ -39,6 +40,7 @@ fn look(ctx: &RawTracePointContext) -> Option<()> {
         ..FlowEvent::default()
     };
     read_headers(config, skb, &mut event)?;
+    trace::kernel_dropped(&event);
     if multicast(&event.destination) || (pod == 0 && !ours(&event)) {
         return None;
     }

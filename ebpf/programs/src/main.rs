@@ -23,7 +23,9 @@
 //! - No loops over packets, no indexing that could panic: small enough for any verifier since Linux 5.10.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
+mod atomic;
 mod connection;
 mod deliver;
 mod edge;
@@ -40,6 +42,7 @@ mod service;
 mod sock_addr;
 mod sock_ops;
 mod to_pod;
+mod trace;
 
 use aya_ebpf::macros::{
     cgroup_sock_addr, classifier, raw_tracepoint, sock_ops as sock_ops_program,

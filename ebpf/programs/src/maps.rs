@@ -121,10 +121,17 @@ pub static FRAGMENTS: LruHashMap<abi::PieceKey, u32> = LruHashMap::with_max_entr
 // Not part of the ABI: nobody else looks at these.
 /// What policies have allowed lately, and under which generation of the tables: most of what begins is like something before it.
 #[map]
-pub static ALLOWED: LruHashMap<crate::policy::Question, u32> =
+pub static ALLOWED: LruHashMap<crate::policy::Question, crate::policy::Permission> =
     LruHashMap::with_max_entries(8_192, 0);
 #[map]
 pub static SCRATCH: PerCpuArray<crate::connection::Scratch> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static HOST_PORTS: HashMap<abi::HostPort, u32> =
     HashMap::with_max_entries(256, BPF_F_NO_PREALLOC);
+#[map]
+pub static TRACE: Array<abi::TraceState> = Array::with_max_entries(1, 0);
+#[map]
+pub static TRACES: HashMap<abi::TraceKey, u32> = HashMap::with_max_entries(256, BPF_F_NO_PREALLOC);
+/// Some 540 events; a probe makes a dozen on each node.
+#[map]
+pub static TRACE_EVENTS: RingBuf = RingBuf::with_byte_size(1 << 16, 0);

@@ -2,10 +2,10 @@
 
 use aya_ebpf::bindings::TC_ACT_SHOT;
 use aya_ebpf::programs::TcContext;
-use mesh_abi::{Address, Reason};
+use mesh_abi::{Address, Reason, TraceKind};
 
-use crate::flow;
 use crate::maps::COUNTERS;
+use crate::{flow, trace};
 
 /// Bytes of an Ethernet header.
 pub const ETH_HLEN: usize = 14;
@@ -101,9 +101,15 @@ pub fn has_ports(protocol: u8) -> bool {
     matches!(protocol, IPPROTO_TCP | IPPROTO_UDP | IPPROTO_SCTP)
 }
 
-/// Counts the packet under `reason`.
+/// What becomes of the packet: it is counted, and told where it is traced.
 #[inline(always)]
-pub fn count(ctx: &TcContext, reason: Reason) {
+pub fn decide(ctx: &TcContext, reason: Reason) {
+    count(ctx, reason);
+    trace::decided(TraceKind::Verdict, reason as u32);
+}
+
+#[inline(always)]
+fn count(ctx: &TcContext, reason: Reason) {
     if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
         // SAFETY: a per-CPU value, and a program is not interrupted by another TC program on its CPU.
         unsafe {
@@ -122,7 +128,7 @@ pub fn drop(ctx: &TcContext, reason: Reason) -> i32 {
 /// As [`drop`], for a packet whose IP header begins at `network`.
 #[inline(always)]
 pub fn drop_at(ctx: &TcContext, network: usize, reason: Reason) -> i32 {
-    count(ctx, reason);
+    decide(ctx, reason);
     flow::dropped(ctx, network, reason);
     TC_ACT_SHOT
 }
@@ -130,7 +136,7 @@ pub fn drop_at(ctx: &TcContext, network: usize, reason: Reason) -> i32 {
 /// Counts the packet and leaves it to the stack.
 #[inline(always)]
 pub fn pass(ctx: &TcContext, reason: Reason) -> i32 {
-    count(ctx, reason);
+    decide(ctx, reason);
     NEXT
 }
 

@@ -10,9 +10,10 @@ use mesh_abi::policy::{ANYBODY, OPEN, THIS_NODE};
 use mesh_abi::{Address, Connection, PodPolicy, Reason, RuleKey, RuleMatch};
 
 use crate::connection::{
-    self, EITHER, FIRST_FRAGMENT, LATER_FRAGMENT, Packet, RECEIVER, RELATED, Scratch, advance,
+    self, Asked, EITHER, FIRST_FRAGMENT, LATER_FRAGMENT, RECEIVER, RELATED, Scratch, advance,
 };
 use crate::maps::{ALLOWED, IDENTITIES, POD_POLICIES, POLICY_BLOCKS, POLICY_RULES, POLICY_STATE};
+use crate::trace;
 
 /// The two ends of a packet's way on this node.
 #[derive(Clone, Copy)]
@@ -26,9 +27,16 @@ pub struct Ends {
 }
 
 /// Whether the packet may go on. `network` is the place of its IP header. Costs the read of one word while there are no
-/// policies.
+/// policies, and of another one while nobody traces.
 #[inline(always)]
 pub fn admit(ctx: &TcContext, network: usize, ethertype: u16, ends: Ends) -> Result<(), Reason> {
+    let verdict = judged(ctx, network, ethertype, ends);
+    trace::after_policy(verdict);
+    verdict
+}
+
+#[inline(always)]
+fn judged(ctx: &TcContext, network: usize, ethertype: u16, ends: Ends) -> Result<(), Reason> {
     let Some(state) = POLICY_STATE.get(0).filter(|state| state.active != 0) else {
         return Ok(());
     };
@@ -43,16 +51,8 @@ pub fn admit(ctx: &TcContext, network: usize, ethertype: u16, ends: Ends) -> Res
     if !connection::parse(ctx, &mut scratch.packet, network as u32, ethertype) {
         return Err(Reason::Malformed);
     }
-    let verdict = judge(ctx, scratch, from, to, generation, ends.trusted);
-    if let Err(reason) = verdict {
-        denied(ctx, &scratch.packet, reason);
-    }
-    verdict
+    judge(ctx, scratch, from, to, generation, ends.trusted)
 }
-
-/// A packet was denied. The place for an event that tells so; the counter is the caller's.
-#[inline(always)]
-fn denied(_ctx: &TcContext, _packet: &Packet, _reason: Reason) {}
 
 #[inline(always)]
 fn policies(ifindex: u32) -> PodPolicy {
@@ -87,6 +87,7 @@ fn judge(
     let forth = (from.egress, to.ingress);
     let back = (to.egress, from.ingress);
     let (egress, ingress) = if origin == RECEIVER { back } else { forth };
+    scratch.asked = Asked { egress, ingress, egress_rule: 0, ingress_rule: 0 };
     if !trusted {
         refusal(evaluate(scratch, egress, ingress, generation))?;
         if origin == EITHER {
@@ -131,13 +132,17 @@ const NOT_ACCEPTED: u32 = 2;
 fn evaluate(scratch: &mut Scratch, egress: u32, ingress: u32, generation: u32) -> u32 {
     if egress != OPEN && scratch.entry.egress != generation {
         let other = scratch.key.destination;
-        if ask(scratch, egress, &other, generation) == 0 {
+        let rule = ask(scratch, egress, &other, generation);
+        scratch.asked.egress_rule = rule;
+        if rule == 0 {
             return NOT_SENT;
         }
     }
     if ingress != OPEN && scratch.entry.ingress != generation {
         let other = scratch.key.source;
-        if ask(scratch, ingress, &other, generation) == 0 {
+        let rule = ask(scratch, ingress, &other, generation);
+        scratch.asked.ingress_rule = rule;
+        if rule == 0 {
             return NOT_ACCEPTED;
         }
     }
@@ -155,51 +160,64 @@ pub struct Question {
     other: Address,
 }
 
+/// A rule that answered a question, and when.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Permission {
+    generation: u32,
+    rule: u32,
+}
+
 /// The answer that was given under this generation, or a new one. Only permission is kept: what allows more does not raise the
 /// generation.
 #[inline(never)]
 fn ask(scratch: &Scratch, policy: u32, other: &Address, generation: u32) -> u32 {
     let (port_be, protocol) = (scratch.key.destination_port_be, scratch.key.protocol);
     let question = Question { policy, port_be, protocol, pad: 0, other: *other };
-    // SAFETY: one word, which is copied.
-    if unsafe { ALLOWED.get(&question) }.copied() == Some(generation) {
-        return 1;
+    // SAFETY: the value is copied; entries are replaced as a whole.
+    if let Some(known) = unsafe { ALLOWED.get(&question) }.copied()
+        && known.generation == generation
+    {
+        return known.rule;
     }
-    let answer = allows(policy, other, u32::from(protocol), u32::from(port_be));
-    if answer != 0 {
+    let rule = allows(policy, other, u32::from(protocol), u32::from(port_be));
+    if rule != 0 {
         // Without room the tables are asked again.
-        let _ = ALLOWED.insert(&question, &generation, 0);
+        let _ = ALLOWED.insert(&question, &Permission { generation, rule }, 0);
     }
-    answer
+    rule
 }
 
-/// Whether the policy allows that other side on that port. A function of its own, with plain numbers, so that the programs
-/// have it once.
+/// The rule of the policy that allows that other side on that port: its number, [`THIS_NODE`] for what needs none, 0 for none. A
+/// function of its own, with plain numbers, so that the programs have it once.
 #[inline(never)]
 fn allows(policy: u32, other: &Address, protocol: u32, port_be: u32) -> u32 {
     // SAFETY: the value is copied.
     let identity = unsafe { IDENTITIES.get(other) }.copied();
     if identity == Some(THIS_NODE) {
-        return 1;
+        return THIS_NODE;
     }
-    if let Some(identity) = identity
-        && rule(policy, identity, protocol, port_be)
-    {
-        return 1;
+    if let Some(identity) = identity {
+        let rule = rule(policy, identity, protocol, port_be);
+        if rule != 0 {
+            return rule;
+        }
     }
-    if let Some(&identity) = POLICY_BLOCKS.get(Key::new(128, *other))
-        && rule(policy, identity, protocol, port_be)
-    {
-        return 1;
+    if let Some(&identity) = POLICY_BLOCKS.get(Key::new(128, *other)) {
+        let rule = rule(policy, identity, protocol, port_be);
+        if rule != 0 {
+            return rule;
+        }
     }
-    u32::from(rule(policy, ANYBODY, protocol, port_be))
+    rule(policy, ANYBODY, protocol, port_be)
 }
 
 #[inline(always)]
-fn rule(policy: u32, identity: u32, protocol: u32, port_be: u32) -> bool {
+fn rule(policy: u32, identity: u32, protocol: u32, port_be: u32) -> u32 {
     let port = (port_be as u16).to_ne_bytes();
     let matches = RuleMatch { policy, identity, protocol: protocol as u8, port, pad: 0 };
-    POLICY_RULES.get(Key::new(RuleKey::PORT_BITS, matches)).is_some()
+    // Rules have numbers from `FIRST_FREE` on; one that had none would allow all the same.
+    POLICY_RULES.get(Key::new(RuleKey::PORT_BITS, matches)).map_or(0, |rule| rule.number.max(1))
 }
 
 /// Whether the packet was made on this node: it came in by no device.

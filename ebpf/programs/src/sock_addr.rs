@@ -6,9 +6,9 @@ use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_set_retval};
 use aya_ebpf::programs::SockAddrContext;
 use mesh_abi::{Address, Peer, Reverse, ReverseKey, Service, ServiceKey, Slot, Sticky, StickyKey};
 
-use crate::flow;
 use crate::maps::{NODE_ADDRESSES, PEERS, REVERSE, SERVICES, STICKY};
 use crate::service::{choose, is_member};
+use crate::{flow, trace};
 
 /// Let the call go on.
 const PROCEED: i32 = 1;
@@ -99,6 +99,11 @@ fn refuse(ctx: &SockAddrContext, vip: Address, vip_port_be: u16) -> i32 {
 }
 
 #[inline(always)]
+fn slot(address: Address, port_be: u16) -> Slot {
+    Slot { address, port_be, pad: 0 }
+}
+
+#[inline(always)]
 fn cookie(ctx: &SockAddrContext) -> u64 {
     // SAFETY: a valid context.
     unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }
@@ -124,10 +129,13 @@ pub fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
     let (vip, vip_port_be) = (F::address(ctx.sock_addr), port_be(ctx));
     let Some(service) = frontend(ctx, vip, vip_port_be) else {
         forget_peer(ctx);
+        trace::straight(ctx, protocol(ctx), &slot(vip, vip_port_be));
         flow::connected(ctx, protocol(ctx), vip, vip_port_be, None);
         return PROCEED;
     };
-    let Some(backend) = choose(ctx, &service) else { return refuse(ctx, vip, vip_port_be) };
+    let chosen = choose(ctx, &service);
+    trace::hooked(ctx, protocol(ctx), &slot(vip, vip_port_be), &service, chosen.as_ref());
+    let Some(backend) = chosen else { return refuse(ctx, vip, vip_port_be) };
     let mut peer =
         Peer { vip, backend: backend.address, vip_port_be, backend_port_be: backend.port_be };
     // SAFETY: the storage belongs to the socket of this call, which is locked or not yet shared.

@@ -2,11 +2,13 @@
 //! lead. `redirect_peer` passes by this hook, so each packet meets its policy once.
 
 use aya_ebpf::programs::TcContext;
+use mesh_abi::TraceHook;
 
 use crate::packet::{
     ETH_HLEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPPROTO_ICMPV6, Ipv6, NEXT, drop, ifindex,
 };
 use crate::policy::{self, Ends};
+use crate::trace;
 
 pub fn run(ctx: &TcContext) -> i32 {
     let Ok(ethernet) = ctx.load::<Ethernet>(0) else { return NEXT };
@@ -15,12 +17,15 @@ pub fn run(ctx: &TcContext) -> i32 {
     if !is_ip || is_neighbour_discovery(ctx, ethertype) {
         return NEXT;
     }
+    trace::enter(ctx, ETH_HLEN, TraceHook::ToPod);
     let trusted = policy::is_from_host(ctx);
     let ends = Ends { sender: 0, receiver: ifindex(ctx), trusted };
-    match policy::admit(ctx, ETH_HLEN, ethertype, ends) {
+    let verdict = match policy::admit(ctx, ETH_HLEN, ethertype, ends) {
         Ok(()) => NEXT,
         Err(reason) => drop(ctx, reason),
-    }
+    };
+    trace::leave(ctx);
+    verdict
 }
 
 /// Router and neighbour discovery belongs to the link.

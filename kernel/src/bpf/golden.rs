@@ -47,6 +47,7 @@ pub(super) fn check(object: &[u8]) -> Result<(), LoadError> {
         loader.map_max_entries(name, 16);
     }
     loader.map_max_entries(maps::FLOWS, 4096);
+    loader.map_max_entries(maps::TRACE_EVENTS, 4096);
     let mut ebpf = loader.load(object).map_err(|error| LoadError::Object(Box::new(error)))?;
     fill(&ebpf).map_err(LoadError::GoldenMaps)?;
     let guard = load::load_one(&mut ebpf, programs::FROM_POD)?.0;
@@ -59,7 +60,7 @@ pub(super) fn check(object: &[u8]) -> Result<(), LoadError> {
 }
 
 /// Maps that need no room for a few packets.
-const SMALL: [&str; 11] = [
+const SMALL: [&str; 12] = [
     maps::SERVICES,
     maps::SLOTS,
     maps::MEMBERS,
@@ -71,6 +72,7 @@ const SMALL: [&str; 11] = [
     maps::FLOW_LIMITS,
     maps::DATAGRAMS,
     maps::NAMESPACES,
+    maps::TRACES,
 ];
 
 fn run(program: &OwnedFd, case: &Case) -> Result<(), LoadError> {

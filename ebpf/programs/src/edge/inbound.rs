@@ -15,6 +15,7 @@ use crate::deliver::{local_pod, to_pod};
 use crate::maps::{EDGE_SERVICES, EDGE_SOURCES, REMOTE_BLOCKS};
 use crate::packet::{ETH_HLEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, NEXT, ifindex};
 use crate::policy::{self, Ends};
+use crate::trace;
 
 /// How many ports are tried for a client whose own is taken, and from where on they are looked for: above those that machines
 /// give to their own connections.
@@ -110,6 +111,7 @@ fn backend_of(ctx: &TcContext, service: &EdgeService, packet: &Packet, found: &m
         };
         found.client_port_be = client_port(packet, found);
         count(ctx, EdgeReason::Chosen);
+        trace::chosen(&found.address, port_be);
     }
     flow::put(&key, found);
     remember_way_back(packet, found);
