@@ -3,15 +3,14 @@
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::programs::TcContext;
-use mesh_abi::{
-    Address, Connection, ConnectionKey, ConnectionState, LocalPod, PieceKey, TraceKey,
-};
+use mesh_abi::{Address, Connection, ConnectionKey, ConnectionState, LocalPod, PieceKey, TraceKey};
 
 use crate::maps::{CONNECTIONS, FRAGMENTS, SCRATCH};
 use crate::packet::{
     ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPPROTO_FRAGMENT, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_SCTP,
     IPPROTO_TCP, IPPROTO_UDP, Ipv4, Ipv6,
 };
+use crate::policy::{Permission, Question};
 
 /// TCP: begins a connection.
 pub const SYN: u32 = 1;
@@ -69,6 +68,10 @@ pub struct Scratch {
     pub destination: Address,
     /// The pod of this node that gets it; device 0 when none does.
     pub receiver: LocalPod,
+    /// What a policy is asked now, and what it allows.
+    pub question: Question,
+    /// What is remembered of the answer.
+    pub permission: Permission,
     /// What the policies were asked, and which rules answered.
     pub asked: Asked,
     /// The packet that is traced.
@@ -271,10 +274,19 @@ fn is_related(skb: *mut __sk_buff, scratch: &mut Scratch, now: u32) -> u32 {
     if read.is_none() {
         return 0;
     }
-    scratch.key = quoted.key.reversed();
+    reverse(&quoted.key, &mut scratch.key);
     let related = find(&quoted.key, now).is_some() || find(&scratch.key, now).is_some();
     scratch.key = scratch.packet.key;
     u32::from(related)
+}
+
+/// The key of the answers to `key`, field by field: a whole one would have to be on the stack for a moment.
+#[inline(always)]
+fn reverse(key: &ConnectionKey, answers: &mut ConnectionKey) {
+    (answers.source, answers.destination) = (key.destination, key.source);
+    (answers.source_port_be, answers.destination_port_be) =
+        (key.destination_port_be, key.source_port_be);
+    (answers.protocol, answers.pad) = (key.protocol, [0; 3]);
 }
 
 /// What is remembered, unless that was too long ago.
@@ -303,7 +315,7 @@ pub const EITHER: u32 = 3;
 #[inline(never)]
 pub fn locate(skb: *mut __sk_buff, scratch: &mut Scratch, now: u32) -> u32 {
     scratch.key = scratch.packet.key;
-    scratch.reversed = scratch.packet.key.reversed();
+    reverse(&scratch.packet.key, &mut scratch.reversed);
     let flags = scratch.packet.flags;
     // The first packet of a TCP connection is never an answer, whatever was there before.
     if flags & SYN == 0 {

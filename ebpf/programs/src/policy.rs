@@ -131,16 +131,16 @@ const NOT_ACCEPTED: u32 = 2;
 #[inline(never)]
 fn evaluate(scratch: &mut Scratch, egress: u32, ingress: u32, generation: u32) -> u32 {
     if egress != OPEN && scratch.entry.egress != generation {
-        let other = scratch.key.destination;
-        let rule = ask(scratch, egress, &other, generation);
+        scratch.question.other = scratch.key.destination;
+        let rule = ask(scratch, egress, generation);
         scratch.asked.egress_rule = rule;
         if rule == 0 {
             return NOT_SENT;
         }
     }
     if ingress != OPEN && scratch.entry.ingress != generation {
-        let other = scratch.key.source;
-        let rule = ask(scratch, ingress, &other, generation);
+        scratch.question.other = scratch.key.source;
+        let rule = ask(scratch, ingress, generation);
         scratch.asked.ingress_rule = rule;
         if rule == 0 {
             return NOT_ACCEPTED;
@@ -168,22 +168,25 @@ pub struct Permission {
     rule: u32,
 }
 
-/// The answer that was given under this generation, or a new one. Only permission is kept: what allows more does not raise the
-/// generation.
+/// The rule that answered the question about `question.other` under this generation, or that answers it now. Only permission is kept:
+/// what allows more does not raise the generation. Question and answer are in the CPU's own room: little stack is left here.
 #[inline(never)]
-fn ask(scratch: &Scratch, policy: u32, other: &Address, generation: u32) -> u32 {
-    let (port_be, protocol) = (scratch.key.destination_port_be, scratch.key.protocol);
-    let question = Question { policy, port_be, protocol, pad: 0, other: *other };
+fn ask(scratch: &mut Scratch, policy: u32, generation: u32) -> u32 {
+    let Scratch { key, question, permission, .. } = scratch;
+    (question.policy, question.pad) = (policy, 0);
+    (question.port_be, question.protocol) = (key.destination_port_be, key.protocol);
     // SAFETY: the value is copied; entries are replaced as a whole.
-    if let Some(known) = unsafe { ALLOWED.get(&question) }.copied()
+    if let Some(known) = unsafe { ALLOWED.get(&*question) }.copied()
         && known.generation == generation
     {
         return known.rule;
     }
-    let rule = allows(policy, other, u32::from(protocol), u32::from(port_be));
+    let (protocol, port_be) = (u32::from(question.protocol), u32::from(question.port_be));
+    let rule = allows(policy, &question.other, protocol, port_be);
     if rule != 0 {
+        (permission.generation, permission.rule) = (generation, rule);
         // Without room the tables are asked again.
-        let _ = ALLOWED.insert(&question, &Permission { generation, rule }, 0);
+        let _ = ALLOWED.insert(&*question, &*permission, 0);
     }
     rule
 }

@@ -88,7 +88,8 @@ pub fn put_port(ctx: &TcContext, packet: &Packet, side: Side, port_be: u16) -> b
 
 #[inline(never)]
 fn other_port(ctx: &TcContext, packet: &Packet, side: Side, port_be: u16) -> bool {
-    let old_be = if side == Side::Source { packet.source_port_be } else { packet.destination_port_be };
+    let old_be =
+        if side == Side::Source { packet.source_port_be } else { packet.destination_port_be };
     let transport = packet.transport as usize;
     let (checksum, flags) = match packet.protocol {
         TCP => (transport + 16, 0),
