@@ -170,7 +170,7 @@ struct SoakCniArgs {
 struct BenchArgs {
     /// What to measure; all when absent
     what: Vec<bench::Part>,
-    /// How often each thing is measured [default: 3; of lb, whose turns are short, 9]
+    /// How often each thing is measured [default: 3; of lb, whose turns are short, 7]
     #[arg(long, value_name = "N")]
     rounds: Option<usize>,
     /// Length of one measurement

@@ -87,7 +87,7 @@ fn settings(words: &[String]) -> Result<Settings> {
     let mut settings = Settings {
         parts: PARTS.map(str::to_owned).to_vec(),
         services: vec![1, 1_000, 10_000],
-        rounds: 9,
+        rounds: 7,
         turn: Duration::from_millis(200),
         sync: (5_000, 50),
         sync_others: (500, 10),

@@ -200,18 +200,22 @@ impl World {
 
     /// What this world's processes have used, with the kernel's work for them, and what this process has: it reads events.
     fn cpu_micros(&self) -> Result<f64> {
-        let own = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF)?;
-        let micros = |time: nix::sys::time::TimeVal| {
-            Duration::from_secs(time.tv_sec().unsigned_abs())
-                + Duration::from_micros(time.tv_usec().unsigned_abs())
-        };
-        let own = micros(own.user_time()) + micros(own.system_time());
-        let mut sum = own.as_secs_f64() * 1e6;
+        let mut sum = own_cpu()?.as_secs_f64() * 1e6;
         for lab in [Some(&self.lab), self.outside.as_ref().map(|outside| &outside.lab)] {
             sum += lab.map(cgroup_micros).transpose()?.unwrap_or_default();
         }
         Ok(sum)
     }
+}
+
+/// Processor time of this process.
+pub(crate) fn own_cpu() -> Result<Duration> {
+    let own = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF)?;
+    let time = |time: nix::sys::time::TimeVal| {
+        Duration::from_secs(time.tv_sec().unsigned_abs())
+            + Duration::from_micros(time.tv_usec().unsigned_abs())
+    };
+    Ok(time(own.user_time()) + time(own.system_time()))
 }
 
 fn cgroup_micros(lab: &Lab) -> Result<f64> {
