@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 use mesh_model::{NodeName, wellknown};
 use serde::Deserialize;
 
@@ -208,6 +209,9 @@ pub(crate) struct Settings {
     /// Age at which the node's key on the overlay is replaced, 0 for never [default: 30]
     #[arg(long, value_name = "DAYS")]
     pub(crate) rotate_key_days: Option<u16>,
+    /// Range outside the cluster where pods keep their addresses; may be given several times
+    #[arg(long, value_name = "CIDR")]
+    pub(crate) no_masquerade: Option<Vec<String>>,
     /// Connection events that are remembered, 0 to look at connections only while somebody follows them [default: 4096]
     #[arg(long, value_name = "EVENTS")]
     pub(crate) flow_history: Option<u32>,
@@ -242,6 +246,10 @@ pub(crate) enum SettingsError {
     Drain(u64),
     #[error("--eviction-hard: {0}")]
     Eviction(#[from] InvalidThreshold),
+    #[error(
+        "--no-masquerade {0}: expected a range, such as 192.0.2.0/24, without bits behind its prefix"
+    )]
+    NoMasquerade(String),
     #[error("--max-backends {0}: expected {LEAST_BACKENDS} to {MOST_BACKENDS}")]
     MaxBackends(u32),
     #[error("--cgroup: no cgroup v2 hierarchy is mounted")]
@@ -279,6 +287,8 @@ pub(crate) struct Options {
     /// Places for backends in the service maps, where that is not the default.
     pub(crate) max_backends: Option<u32>,
     pub(crate) drain: Duration,
+    /// Ranges outside the cluster where pods keep their addresses.
+    pub(crate) no_masquerade: Vec<IpNet>,
     /// Connection events that are remembered.
     pub(crate) flow_history: usize,
     /// Age at which the node's key is replaced.
@@ -324,6 +334,7 @@ impl Settings {
             https_port: Some(all.https_port.unwrap_or(443)).filter(|p| *p != 0),
             max_backends: all.max_backends.map(max_backends).transpose()?,
             drain: drain(all.drain_secs.unwrap_or(DRAIN_SECS))?,
+            no_masquerade: ranges(all.no_masquerade.unwrap_or_default())?,
             flow_history: all.flow_history.unwrap_or(FLOW_HISTORY) as usize,
             rotate_key_every: days(all.rotate_key_days.unwrap_or(ROTATE_KEY_DAYS)),
         })
@@ -368,6 +379,7 @@ impl Settings {
             max_backends: self.max_backends.or(file.max_backends),
             drain_secs: self.drain_secs.or(file.drain_secs),
             rotate_key_days: self.rotate_key_days.or(file.rotate_key_days),
+            no_masquerade: self.no_masquerade.or(file.no_masquerade),
             flow_history: self.flow_history.or(file.flow_history),
         }
     }
@@ -393,6 +405,11 @@ fn days(days: u16) -> Option<Duration> {
 fn max_backends(number: u32) -> Result<u32, SettingsError> {
     let fits = (LEAST_BACKENDS..=MOST_BACKENDS).contains(&number);
     if fits { Ok(number) } else { Err(SettingsError::MaxBackends(number)) }
+}
+
+fn ranges(given: Vec<String>) -> Result<Vec<IpNet>, SettingsError> {
+    let range = |text: &String| text.parse().ok().filter(|net: &IpNet| net.trunc() == *net);
+    given.into_iter().map(|text| range(&text).ok_or(SettingsError::NoMasquerade(text))).collect()
 }
 
 fn drain(secs: u64) -> Result<Duration, SettingsError> {
@@ -477,6 +494,22 @@ mod tests {
         assert!(endless.to_string().starts_with("--drain-secs 86401: "), "{endless}");
         let error = parse(&["--node-name", "Not A Name"]).settings.resolve().unwrap_err();
         assert!(error.to_string().contains("--node-name"), "{error}");
+        let ranges = parse(&["--no-masquerade", "10.0.0.0/8", "--no-masquerade", "2001:db8::/32"]);
+        let ranges = ranges.settings.resolve().unwrap().no_masquerade;
+        assert_eq!(
+            ranges.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["10.0.0.0/8", "2001:db8::/32"]
+        );
+        for wrong in ["10.0.0.1/8", "10.0.0.0", "10.0.0.0/33", ""] {
+            let error = parse(&["--no-masquerade", wrong]).settings.resolve().unwrap_err();
+            assert!(
+                error.to_string().starts_with(&format!("--no-masquerade {wrong}: ")),
+                "{error}"
+            );
+        }
+        fs::write(path, "no-masquerade: [192.0.2.0/24]").unwrap();
+        let rest = ["--node-name", "n", "--node-ip", "192.0.2.1", "--cgroup", "/x"];
+        assert_eq!(parse(&rest).settings.resolve().unwrap().no_masquerade.len(), 1);
         fs::write(path, "no-such-key: 1").unwrap();
         assert!(matches!(parse(&[]).settings.resolve(), Err(SettingsError::Malformed { .. })));
     }

@@ -66,10 +66,8 @@ impl Desired {
             remote_blocks: remote.map(|block| block.trunc()).collect(),
             block_mtus: BTreeMap::new(),
             refused: cluster.pod_cidrs.iter().chain(&cluster.service_cidrs).copied().collect(),
-            masquerade: (!own.is_empty()).then(|| Masquerade {
-                sources: own.iter().copied().collect(),
-                inside: cluster.pod_cidrs.iter().copied().collect(),
-            }),
+            masquerade: (!own.is_empty())
+                .then(|| Masquerade::new(own.clone(), cluster.pod_cidrs.clone())),
         }
     }
 }

@@ -302,18 +302,33 @@ fn traffic_that_leaves_the_cluster_is_masqueraded_and_the_rest_is_not() {
         bandwidth: mesh_kernel::pods::Bandwidth::default(),
     };
     pods.attach(&port).unwrap();
-    for (there, any, shown) in
-        [("192.0.2.2:0", "0.0.0.0:0", "192.0.2.1"), ("[2001:db8::2]:0", "[::]:0", "2001:db8::1")]
-    {
+    let seen_as = |there: &str| {
+        let any = if there.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" };
         let (server, client) = (outside.udp(there), pod.udp(any));
         client.send_to(b"hello", server.local_addr().unwrap()).unwrap();
         let mut buffer = [0; 16];
         let (_, from) = server.recv_from(&mut buffer).unwrap();
-        assert_eq!(from.ip().to_string(), shown);
         server.send_to(b"reply", from).unwrap();
-        let (length, from) = client.recv_from(&mut buffer).unwrap();
-        assert_eq!((&buffer[..length], from), (&b"reply"[..], server.local_addr().unwrap()));
-    }
+        let (length, back) = client.recv_from(&mut buffer).unwrap();
+        assert_eq!((&buffer[..length], back), (&b"reply"[..], server.local_addr().unwrap()));
+        from.ip().to_string()
+    };
+    assert_eq!(seen_as("192.0.2.2:0"), "192.0.2.1");
+    assert_eq!(seen_as("[2001:db8::2]:0"), "2001:db8::1");
+    // Ranges where pods keep their addresses. The first two are joined into one that has no prefix.
+    outside.ip("route add 10.244.1.0/24 via 192.0.2.1");
+    outside.ip("-6 route add fd10:244:0:1::/64 via 2001:db8::1");
+    outside.ip("addr add 192.0.2.9/24 dev down0");
+    let mut exempt = desired();
+    let masquerade = exempt.masquerade.as_mut().unwrap();
+    let ranges = ["192.0.2.0/30", "192.0.2.4/31", "2001:db8::/64"];
+    masquerade.keep_source_towards(&ranges.map(|range| range.parse().unwrap()));
+    node.settle(&exempt);
+    assert_eq!(seen_as("192.0.2.2:0"), "10.244.1.5");
+    assert_eq!(seen_as("[2001:db8::2]:0"), "fd10:244:0:1::5");
+    assert_eq!(seen_as("192.0.2.9:0"), "192.0.2.1", "only those");
+    node.settle(&desired());
+    assert_eq!(seen_as("192.0.2.2:0"), "192.0.2.1");
     // Nobody has that pod address: refused, not sent out in the clear.
     let error = pod.tcp("10.244.9.9:9".parse().unwrap()).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EHOSTUNREACH), "{error}");

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use mesh_kernel::node::{Desired as Network, SysctlWatch, conflicts, plan};
 use mesh_kernel::{IfName, NetNs, NodeNetwork};
 use tokio::sync::Notify;
@@ -15,6 +16,8 @@ use crate::observe::Desired;
 pub(crate) struct Node {
     pub(crate) network: Arc<dyn NodeNetwork>,
     pub(crate) mtu: u16,
+    /// Ranges outside the cluster where pods keep their addresses.
+    pub(crate) no_masquerade: Vec<IpNet>,
     /// Told when the overlay device has been made.
     pub(crate) made: Arc<Notify>,
     /// Whether the cluster's ranges were compared with the node's routes, and agree.
@@ -71,6 +74,9 @@ impl Concern for Node {
                 let blocks = peer.allowed_ips.iter().map(|block| (block.trunc(), u32::from(mtu)));
                 network.block_mtus.extend(blocks);
             }
+        }
+        if let Some(masquerade) = &mut network.masquerade {
+            masquerade.keep_source_towards(&self.no_masquerade);
         }
         Some(network)
     }
@@ -140,6 +146,7 @@ mod tests {
         let mut node = Node {
             network,
             mtu: 1420,
+            no_masquerade: vec![],
             made: Arc::default(),
             compared: false,
             disturbed: Arc::default(),

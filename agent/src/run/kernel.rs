@@ -36,8 +36,14 @@ impl Agent {
         let device: IfName = OVERLAY_DEVICE.parse().expect("a constant and valid interface name");
         let disturbed = watch_sysctls(device.clone());
         let network = LinuxNodeNetwork::new(NetNs::current(), Arc::clone(&programs), device);
-        let (network, made) = (Arc::new(network), Arc::clone(&self.overlay_made));
-        self.drive(Node { network, mtu: self.mtu, made, compared: false, disturbed });
+        self.drive(Node {
+            network: Arc::new(network),
+            mtu: self.mtu,
+            no_masquerade: self.options.no_masquerade.clone(),
+            made: Arc::clone(&self.overlay_made),
+            compared: false,
+            disturbed,
+        });
         if is_switched {
             self.carries_again().await;
         }

@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
+use std::net::IpAddr;
 use std::process::{Command, Output, Stdio};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, IpSubnets, Ipv4Subnets, Ipv6Subnets};
 use serde_json::Value;
 
 use crate::IfName;
@@ -20,8 +21,28 @@ const MARK: &str = "mesh: pods leaving the cluster";
 pub struct Masquerade {
     /// Sources: this node's pod blocks.
     pub sources: BTreeSet<IpNet>,
-    /// Destinations where the source stays: all pods.
+    /// Destinations where the source stays: all pods, and what people name.
     pub inside: BTreeSet<IpNet>,
+}
+
+impl Masquerade {
+    /// One that is the same as another whenever both mean the same: ranges are as few as possible.
+    pub fn new(
+        sources: impl IntoIterator<Item = IpNet>,
+        inside: impl IntoIterator<Item = IpNet>,
+    ) -> Self {
+        Self { sources: fewest(sources), inside: fewest(inside) }
+    }
+
+    /// Lets the source stay towards these ranges, too.
+    pub fn keep_source_towards(&mut self, ranges: &[IpNet]) {
+        self.inside = fewest(self.inside.iter().chain(ranges).copied());
+    }
+}
+
+/// The same addresses in as few ranges as possible. nft joins ranges in its own way: only so can its answer be compared.
+fn fewest(nets: impl IntoIterator<Item = IpNet>) -> BTreeSet<IpNet> {
+    IpNet::aggregate(&nets.into_iter().collect()).into_iter().collect()
 }
 
 /// nft failed.
@@ -126,27 +147,36 @@ fn parse(listing: &Value) -> Option<Masquerade> {
     if ours.len() != 2 || !others.is_empty() {
         return None;
     }
-    let mut found = Masquerade { sources: BTreeSet::new(), inside: BTreeSet::new() };
+    let (mut sources, mut inside) = (Vec::new(), Vec::new());
     for set in objects.iter().filter_map(|object| object.get("set")) {
         let target = match set.get("name")?.as_str()? {
-            "sources4" | "sources6" => &mut found.sources,
-            "inside4" | "inside6" => &mut found.inside,
+            "sources4" | "sources6" => &mut sources,
+            "inside4" | "inside6" => &mut inside,
             _ => return None,
         };
         for element in set.get("elem").and_then(Value::as_array).into_iter().flatten() {
-            target.insert(element_net(element)?);
+            target.extend(element_nets(element)?);
         }
     }
-    Some(found)
+    Some(Masquerade::new(sources, inside))
 }
 
-/// An element: `{"prefix": {"addr": "10.0.0.0", "len": 8}}` or a plain address.
-fn element_net(element: &Value) -> Option<IpNet> {
+/// An element: `{"prefix": {"addr": "10.0.0.0", "len": 8}}`, `{"range": ["10.0.0.0", "10.0.2.255"]}` or a plain address.
+fn element_nets(element: &Value) -> Option<Vec<IpNet>> {
+    let address = |value: &Value| value.as_str()?.parse::<IpAddr>().ok();
+    if let Some(range) = element.get("range") {
+        let nets: IpSubnets = match (address(range.get(0)?)?, address(range.get(1)?)?) {
+            (IpAddr::V4(first), IpAddr::V4(last)) => Ipv4Subnets::new(first, last, 0).into(),
+            (IpAddr::V6(first), IpAddr::V6(last)) => Ipv6Subnets::new(first, last, 0).into(),
+            _ => return None,
+        };
+        return Some(nets.collect());
+    }
     let Some(prefix) = element.get("prefix") else {
-        return element.as_str()?.parse::<std::net::IpAddr>().ok().map(IpNet::from);
+        return Some(vec![address(element)?.into()]);
     };
     let length = u8::try_from(prefix.get("len")?.as_u64()?).ok()?;
-    IpNet::new(prefix.get("addr")?.as_str()?.parse().ok()?, length).ok()
+    Some(vec![IpNet::new(address(prefix.get("addr")?)?, length).ok()?])
 }
 
 #[cfg(test)]
@@ -163,6 +193,29 @@ mod tests {
         assert!(text.starts_with("add table inet mesh\ndelete table inet mesh\ntable inet mesh {"));
         assert!(text.contains("set sources4 { type ipv4_addr; flags interval; auto-merge; elements = { 10.244.1.0/24 }; }"));
         assert!(text.contains("set sources6 { type ipv6_addr; flags interval; auto-merge; }"));
+    }
+
+    #[test]
+    fn ranges_that_are_joined_are_the_same_as_before() {
+        let nets = |texts: &[&str]| texts.iter().map(|t| t.parse().unwrap()).collect::<Vec<_>>();
+        let mut wanted = Masquerade::new([], nets(&["10.244.0.0/16"]));
+        wanted.keep_source_towards(&nets(&[
+            "10.1.0.0/24",
+            "10.1.1.0/24",
+            "10.1.2.0/24",
+            "10.244.9.0/24",
+        ]));
+        assert_eq!(
+            wanted.inside,
+            nets(&["10.1.0.0/23", "10.1.2.0/24", "10.244.0.0/16"]).into_iter().collect()
+        );
+        let rule = serde_json::json!({"rule": {"comment": MARK}});
+        let elements = serde_json::json!([
+            {"range": ["10.1.0.0", "10.1.2.255"]}, {"prefix": {"addr": "10.244.0.0", "len": 16}}
+        ]);
+        let set = serde_json::json!({"set": {"name": "inside4", "elem": elements}});
+        let listing = serde_json::json!({"nftables": [set, rule, rule]});
+        assert_eq!(parse(&listing), Some(wanted));
     }
 
     #[test]
