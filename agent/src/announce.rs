@@ -134,7 +134,7 @@ mod tests {
         };
         Snapshot {
             node: LocalNode { name: name(own), blocks: vec![], addresses: vec![], zone: None },
-            peers: (0..5).filter(|n| *n != own).map(peer).collect(),
+            peers: std::sync::Arc::new((0..5).filter(|n| *n != own).map(peer).collect()),
             ..compile(&Objects::default(), &name(own))
         }
     }

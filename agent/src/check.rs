@@ -64,7 +64,7 @@ fn plan(snapshot: &Snapshot, ingress: &[SocketAddr]) -> Vec<Probe> {
 
 fn peers(snapshot: &Snapshot) -> Vec<Probe> {
     let mut probes = Vec::new();
-    for peer in &snapshot.peers {
+    for peer in snapshot.peers.iter() {
         for block in &peer.allowed_ips {
             let address = node_overlay_address(block);
             probes.push(Probe {

@@ -198,7 +198,7 @@ impl Part {
     fn nodes(&mut self, own: IpAddr) -> Nodes {
         let mut nodes = Nodes { known: BTreeSet::new(), reachable: BTreeSet::new() };
         if let Some(desired) = self.desired.borrow().as_ref() {
-            for peer in &desired.snapshot.peers {
+            for peer in desired.snapshot.peers.iter() {
                 let mut addresses = peer.allowed_ips.iter().map(node_overlay_address);
                 let Some(address) = addresses.find(|a| a.is_ipv4() == own.is_ipv4()) else {
                     continue;

@@ -193,9 +193,12 @@ impl Flows {
         desired: &mut watch::Receiver<Option<Desired>>,
     ) {
         let snapshot = desired.borrow_and_update().as_ref().map(|d| Arc::clone(&d.snapshot));
+        let Some(snapshot) = snapshot else { return };
+        if self.names().knows_pods_of(&snapshot) {
+            return self.names().learn(monotonic(), &snapshot, std::iter::empty());
+        }
         let network = LinuxPodNetwork::new(NetNs::current(), Arc::clone(programs));
         let ports = tokio::task::spawn_blocking(move || network.list().unwrap_or_default()).await;
-        let Some(snapshot) = snapshot else { return };
         let owners = ports.unwrap_or_default().into_iter().map(|port| port.owner);
         self.names().learn(monotonic(), &snapshot, owners);
     }

@@ -5,8 +5,8 @@
 
 use std::fmt::Debug;
 use std::hash::{BuildHasher as _, RandomState};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -16,18 +16,19 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress, NetworkPolicy};
 use kube::runtime::reflector::{self, Store};
+use kube::runtime::watcher::Event;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Resource};
 use mesh_model::compile::is_restricted;
-use mesh_model::{ClusterConfig, NodeName, Objects, Snapshot, compile, wellknown};
+use mesh_model::{ClusterConfig, Compiler, NodeName, Objects, Snapshot, wellknown};
 use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
 use crate::errors::chain;
-use crate::join::write_private;
 use crate::paths::outlook::Outlook;
 use crate::preshared::Keyring;
+use crate::saved::Saved;
 
 /// Changes that come within this time are compiled together: a rollout touches many objects at once.
 const DEBOUNCE: Duration = Duration::from_millis(10);
@@ -52,161 +53,221 @@ pub(crate) struct Observer {
     /// The address plan until the API's own is there.
     pub(crate) cluster: ClusterConfig,
     /// Where the last snapshot is kept.
-    pub(crate) file: PathBuf,
-}
-
-/// The snapshot of an earlier run, if it can be read.
-pub(crate) fn saved(file: &Path) -> Option<Snapshot> {
-    let bytes = std::fs::read(file).ok()?;
-    match serde_json::from_slice(&bytes) {
-        Ok(snapshot) => Some(snapshot),
-        Err(error) => {
-            tracing::warn!(path = %file.display(), %error, "saved snapshot malformed, waiting for the API");
-            None
-        }
-    }
+    pub(crate) saved: Saved,
 }
 
 impl Observer {
     /// Watches for ever and sends each new snapshot.
     pub(crate) async fn run(self, desired: watch::Sender<Option<Desired>>) {
-        let stores = Stores::start(&self.client, &self.node);
-        stores.wait_until_listed().await;
-        tracing::info!("all kinds listed");
-        let mut everybody: Option<ClusterPods> = None;
-        loop {
-            let mut objects = stores.objects(&self.cluster);
-            if is_restricted(objects.network_policies.len(), &objects.namespaces) {
-                let pods = everybody
-                    .get_or_insert_with(|| ClusterPods::watch(&self.client, &stores.changed));
-                objects.cluster_pods = pods.list().await;
-            } else {
-                everybody = None;
-            }
-            let node = self.node.clone();
-            let compiled = tokio::task::spawn_blocking(move || compile(&objects, &node)).await;
-            if let Ok(snapshot) = compiled {
-                self.publish(snapshot, &desired);
-            }
-            stores.changed.notified().await;
-            tokio::time::sleep(DEBOUNCE).await;
+        let Self { client, node, cluster, saved } = self;
+        let stores = Stores::start(&client, &node);
+        let everybody = |news: &Arc<Notify>| ClusterPods::watch(&client, news);
+        follow(stores, Desk::new(node, saved, desired), &cluster, everybody).await;
+    }
+}
+
+/// Publishes what follows from the stores, for ever. `everybody` watches the pods of the whole cluster.
+async fn follow(
+    stores: Stores,
+    desk: Desk,
+    fallback: &ClusterConfig,
+    everybody: impl Fn(&Arc<Notify>) -> ClusterPods,
+) {
+    stores.wait_until_listed().await;
+    tracing::info!("all kinds listed");
+    let mut all_pods: Option<ClusterPods> = None;
+    let desk = Arc::new(Mutex::new(desk));
+    loop {
+        let restricted = {
+            let objects = &mut lock(&desk).objects;
+            stores.refresh(objects, fallback);
+            is_restricted(objects.network_policies.len(), &objects.namespaces)
+        };
+        if restricted {
+            let pods = all_pods.get_or_insert_with(|| everybody(&stores.news));
+            pods.0.wait_until_listed().await;
+            pods.0.refresh(&mut lock(&desk).objects.cluster_pods);
+        } else {
+            all_pods = None;
+            lock(&desk).objects.cluster_pods.clear();
         }
+        let work = Arc::clone(&desk);
+        let published = tokio::task::spawn_blocking(move || lock(&work).publish()).await;
+        if let Err(panic) = published {
+            tracing::error!(%panic, "the objects made no snapshot; the last one stays");
+            lock(&desk).forget();
+        }
+        stores.news.notified().await;
+        tokio::time::sleep(DEBOUNCE).await;
+    }
+}
+
+/// Where objects become the desired state.
+struct Desk {
+    node: NodeName,
+    objects: Objects,
+    compiler: Compiler,
+    saved: Saved,
+    desired: watch::Sender<Option<Desired>>,
+}
+
+fn lock(desk: &Mutex<Desk>) -> MutexGuard<'_, Desk> {
+    desk.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Desk {
+    fn new(node: NodeName, saved: Saved, desired: watch::Sender<Option<Desired>>) -> Self {
+        let compiler = Compiler::new(node.clone());
+        Self { node, objects: Objects::default(), compiler, saved, desired }
     }
 
-    fn publish(&self, snapshot: Snapshot, desired: &watch::Sender<Option<Desired>>) {
-        let same = |old: &Desired| old.synced && *old.snapshot == snapshot;
-        if desired.borrow().as_ref().is_some_and(same) {
+    /// What was made is not to be relied on any more.
+    fn forget(&mut self) {
+        self.compiler = Compiler::new(self.node.clone());
+    }
+
+    fn publish(&mut self) {
+        let snapshot = Arc::new(self.compiler.compile(&self.objects));
+        let same = |old: &Desired| old.synced && *old.snapshot == *snapshot;
+        if self.desired.borrow().as_ref().is_some_and(same) {
             return;
         }
         // Not even an assigned block: the control service has just forgotten us, or we are new. What runs, runs.
         let known = !snapshot.node.blocks.is_empty();
-        if known && let Err(error) = save(&self.file, &snapshot) {
-            tracing::warn!(path = %self.file.display(), %error, "snapshot not saved");
+        if known && let Err(error) = self.saved.save(&snapshot) {
+            tracing::warn!(%error, "snapshot not saved");
         }
-        desired.send_modify(|desired| {
+        self.desired.send_modify(|desired| {
             let before = desired.take();
             let (outlook, preshared) =
                 before.map(|before| (before.outlook, before.preshared)).unwrap_or_default();
-            let snapshot = Arc::new(snapshot);
             *desired = Some(Desired { snapshot, outlook, synced: true, preshared });
         });
+        if let Err(error) = self.saved.tidy() {
+            tracing::warn!(%error, "saved snapshot not made short");
+        }
     }
 }
 
-fn save(file: &Path, snapshot: &Snapshot) -> std::io::Result<()> {
-    write_private(file, &serde_json::to_vec(snapshot)?)
+/// The objects of one kind.
+struct Cache<K: Resource<DynamicType = ()> + 'static> {
+    store: Store<K>,
+    changed: Changed,
+}
+
+/// Where a watch tells that there are others.
+#[derive(Clone)]
+struct Changed {
+    /// Since they were taken.
+    others: Arc<AtomicBool>,
+    news: Arc<Notify>,
+}
+
+impl Changed {
+    fn new(news: &Arc<Notify>) -> Self {
+        Self { others: Arc::new(AtomicBool::new(true)), news: Arc::clone(news) }
+    }
+
+    fn tell(&self) {
+        self.others.store(true, Ordering::Release);
+        self.news.notify_one();
+    }
+}
+
+impl<K: Resource<DynamicType = ()> + Clone + 'static> Cache<K> {
+    async fn wait_until_listed(&self) {
+        // An error here means that the writer is gone, and it never ends.
+        let _ = self.store.wait_until_ready().await;
+    }
+
+    /// Takes them, if there are others. Returns whether there are.
+    fn refresh(&self, objects: &mut Vec<Arc<K>>) -> bool {
+        let changed = self.changed.others.swap(false, Ordering::AcqRel);
+        if changed {
+            *objects = self.store.state();
+        }
+        changed
+    }
 }
 
 /// A cache of each kind that the snapshot follows from.
 struct Stores {
-    nodes: Store<Node>,
-    namespaces: Store<Namespace>,
-    pods: Store<Pod>,
-    services: Store<Service>,
-    endpoint_slices: Store<EndpointSlice>,
-    config_maps: Store<ConfigMap>,
-    secrets: Store<Secret>,
-    ingresses: Store<Ingress>,
-    network_policies: Store<NetworkPolicy>,
-    changed: Arc<Notify>,
+    nodes: Cache<Node>,
+    namespaces: Cache<Namespace>,
+    pods: Cache<Pod>,
+    services: Cache<Service>,
+    endpoint_slices: Cache<EndpointSlice>,
+    config_maps: Cache<ConfigMap>,
+    secrets: Cache<Secret>,
+    ingresses: Cache<Ingress>,
+    network_policies: Cache<NetworkPolicy>,
+    news: Arc<Notify>,
 }
 
 impl Stores {
     fn start(client: &kube::Client, node: &NodeName) -> Self {
-        let changed = Arc::new(Notify::new());
+        let news = Arc::new(Notify::new());
         let everything = watcher::Config::default();
         let mine = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
         Self {
-            nodes: cache(client, everything.clone(), &changed),
-            namespaces: cache(client, everything.clone(), &changed),
-            pods: cache(client, mine, &changed),
-            services: cache(client, everything.clone(), &changed),
-            endpoint_slices: cache(client, everything.clone(), &changed),
-            config_maps: cache(client, everything.clone(), &changed),
-            secrets: cache(client, everything.clone(), &changed),
-            ingresses: cache(client, everything.clone(), &changed),
-            network_policies: cache(client, everything, &changed),
-            changed,
+            nodes: cache(client, everything.clone(), &news),
+            namespaces: cache(client, everything.clone(), &news),
+            pods: cache(client, mine, &news),
+            services: cache(client, everything.clone(), &news),
+            endpoint_slices: cache(client, everything.clone(), &news),
+            config_maps: cache(client, everything.clone(), &news),
+            secrets: cache(client, everything.clone(), &news),
+            ingresses: cache(client, everything.clone(), &news),
+            network_policies: cache(client, everything, &news),
+            news,
         }
     }
 
     async fn wait_until_listed(&self) {
-        // An error here means that the writer is gone, and it never ends.
-        let _ = tokio::join!(
-            self.nodes.wait_until_ready(),
-            self.namespaces.wait_until_ready(),
-            self.pods.wait_until_ready(),
-            self.services.wait_until_ready(),
-            self.endpoint_slices.wait_until_ready(),
-            self.config_maps.wait_until_ready(),
-            self.secrets.wait_until_ready(),
-            self.ingresses.wait_until_ready(),
-            self.network_policies.wait_until_ready(),
+        tokio::join!(
+            self.nodes.wait_until_listed(),
+            self.namespaces.wait_until_listed(),
+            self.pods.wait_until_listed(),
+            self.services.wait_until_listed(),
+            self.endpoint_slices.wait_until_listed(),
+            self.config_maps.wait_until_listed(),
+            self.secrets.wait_until_listed(),
+            self.ingresses.wait_until_listed(),
+            self.network_policies.wait_until_listed(),
         );
     }
 
-    fn objects(&self, fallback: &ClusterConfig) -> Objects {
-        let config_maps = self.config_maps.state();
-        Objects {
-            cluster: cluster(&config_maps).unwrap_or_else(|| fallback.clone()),
-            nodes: self.nodes.state(),
-            namespaces: self.namespaces.state(),
-            pods: self.pods.state(),
-            services: self.services.state(),
-            endpoint_slices: self.endpoint_slices.state(),
-            config_maps,
-            secrets: self.secrets.state(),
-            ingresses: self.ingresses.state(),
-            network_policies: self.network_policies.state(),
-            cluster_pods: vec![],
+    /// Takes what has changed.
+    fn refresh(&self, objects: &mut Objects, fallback: &ClusterConfig) {
+        self.nodes.refresh(&mut objects.nodes);
+        self.namespaces.refresh(&mut objects.namespaces);
+        self.pods.refresh(&mut objects.pods);
+        self.services.refresh(&mut objects.services);
+        self.endpoint_slices.refresh(&mut objects.endpoint_slices);
+        if self.config_maps.refresh(&mut objects.config_maps) {
+            objects.cluster = cluster(&objects.config_maps).unwrap_or_else(|| fallback.clone());
         }
+        self.secrets.refresh(&mut objects.secrets);
+        self.ingresses.refresh(&mut objects.ingresses);
+        self.network_policies.refresh(&mut objects.network_policies);
     }
 }
 
 /// The pods of the whole cluster, of each only what policies look at. Watched while somebody restricts something.
-struct ClusterPods {
-    store: Store<Pod>,
-    watching: AbortHandle,
-}
+struct ClusterPods(Cache<Pod>, AbortHandle);
 
 impl ClusterPods {
-    fn watch(client: &kube::Client, changed: &Arc<Notify>) -> Self {
+    fn watch(client: &kube::Client, news: &Arc<Notify>) -> Self {
         tracing::info!("somebody restricts traffic: watching the pods of the whole cluster");
-        let config = watcher::Config::default();
-        let (store, watching) = cache_parts(client, config, changed, keep_identity);
-        Self { store, watching }
-    }
-
-    /// All of them, once they have been listed.
-    async fn list(&self) -> Vec<Arc<Pod>> {
-        let _ = self.store.wait_until_ready().await;
-        self.store.state()
+        let (cache, watching) =
+            cache_parts(client, watcher::Config::default(), news, keep_identity);
+        Self(cache, watching)
     }
 }
 
 impl Drop for ClusterPods {
     fn drop(&mut self) {
-        self.watching.abort();
+        self.1.abort();
     }
 }
 
@@ -248,38 +309,41 @@ fn cluster(config_maps: &[Arc<ConfigMap>]) -> Option<ClusterConfig> {
 }
 
 /// Lists and watches one kind for ever, with back-off, into a cache.
-fn cache<K>(client: &kube::Client, config: watcher::Config, changed: &Arc<Notify>) -> Store<K>
+fn cache<K>(client: &kube::Client, config: watcher::Config, news: &Arc<Notify>) -> Cache<K>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
     // Who wrote which field is of no use here, and often larger than the rest.
-    cache_parts(client, config, changed, |object: &mut K| object.meta_mut().managed_fields = None).0
+    cache_parts(client, config, news, |object: &mut K| object.meta_mut().managed_fields = None).0
 }
 
 /// The same, of each object only what `trim` leaves. The watch ends when it is aborted.
 fn cache_parts<K>(
     client: &kube::Client,
     config: watcher::Config,
-    changed: &Arc<Notify>,
+    news: &Arc<Notify>,
     trim: impl FnMut(&mut K) + Send + 'static,
-) -> (Store<K>, AbortHandle)
+) -> (Cache<K>, AbortHandle)
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
     let (store, writer) = reflector::store();
     let api: Api<K> = Api::all(client.clone());
-    let changed = Arc::clone(changed);
+    let cache = Cache { store, changed: Changed::new(news) };
+    let changed = cache.changed.clone();
     let events = watcher(api, config).modify(trim);
     let events = reflector::reflector(writer, events.backoff(Backoff::default()));
     let mut interrupted = false;
     let watching = tokio::spawn(events.for_each(move |event| {
         let kind = K::kind(&());
         match event {
-            Ok(_) => {
+            // The store takes a list over when it is complete.
+            Ok(Event::Init | Event::InitApply(_)) => {}
+            Ok(Event::InitDone | Event::Apply(_) | Event::Delete(_)) => {
                 if std::mem::take(&mut interrupted) {
                     tracing::info!(%kind, "watching again");
                 }
-                changed.notify_one();
+                changed.tell();
             }
             Err(error) if interrupted => {
                 tracing::debug!(%kind, error = chain(&error), "still away")
@@ -291,7 +355,7 @@ where
         }
         std::future::ready(())
     }));
-    (store, watching.abort_handle())
+    (cache, watching.abort_handle())
 }
 
 /// Pauses between attempts: doubled up to 0.7 seconds, so that all kinds are watched again before a pod that a control
@@ -325,20 +389,11 @@ impl kube::runtime::utils::Backoff for Backoff {
 }
 
 #[cfg(test)]
+mod scale;
+
+#[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_saved_snapshot_comes_back_and_a_torn_one_is_ignored() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("snapshot.json");
-        assert_eq!(saved(&file), None);
-        let snapshot = compile(&Objects::default(), &"node-1".parse().unwrap());
-        save(&file, &snapshot).unwrap();
-        assert_eq!(saved(&file), Some(snapshot));
-        std::fs::write(&file, b"{\"cluster\":").unwrap();
-        assert_eq!(saved(&file), None);
-    }
 
     #[test]
     fn pauses_grow_up_to_a_bound_and_start_anew() {

@@ -148,7 +148,7 @@ impl Directory {
     /// The other nodes of a snapshot, by their addresses of the same family as `own`.
     fn new(snapshot: &Arc<Snapshot>, own: IpAddr) -> Self {
         let mut directory = Self { snapshot: Some(Arc::clone(snapshot)), ..Self::default() };
-        for peer in &snapshot.peers {
+        for peer in snapshot.peers.iter() {
             directory.names.insert(peer.public_key, peer.node.clone());
             let mut addresses = peer.allowed_ips.iter().map(node_overlay_address);
             if let Some(address) = addresses.find(|address| address.is_ipv4() == own.is_ipv4()) {
@@ -165,7 +165,7 @@ impl Directory {
 
     /// Where a node may be reached on the underlay, before anything was heard of it.
     fn endpoints(&self, key: &WgKey) -> &[SocketAddr] {
-        let mut peers = self.snapshot.iter().flat_map(|snapshot| &snapshot.peers);
+        let mut peers = self.snapshot.iter().flat_map(|snapshot| snapshot.peers.iter());
         peers.find(|peer| peer.public_key == *key).map_or(&[], |peer| &peer.endpoints)
     }
 }
@@ -368,7 +368,7 @@ impl Watcher {
         let port = snapshot.cluster.overlay_port;
         let own = link::own_addresses().into_iter().map(|ip| SocketAddr::new(ip, port));
         self.core.set_own_endpoints(own.collect());
-        for peer in &snapshot.peers {
+        for peer in snapshot.peers.iter() {
             if let Some(at) = self.traffic.heard_at(&peer.public_key, snapshot) {
                 self.core.appears(now, peer.public_key, at, !peer.endpoints.contains(&at));
             }

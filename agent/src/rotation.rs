@@ -212,7 +212,7 @@ impl Keeper {
             peers.any(|peer| peer.handshake_age().is_some_and(|age| age < since))
         };
         let desired = self.desired.borrow();
-        let mut peers = desired.iter().flat_map(|desired| &desired.snapshot.peers);
+        let mut peers = desired.iter().flat_map(|desired| desired.snapshot.peers.iter());
         if since < SETTLES && !peers.all(|peer| heard(&peer.public_key)) {
             return false;
         }

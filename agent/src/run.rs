@@ -13,6 +13,7 @@ use anyhow::{Context as _, bail};
 use axum::Router;
 use mesh_kernel::wireguard::KernelWireGuard;
 use mesh_kernel::{NetNs, Programs};
+use mesh_model::Snapshot;
 use mesh_model::snapshot::WgKey;
 use mesh_model::wellknown::OVERLAY_DEVICE;
 use mesh_overlay::Overlay;
@@ -26,7 +27,7 @@ use crate::cli::{Options, OverlayChoice};
 use crate::encryption::Checks;
 use crate::errors::chain;
 use crate::flows::Flows;
-use crate::observe::{self, Desired};
+use crate::observe::Desired;
 use crate::paths::forward::Forwarder;
 use crate::paths::outlook::Legacy;
 use crate::paths::{self, Seen};
@@ -35,6 +36,7 @@ use crate::reconcile::ingress::Ingress;
 use crate::reconcile::overlay::Peers;
 use crate::reconcile::{Concern, drive};
 use crate::rotation::{self, Rotation};
+use crate::saved::Saved;
 use crate::server::{self, Sources};
 use crate::switch::{Switch, Whereabouts};
 use crate::workers::{self, Paths};
@@ -85,11 +87,12 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     let name_key = NodeKeys::name(&paths.node_key())?;
     let overlay = choose_overlay(&options, &paths)?;
     let rotation = Rotation::new(overlay.kind(), &paths.node_key())?;
+    let (snapshot, saved) = Saved::load(paths.snapshot());
     let agent = Arc::new(Agent {
         mtu: device_mtu(overlay.kind(), &options.addresses),
         overlay: Arc::new(overlay),
         overlay_made: Arc::default(),
-        desired: watch::Sender::new(initial(&paths)),
+        desired: watch::Sender::new(snapshot.map(|snapshot| initial(&paths, snapshot))),
         plugin: watch::Sender::new(cni::Readiness::starting("the agent is starting")),
         node: watch::Sender::new(register::Readiness::starting()),
         blocks_wanted: watch::Sender::new(None),
@@ -136,7 +139,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     }
     let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
-    let member = Arc::clone(&agent).member();
+    let member = Arc::clone(&agent).member(saved);
     tokio::select! {
         failed = member => failed?,
         _ = terminate.recv() => {}
@@ -198,13 +201,12 @@ fn device_mtu(kind: mesh_overlay::Kind, addresses: &[IpAddr]) -> u16 {
 }
 
 /// What an earlier agent wanted. It was saved before it was put in force, so that nothing newer can be undone by it.
-fn initial(paths: &Paths) -> Option<Desired> {
-    let snapshot = observe::saved(&paths.snapshot())?;
+fn initial(paths: &Paths, snapshot: Arc<Snapshot>) -> Desired {
     tracing::info!(peers = snapshot.peers.len(), "going on with the saved snapshot");
     // Also what was away then: traffic is not to be sent there again because this process starts.
     let outlook = Arc::new(Legacy::load(&paths.paths()).outlook());
     let preshared = Arc::new(preshared::saved(&paths.preshared()));
-    Some(Desired { snapshot: Arc::new(snapshot), outlook, synced: false, preshared })
+    Desired { snapshot, outlook, synced: false, preshared }
 }
 
 impl Agent {

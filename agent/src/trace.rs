@@ -126,9 +126,9 @@ fn resolve(snapshot: &Snapshot, namespace: &str, host: &str) -> Option<Vec<IpAdd
 }
 
 fn service(snapshot: &Snapshot, asked: SocketAddr, protocol: Protocol) -> Option<ServiceFacts> {
-    let at = |f: &&mesh_model::snapshot::Frontend| f.vip == asked.ip();
-    let any = snapshot.frontends.iter().find(at)?;
-    let of_protocol = || snapshot.frontends.iter().filter(at).filter(|f| f.protocol == protocol);
+    let here = || snapshot.frontends.iter().filter(|f| f.vip == asked.ip());
+    let any = here().next()?;
+    let of_protocol = || here().filter(|f| f.protocol == protocol);
     let exact = of_protocol().find(|f| f.port == asked.port());
     let backend = |b: &mesh_model::snapshot::Backend| SocketAddr::new(b.address, b.port);
     Some(ServiceFacts {
@@ -204,6 +204,8 @@ fn outcome(error: &io::Error) -> Outcome {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use mesh_model::snapshot::{Backend, DnsService, FULL_WEIGHT, Frontend, FrontendKind};
     use mesh_model::{Objects, compile};
@@ -213,8 +215,9 @@ mod tests {
         let key = ObjectKey::new("shop", "web");
         let addresses = vec!["fd10:96::1".parse().unwrap(), "10.96.0.1".parse().unwrap()];
         let target = DnsTarget::ClusterIp { addresses, ports: vec![] };
-        snapshot.dns.domain = "cluster.local".to_owned();
-        snapshot.dns.services = vec![DnsService { key: key.clone(), target }];
+        let dns = Arc::make_mut(&mut snapshot.dns);
+        dns.domain = "cluster.local".to_owned();
+        dns.services = vec![Arc::new(DnsService { key: key.clone(), target })];
         let frontend = |port, protocol, backends| Frontend {
             vip: "10.96.0.1".parse().unwrap(),
             protocol,
@@ -228,8 +231,9 @@ mod tests {
         };
         let address = "10.244.2.7".parse().unwrap();
         let backend = Backend { address, port: 8080, node: None, weight: FULL_WEIGHT };
-        snapshot.frontends =
-            vec![frontend(80, Protocol::Tcp, vec![backend]), frontend(53, Protocol::Udp, vec![])];
+        let frontends =
+            [frontend(80, Protocol::Tcp, vec![backend]), frontend(53, Protocol::Udp, vec![])];
+        snapshot.frontends = Arc::new(frontends.map(Arc::new).into());
         snapshot
     }
 

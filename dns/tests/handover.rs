@@ -50,7 +50,7 @@ fn config(upstreams: Vec<SocketAddr>) -> DnsConfig {
         domain: "cluster.local".to_owned(),
         namespaces: vec!["default".to_owned()],
         pod_cidrs: vec![],
-        services: vec![DnsService { key: ObjectKey::new("default", "web"), target }],
+        services: vec![Arc::new(DnsService { key: ObjectKey::new("default", "web"), target })],
     };
     DnsConfig { zone, upstreams }
 }

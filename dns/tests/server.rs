@@ -103,7 +103,7 @@ fn zone(domain: &str, endpoints: u8) -> DnsZone {
         domain: domain.to_owned(),
         namespaces: vec!["default".to_owned()],
         pod_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
-        services: vec![
+        services: [
             DnsService {
                 key: key("web"),
                 target: DnsTarget::ClusterIp {
@@ -127,7 +127,9 @@ fn zone(domain: &str, endpoints: u8) -> DnsZone {
                 key: key("alias"),
                 target: DnsTarget::ExternalName("web.default.svc.upstream.test".to_owned()),
             },
-        ],
+        ]
+        .map(std::sync::Arc::new)
+        .into(),
     }
 }
 

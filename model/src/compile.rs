@@ -2,6 +2,9 @@
 //!
 //! Order of input never matters and equal objects give equal snapshots, so a reconciler may skip work by
 //! comparing. An object that makes no sense is left out: validation is the API's job, survival is ours.
+//!
+//! [`compile`] starts from nothing. [`Compiler`] remembers what it made of which objects, and makes only what changed
+//! again: the same snapshot, and what is the same in two of its snapshots lies at the same address.
 
 use std::sync::Arc;
 
@@ -12,7 +15,11 @@ use k8s_openapi::api::networking::v1::{Ingress, NetworkPolicy};
 use crate::snapshot::Snapshot;
 use crate::{ClusterConfig, NodeName};
 
+mod changes;
 mod choice;
+mod claims;
+mod compiler;
+mod directory;
 mod dns;
 mod edge;
 mod endpoints;
@@ -24,10 +31,10 @@ mod services;
 #[cfg(test)]
 mod tests;
 
-use endpoints::Endpoints;
+pub use compiler::Compiler;
 pub use policy::is_restricted;
 
-/// The objects that a node's state follows from, in any order.
+/// The objects that a node's state follows from, in any order, none of them twice.
 #[derive(Debug, Clone, Default)]
 pub struct Objects {
     /// The cluster's address plan.
@@ -55,31 +62,7 @@ pub struct Objects {
     pub cluster_pods: Vec<Arc<Pod>>,
 }
 
-/// The `resourceVersion` of a slice: they grow over all objects of a cluster, and are compared by number.
-fn revision(slice: &EndpointSlice) -> Option<u64> {
-    slice.metadata.resource_version.as_deref()?.parse().ok()
-}
-
 /// The desired state of `node`. Total: never panics, whatever the objects say.
 pub fn compile(objects: &Objects, node: &NodeName) -> Snapshot {
-    let local = nodes::local(objects, node);
-    let endpoints = Endpoints::index(&objects.endpoint_slices);
-    Snapshot {
-        cluster: objects.cluster.clone(),
-        peers: nodes::peers(objects, &local),
-        frontends: services::frontends(objects, &endpoints, &local),
-        edge: edge::edge(objects, &endpoints, &local),
-        dns: dns::zone(objects, &endpoints),
-        l7: l7::config(objects, &endpoints, &local),
-        node_addresses: nodes::all_addresses(objects),
-        pods: pods::work(objects, &endpoints, node),
-        revision: objects
-            .endpoint_slices
-            .iter()
-            .filter_map(|slice| revision(slice))
-            .max()
-            .unwrap_or(0),
-        policy: policy::set(objects, &local),
-        node: local,
-    }
+    Compiler::new(node.clone()).compile(objects)
 }

@@ -18,11 +18,12 @@ pub mod names;
 pub mod policy;
 pub mod preshared;
 pub mod report;
+mod shared;
 pub mod snapshot;
 pub mod trace;
 pub mod wellknown;
 
 pub use cluster::ClusterConfig;
-pub use compile::{Objects, compile};
+pub use compile::{Compiler, Objects, compile};
 pub use names::{NodeName, ObjectKey};
 pub use snapshot::Snapshot;

@@ -1,17 +1,19 @@
 //! What one node has to do: the output of [`compile`](crate::compile()), the input of every reconciler and worker.
 //!
-//! A snapshot is plain data, ordered, and equal when nothing has to change. The agent keeps the last one on
-//! disk (mode 0600: it carries the Secrets that the node's pods and listeners need).
+//! A snapshot is plain data, ordered, and equal when nothing has to change. Its large parts, and what they list, are shared with
+//! the snapshot before it: what is at the same address is equal, so that a difference costs what differs. The agent keeps the
+//! last one on disk (mode 0600: it carries the Secrets that the node's pods and listeners need).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Serialize};
 
 use crate::policy::PolicySet;
-use crate::{ClusterConfig, NodeName, ObjectKey};
+use crate::{ClusterConfig, NodeName, ObjectKey, shared};
 
 /// The desired state of one node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -22,18 +24,23 @@ pub struct Snapshot {
     /// The node itself.
     pub node: LocalNode,
     /// All other nodes with a key, an endpoint and a block, by name.
-    pub peers: Vec<Peer>,
+    #[serde(with = "shared::one")]
+    pub peers: Arc<Vec<Peer>>,
     /// Service frontends and their backends, by address, protocol and port.
-    pub frontends: Vec<Frontend>,
+    #[serde(with = "shared::list")]
+    pub frontends: Arc<Vec<Arc<Frontend>>>,
     /// Services as clients outside see them.
-    #[serde(default)]
-    pub edge: Edge,
+    #[serde(default, with = "shared::one")]
+    pub edge: Arc<Edge>,
     /// Names that the node's DNS server answers.
-    pub dns: DnsZone,
+    #[serde(with = "shared::one")]
+    pub dns: Arc<DnsZone>,
     /// What the node's proxy serves.
-    pub l7: L7Config,
+    #[serde(with = "shared::one")]
+    pub l7: Arc<L7Config>,
     /// Pods that this node runs, by key.
-    pub pods: Vec<PodWork>,
+    #[serde(with = "shared::list")]
+    pub pods: Arc<Vec<Arc<PodWork>>>,
     /// Addresses of all nodes on the underlay, ordered: a node port is reached by each of them.
     #[serde(default)]
     pub node_addresses: Vec<IpAddr>,
@@ -41,8 +48,8 @@ pub struct Snapshot {
     #[serde(default)]
     pub revision: u64,
     /// Who may speak to them, and to whom they may.
-    #[serde(default)]
-    pub policy: PolicySet,
+    #[serde(default, with = "shared::one")]
+    pub policy: Arc<PolicySet>,
 }
 
 /// The node that the snapshot is for.
@@ -248,7 +255,8 @@ fn is_full_weight(weight: &u16) -> bool {
 #[serde(rename_all = "camelCase", default)]
 pub struct Edge {
     /// Service ports by address, protocol and port.
-    pub services: Vec<EdgeService>,
+    #[serde(with = "shared::list")]
+    pub services: Arc<Vec<Arc<EdgeService>>>,
     /// Addresses that one node answers for on the local network, ordered.
     pub announced: Vec<Announced>,
     /// Ports on which the node tells load balancers whether it has backends, ordered.
@@ -308,7 +316,8 @@ pub struct DnsZone {
     /// The cluster domain, without a final dot.
     pub domain: String,
     /// Services, by key.
-    pub services: Vec<DnsService>,
+    #[serde(with = "shared::each")]
+    pub services: Vec<Arc<DnsService>>,
     /// Namespaces that exist: a name in one that does not is NXDOMAIN.
     pub namespaces: Vec<String>,
     /// Ranges whose addresses have a name `a-b-c-d.NAMESPACE.pod.DOMAIN`.
@@ -446,6 +455,9 @@ pub struct PodWork {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub departure: Option<Departure>,
 }
+
+// Nothing in a pod is a floating point number: it equals itself.
+impl Eq for PodWork {}
 
 /// What endpoint slices say about a pod that is being deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,11 +2,15 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use mesh_model::policy::PodPolicy;
+use mesh_model::policy::{PodPolicy, PolicySet};
+use mesh_model::snapshot::Frontend;
 use mesh_model::{NodeName, ObjectKey, Snapshot};
+
+use crate::differences::{self, Differences};
 
 /// Owners of one address that are remembered.
 const OWNERS: usize = 4;
@@ -16,20 +20,29 @@ const OWNERS: usize = 4;
 pub(super) struct Names {
     /// Pods of this node by address, oldest first, each since when it was known.
     pods: BTreeMap<IpAddr, VecDeque<(Duration, ObjectKey)>>,
-    services: BTreeMap<(SocketAddr, u8), ObjectKey>,
+    services: BTreeMap<Place, ObjectKey>,
     /// Blocks of pods, of this node too.
     blocks: Vec<(IpNet, NodeName)>,
     nodes: BTreeMap<IpAddr, NodeName>,
     /// Names of the policies that pods of this node have, for what they send and for what they receive.
     policies: BTreeMap<ObjectKey, [Option<String>; 2]>,
+    learned: Option<Arc<Snapshot>>,
+}
+
+/// Where a service is found: address, protocol number, port.
+type Place = (IpAddr, u8, u16);
+
+/// In the order of a snapshot's frontends.
+fn key(frontend: &Frontend) -> Place {
+    (frontend.vip, frontend.protocol.number(), frontend.port)
 }
 
 impl Names {
-    /// Takes over what is known now. `owners` are the texts that the pods' interfaces carry.
+    /// Takes over what is known now, and costs what has changed. `owners` are the texts that the pods' interfaces carry.
     pub(super) fn learn(
         &mut self,
         now: Duration,
-        snapshot: &Snapshot,
+        snapshot: &Arc<Snapshot>,
         owners: impl Iterator<Item = String>,
     ) {
         for owner in owners {
@@ -38,10 +51,29 @@ impl Names {
                 self.learn_pod(now, address, &pod);
             }
         }
-        let frontend = |f: &mesh_model::snapshot::Frontend| {
-            ((SocketAddr::new(f.vip, f.port), f.protocol.number()), f.service.clone())
-        };
-        self.services = snapshot.frontends.iter().map(frontend).collect();
+        let before = self.learned.replace(Arc::clone(snapshot));
+        let known: &[Arc<Frontend>] = before.as_ref().map_or(&[], |before| &before.frontends);
+        let Differences { gone, put } = differences::of_lists(known, &snapshot.frontends, key);
+        for key in gone {
+            self.services.remove(&key);
+        }
+        self.services.extend(put.into_iter().map(|f| (key(f), f.service.clone())));
+        let same =
+            |before: &Arc<Snapshot>| before.peers == snapshot.peers && before.node == snapshot.node;
+        if !before.as_ref().is_some_and(same) {
+            self.learn_nodes(snapshot);
+        }
+        if before.is_none_or(|before| before.policy != snapshot.policy) {
+            self.learn_policies(&snapshot.policy);
+        }
+    }
+
+    /// Whether the interfaces of its pods have been looked at: they come and go with the pods.
+    pub(super) fn knows_pods_of(&self, snapshot: &Snapshot) -> bool {
+        self.learned.as_ref().is_some_and(|learned| learned.pods == snapshot.pods)
+    }
+
+    fn learn_nodes(&mut self, snapshot: &Snapshot) {
         let peers = || snapshot.peers.iter();
         self.blocks = peers()
             .flat_map(|peer| peer.allowed_ips.iter().map(|block| (*block, peer.node.clone())))
@@ -51,7 +83,9 @@ impl Names {
         let endpoints =
             peers().flat_map(|peer| peer.endpoints.iter().map(|e| (e.ip(), peer.node.clone())));
         self.nodes = endpoints.chain(own).collect();
-        let policy = &snapshot.policy;
+    }
+
+    fn learn_policies(&mut self, policy: &PolicySet) {
         let name = |number| Some(policy.name(number)).filter(|n| !n.is_empty()).map(str::to_owned);
         let of = |pod: &PodPolicy| [name(pod.egress), name(pod.ingress)];
         self.policies = policy.pods.iter().map(|(key, pod)| (key.clone(), of(pod))).collect();
@@ -87,7 +121,7 @@ impl Names {
     }
 
     pub(super) fn service(&self, address: SocketAddr, protocol: u8) -> Option<ObjectKey> {
-        self.services.get(&(address, protocol)).cloned()
+        self.services.get(&(address.ip(), protocol, address.port())).cloned()
     }
 
     /// The node that has the address, itself or for its pods.
@@ -111,7 +145,7 @@ mod tests {
 
     #[test]
     fn an_address_keeps_the_pod_that_it_had() {
-        let snapshot = compile(&Objects::default(), &"a".parse().unwrap());
+        let snapshot = Arc::new(compile(&Objects::default(), &"a".parse().unwrap()));
         let mut names = Names::default();
         let address: IpAddr = "10.244.1.5".parse().unwrap();
         let secs = Duration::from_secs;

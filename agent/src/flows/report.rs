@@ -152,6 +152,8 @@ fn protocol(event: &Event) -> String {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use mesh_model::policy::{OPEN, PodPolicy};
     use mesh_model::snapshot::{Frontend, FrontendKind, Protocol};
@@ -183,7 +185,7 @@ pub(super) mod tests {
     fn names() -> Names {
         let mut snapshot = compile(&Objects::default(), &"a".parse().unwrap());
         snapshot.node.blocks = vec!["10.244.1.0/24".parse().unwrap()];
-        snapshot.frontends = vec![Frontend {
+        let frontend = Frontend {
             vip: "10.96.0.1".parse().unwrap(),
             protocol: Protocol::Tcp,
             port: 80,
@@ -193,13 +195,15 @@ pub(super) mod tests {
             affinity_secs: None,
             backends: vec![],
             leaving: vec![],
-        }];
+        };
+        snapshot.frontends = Arc::new(vec![Arc::new(frontend)]);
         let client = PodPolicy { identity: 8, ingress: OPEN, egress: 9 };
-        snapshot.policy.pods.insert(ObjectKey::new("default", "client"), client);
-        snapshot.policy.names.insert(9, "egress policies of default: quiet".to_owned());
+        let policy = Arc::make_mut(&mut snapshot.policy);
+        policy.pods.insert(ObjectKey::new("default", "client"), client);
+        policy.names.insert(9, "egress policies of default: quiet".to_owned());
         let mut names = Names::default();
         let owner = "abc/eth0 10.244.1.5 - default/client".to_owned();
-        names.learn(Duration::ZERO, &snapshot, std::iter::once(owner));
+        names.learn(Duration::ZERO, &Arc::new(snapshot), std::iter::once(owner));
         names
     }
 

@@ -32,7 +32,7 @@ impl Outlook {
     /// A frontend that would lose all its backends keeps them: refusing every connection is no better than trying,
     /// and if it is this node that is cut off, everything is in place when it is back.
     pub(crate) fn frontends<'s>(&self, snapshot: &'s Snapshot) -> Vec<Cow<'s, Frontend>> {
-        self.narrow(snapshot, &snapshot.frontends)
+        self.narrow(snapshot, snapshot.frontends.as_slice())
     }
 
     /// The same for some of the snapshot's frontends.
@@ -61,25 +61,25 @@ impl Outlook {
     }
 
     /// The services as clients outside see them, by the same rule.
-    pub(crate) fn edge(&self, snapshot: &Snapshot) -> Vec<EdgeService> {
+    pub(crate) fn edge<'s>(&self, snapshot: &'s Snapshot) -> Vec<Cow<'s, EdgeService>> {
         let away = Away::of(self, snapshot);
-        let mut services = snapshot.edge.services.clone();
-        for service in &mut services {
+        let narrowed = |service: &'s EdgeService| {
             let gone = |b: &Backend| match &b.node {
                 Some(node) => self.away.contains(node),
                 None => away.covers(b.address),
             };
-            if let Some(backends) = fewer(&service.backends, gone) {
-                service.backends = backends;
+            match fewer(&service.backends, gone) {
+                Some(backends) => Cow::Owned(EdgeService { backends, ..service.clone() }),
+                None => Cow::Borrowed(service),
             }
-        }
-        services
+        };
+        snapshot.edge.services.iter().map(|service| narrowed(service)).collect()
     }
 
     /// The proxy's routes, by the same rule.
     pub(crate) fn l7(&self, snapshot: &Snapshot) -> L7Config {
         let away = Away::of(self, snapshot);
-        let mut l7 = snapshot.l7.clone();
+        let mut l7 = (*snapshot.l7).clone();
         for route in &mut l7.routes {
             if let Some(backends) = fewer(&route.backends, |b| away.covers(b.ip())) {
                 route.backends = backends;
@@ -172,6 +172,8 @@ impl Legacy {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use mesh_model::snapshot::Peer;
     use mesh_model::{Objects, compile};
     use serde_json::json;
@@ -181,7 +183,7 @@ mod tests {
     fn snapshot() -> Snapshot {
         let mut snapshot = compile(&Objects::default(), &"a".parse().unwrap());
         for (node, n) in [("b", 2u8), ("c", 3)] {
-            snapshot.peers.push(Peer {
+            Arc::make_mut(&mut snapshot.peers).push(Peer {
                 node: node.parse().unwrap(),
                 keys: vec![],
                 public_key: WgKey([n; 32]),
@@ -197,12 +199,13 @@ mod tests {
             .unwrap()
         };
         let on = |node: &str, n: u8| json!({"address": format!("10.244.{n}.7"), "port": 80, "node": node});
-        snapshot.frontends = vec![
+        let frontends = [
             frontend(json!([on("a", 1), on("b", 2), on("c", 3)])),
             frontend(json!([on("b", 2)])),
             frontend(json!([{"address": "192.0.2.2", "port": 1, "node": null}, on("c", 3)])),
             frontend(json!([on("a", 1)])),
         ];
+        snapshot.frontends = Arc::new(frontends.map(Arc::new).into());
         snapshot.l7 = serde_json::from_value(json!({"certificates": [], "routes": [{
             "ingress": "default/web", "host": null, "path": {"prefix": "/"}, "service": "default/web", "port": 80,
             "backends": ["10.244.2.7:80", "10.244.3.7:80"],

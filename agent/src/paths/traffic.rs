@@ -185,7 +185,7 @@ mod tests {
     fn a_relay_is_never_taken_for_the_node_behind_it() {
         let mut snapshot = compile(&Objects::default(), &"a".parse().unwrap());
         for (node, n) in [("b", 1u8), ("c", 2)] {
-            snapshot.peers.push(Peer {
+            std::sync::Arc::make_mut(&mut snapshot.peers).push(Peer {
                 node: node.parse().unwrap(),
                 keys: vec![],
                 public_key: WgKey([n; 32]),

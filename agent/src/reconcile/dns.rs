@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use mesh_dns::DnsConfig;
+use mesh_model::snapshot::DnsZone;
 use mesh_worker::Client;
 use tokio::sync::Notify;
 
@@ -21,14 +22,15 @@ pub(crate) struct Dns {
 
 impl Concern for Dns {
     const NAME: &'static str = "dns";
-    type Slice = DnsConfig;
+    type Slice = Arc<DnsZone>;
 
-    fn slice(&self, desired: &Desired) -> Option<DnsConfig> {
-        Some(DnsConfig { zone: desired.snapshot.dns.clone(), upstreams: self.upstreams.clone() })
+    fn slice(&self, desired: &Desired) -> Option<Arc<DnsZone>> {
+        Some(Arc::clone(&desired.snapshot.dns))
     }
 
-    async fn apply(&mut self, slice: &DnsConfig, _heal: bool) -> Result<(), Failures> {
-        self.worker.set(slice).await.map_err(|error| vec![chain(&error)])
+    async fn apply(&mut self, slice: &Arc<DnsZone>, _heal: bool) -> Result<(), Failures> {
+        let config = DnsConfig { zone: DnsZone::clone(slice), upstreams: self.upstreams.clone() };
+        self.worker.set(&config).await.map_err(|error| vec![chain(&error)])
     }
 
     async fn undone(&self) {

@@ -40,21 +40,39 @@ impl Edge {
     }
 }
 
+/// The snapshot and the paths, compared by what of them the edge follows from.
+#[derive(Clone)]
+pub(crate) struct Outside(Arc<Snapshot>, Arc<Outlook>);
+
+impl PartialEq for Outside {
+    fn eq(&self, other: &Self) -> bool {
+        let snapshot = self.0.edge == other.0.edge
+            && self.0.peers == other.0.peers
+            && self.0.node == other.0.node;
+        snapshot && self.1.away == other.1.away && self.1.mtus == other.1.mtus
+    }
+}
+
 impl Concern for Edge {
     const NAME: &'static str = "edge";
     // Devices come and go, and with them our program.
     const HEAL: std::time::Duration = std::time::Duration::from_secs(15);
-    type Slice = Wanted;
+    type Slice = Outside;
 
-    fn slice(&self, desired: &Desired) -> Option<Wanted> {
-        Some(wanted(&desired.snapshot, &desired.outlook, self.mtu))
+    fn slice(&self, desired: &Desired) -> Option<Outside> {
+        Some(Outside(Arc::clone(&desired.snapshot), Arc::clone(&desired.outlook)))
     }
 
-    async fn apply(&mut self, slice: &Wanted, heal: bool) -> Result<(), Failures> {
-        let (kernel, wanted) = (Arc::clone(&self.kernel), slice.clone());
-        let round = tokio::task::spawn_blocking(move || kernel.round(&wanted, heal));
-        let uplinks = round.await.unwrap_or_else(|panic| Err(vec![panic.to_string()]))?;
-        self.announcer.announce(slice.owned.clone(), uplinks);
+    async fn apply(&mut self, slice: &Outside, heal: bool) -> Result<(), Failures> {
+        let (kernel, mtu) = (Arc::clone(&self.kernel), self.mtu);
+        let Outside(snapshot, outlook) = slice.clone();
+        let round = tokio::task::spawn_blocking(move || {
+            let wanted = wanted(&snapshot, &outlook, mtu);
+            let uplinks = kernel.round(&wanted, heal)?;
+            Ok((wanted.owned, uplinks))
+        });
+        let (owned, uplinks) = round.await.unwrap_or_else(|panic| Err(vec![panic.to_string()]))?;
+        self.announcer.announce(owned, uplinks);
         Ok(())
     }
 }
@@ -99,7 +117,7 @@ fn wanted(snapshot: &Snapshot, outlook: &Outlook, mtu: u16) -> Wanted {
         owned: owned(&snapshot.edge.announced, snapshot, &outlook.away),
         ..Wanted::default()
     };
-    for peer in &snapshot.peers {
+    for peer in snapshot.peers.iter() {
         let mtu = outlook.mtus.get(&peer.public_key).map_or(mtu, |narrow| mtu.min(*narrow));
         wanted.nodes.extend(overlay_addresses(peer).map(|address| (address, u32::from(mtu))));
     }

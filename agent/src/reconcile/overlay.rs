@@ -121,7 +121,7 @@ mod tests {
     fn only_those_that_see_this_node_through_nat_get_keepalives() {
         let mut snapshot = compile(&Objects::default(), &"a".parse().unwrap());
         for n in [1u8, 2] {
-            snapshot.peers.push(Peer {
+            std::sync::Arc::make_mut(&mut snapshot.peers).push(Peer {
                 node: format!("n{n}").parse().unwrap(),
                 keys: vec![],
                 public_key: WgKey([n; 32]),

@@ -1,6 +1,5 @@
 //! Service frontends and backends in the maps of the socket hooks.
 
-use std::cmp::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mesh_kernel::services::{FrontendKey, Gone, Outcome, ServiceReconciler, ServiceTable};
@@ -9,6 +8,7 @@ use mesh_model::snapshot::Frontend;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::{Concern, Failures};
+use crate::differences::{self, Differences};
 use crate::errors::chain;
 use crate::observe::Desired;
 use crate::paths::outlook::Outlook;
@@ -79,12 +79,20 @@ impl<T: ServiceTable> Table<T> {
         if heal && self.reconciler.refresh().map_err(|error| failed(&error))? {
             tracing::warn!("somebody else changed the service maps, repairing");
         }
-        let nodes = snapshot.node_addresses.iter().copied().collect();
-        let nodes = self.reconciler.table().set_node_addresses(&nodes);
+        let known = |done: &Frontends| done.0.node_addresses == snapshot.node_addresses;
+        let nodes = match &done {
+            Some(done) if !heal && known(done) => Ok(0),
+            _ => {
+                let nodes = snapshot.node_addresses.iter().copied().collect();
+                self.reconciler.table().set_node_addresses(&nodes)
+            }
+        };
         let outcome = match done.filter(|done| !heal && done.1.away == outlook.away) {
             Some(done) if done.0.peers == snapshot.peers => {
-                let (changed, removed) = changes(&done.0.frontends, &snapshot.frontends);
-                self.reconciler.reconcile_changes(&outlook.narrow(snapshot, &changed), &removed)
+                let Differences { gone, put } =
+                    differences::of_lists(&done.0.frontends, &snapshot.frontends, key);
+                let put: Vec<&Frontend> = put.into_iter().map(|frontend| &**frontend).collect();
+                self.reconciler.reconcile_changes(&outlook.narrow(snapshot, &put), &gone)
             }
             _ => {
                 let all = outlook.frontends(snapshot);
@@ -117,27 +125,6 @@ fn named(outcome: &Outcome) -> Failures {
     failures
 }
 
-/// What is new or different, and what is gone. Both lists are ordered by address, protocol and port, and name none twice.
-fn changes<'s>(old: &[Frontend], new: &'s [Frontend]) -> (Vec<&'s Frontend>, Vec<FrontendKey>) {
-    let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
-    let (mut changed, mut removed) = (vec![], vec![]);
-    loop {
-        let order = match (old.peek(), new.peek()) {
-            (None, None) => return (changed, removed),
-            (Some(_), None) => Ordering::Less,
-            (None, Some(_)) => Ordering::Greater,
-            (Some(a), Some(b)) => key(a).cmp(&key(b)),
-        };
-        let before = if order.is_le() { old.next() } else { None };
-        let after = if order.is_ge() { new.next() } else { None };
-        match (before, after) {
-            (Some(before), None) => removed.push(key(before)),
-            (before, Some(after)) if before != Some(after) => changed.push(after),
-            _ => {}
-        }
-    }
-}
-
 fn key(frontend: &Frontend) -> FrontendKey {
     FrontendKey { vip: frontend.vip, protocol: frontend.protocol, port: frontend.port }
 }
@@ -160,7 +147,8 @@ mod tests {
             }))
             .unwrap()
         };
-        snapshot.frontends = frontends.iter().map(frontend).collect();
+        let frontends = frontends.iter().map(frontend).map(Arc::new);
+        snapshot.frontends = Arc::new(frontends.collect());
         snapshot.node_addresses = vec!["192.0.2.1".parse().unwrap()];
         Frontends(Arc::new(snapshot), Arc::default())
     }

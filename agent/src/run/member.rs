@@ -14,6 +14,7 @@ use crate::pods::{KubeReporter, Runner, RunnerOptions};
 use crate::preshared::Keeper;
 use crate::reconcile::pods::{self, Pods};
 use crate::register::{self, Registration};
+use crate::saved::Saved;
 use crate::{api, capacity, drain, preshared, server};
 
 /// What an agent that goes on from a saved snapshot may take to be as ready as the one before.
@@ -21,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Agent {
     /// Everything that needs the node to be a member of the cluster. Ends only when it can never become one.
-    pub(super) async fn member(self: Arc<Self>) -> anyhow::Result<()> {
+    pub(super) async fn member(self: Arc<Self>, saved: Saved) -> anyhow::Result<()> {
         let identity = self.identity().await?;
         let client = api::client(&identity)?;
         let pressures = (self.options.pods == PodsChoice::Cri)
@@ -54,12 +55,8 @@ impl Agent {
             file: self.paths.preshared(),
         };
         tokio::spawn(keeper.run());
-        let observer = Observer {
-            client,
-            node: self.options.node.clone(),
-            cluster: identity.cluster,
-            file: self.paths.snapshot(),
-        };
+        let observer =
+            Observer { client, node: self.options.node.clone(), cluster: identity.cluster, saved };
         observer.run(self.desired.clone()).await;
         Ok(())
     }

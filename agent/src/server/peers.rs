@@ -110,7 +110,7 @@ mod tests {
     fn named_peers_and_strangers_are_both_listed() {
         let mut snapshot = compile(&Objects::default(), &"a".parse().unwrap());
         let endpoint = "192.0.2.2:51900".parse().unwrap();
-        snapshot.peers.push(Peer {
+        std::sync::Arc::make_mut(&mut snapshot.peers).push(Peer {
             node: "b".parse().unwrap(),
             keys: vec![],
             public_key: WgKey([1; 32]),

@@ -9,7 +9,9 @@ fn port(name: &str, port: u16) -> DnsPort {
 }
 
 fn zone() -> Zone {
-    let service = |name: &str, target| DnsService { key: ObjectKey::new("default", name), target };
+    let service = |name: &str, target| {
+        std::sync::Arc::new(DnsService { key: ObjectKey::new("default", name), target })
+    };
     Zone::new(&DnsZone {
         domain: "Cluster.Local".to_owned(),
         namespaces: vec!["default".to_owned(), "empty".to_owned()],

@@ -1,46 +1,82 @@
 //! The names of the cluster domain (Kubernetes DNS specification 1.1.0).
 
+use std::sync::Arc;
+
 use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use super::Objects;
-use super::endpoints::{Endpoints, endpoint_port, is_ready, port_number};
-use super::services::{cluster_ips, key};
+use super::directory::Directory;
+use super::endpoints::{endpoint_port, is_ready, port_number};
+use super::services::cluster_ips;
+use crate::ObjectKey;
 use crate::snapshot::{DnsEndpoint, DnsPort, DnsService, DnsTarget, DnsZone, Protocol};
 
-pub(super) fn zone(objects: &Objects, endpoints: &Endpoints<'_>) -> DnsZone {
-    let mut services: Vec<DnsService> = objects
-        .services
-        .iter()
-        .filter_map(|service| {
-            let key = key(service)?;
-            let target = target(service, endpoints, &key.namespace, &key.name)?;
-            Some(DnsService { key, target })
-        })
-        .collect();
-    services.sort_by(|a, b| a.key.cmp(&b.key));
+/// From so many changed names on the zone is made anew.
+const MANY: usize = 64;
+
+/// The zone as it was made last.
+#[derive(Default)]
+pub(super) struct Memory(Arc<DnsZone>);
+
+impl Memory {
+    pub(super) fn zone(&self) -> &Arc<DnsZone> {
+        &self.0
+    }
+
+    /// `anew` when something else than services has changed; `renamed` are those whose names mean something else.
+    pub(super) fn follow(
+        &mut self,
+        objects: &Objects,
+        directory: &Directory,
+        anew: bool,
+        renamed: &[ObjectKey],
+    ) {
+        if anew || renamed.len() > MANY {
+            super::compiler::share(&mut self.0, zone(objects, directory));
+            return;
+        }
+        for key in renamed {
+            let now = directory.entry(key).and_then(|entry| entry.made.dns.clone());
+            let services = &mut Arc::make_mut(&mut self.0).services;
+            match (services.binary_search_by(|one| one.key.cmp(key)), now) {
+                (Ok(place), Some(now)) => services[place] = now,
+                (Err(place), Some(now)) => services.insert(place, now),
+                (Ok(place), None) => drop(services.remove(place)),
+                (Err(_), None) => {}
+            }
+        }
+    }
+}
+
+fn zone(objects: &Objects, directory: &Directory) -> DnsZone {
     let mut namespaces: Vec<String> =
         objects.namespaces.iter().filter_map(|n| n.metadata.name.clone()).collect();
     namespaces.sort();
     DnsZone {
         domain: objects.cluster.domain.clone(),
-        services,
+        services: directory.all().filter_map(|(_, entry)| entry.made.dns.clone()).collect(),
         namespaces,
         pod_cidrs: objects.cluster.pod_cidrs.clone(),
     }
 }
 
-fn target(
+/// What the name of a Service means; nothing where it has none.
+pub(super) fn service(
+    key: &ObjectKey,
     service: &Service,
-    endpoints: &Endpoints<'_>,
-    namespace: &str,
-    name: &str,
-) -> Option<DnsTarget> {
+    slices: &[Arc<EndpointSlice>],
+) -> Option<DnsService> {
+    Some(DnsService { key: key.clone(), target: target(service, slices)? })
+}
+
+fn target(service: &Service, slices: &[Arc<EndpointSlice>]) -> Option<DnsTarget> {
     let spec = service.spec.as_ref()?;
     if spec.type_.as_deref() == Some("ExternalName") {
         return spec.external_name.clone().map(DnsTarget::ExternalName);
     }
     if spec.cluster_ip.as_deref() == Some("None") {
-        return Some(headless(endpoints, namespace, name));
+        return Some(headless(slices));
     }
     let addresses = cluster_ips(service);
     let ports = spec.ports.iter().flatten().filter_map(|port| {
@@ -53,9 +89,9 @@ fn target(
     (!addresses.is_empty()).then(|| DnsTarget::ClusterIp { addresses, ports: ports.collect() })
 }
 
-fn headless(endpoints: &Endpoints<'_>, namespace: &str, name: &str) -> DnsTarget {
+fn headless(slices: &[Arc<EndpointSlice>]) -> DnsTarget {
     let mut all = Vec::new();
-    for slice in endpoints.of(namespace, name) {
+    for slice in slices {
         let mut ports: Vec<DnsPort> = slice
             .ports
             .iter()

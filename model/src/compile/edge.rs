@@ -2,71 +2,142 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Service, ServicePort};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 
-use super::Objects;
 use super::choice::{Reach, choose};
-use super::endpoints::{Endpoints, Family, port_number};
-use super::services::{key, load_balancer_ips};
+use super::claims::{self, Claims};
+use super::directory::Entry;
+use super::endpoints::{Family, candidates, port_number};
+use super::services::load_balancer_ips;
 use crate::snapshot::{
     Announced, Backend, Edge, EdgeService, FrontendKind, HealthCheck, LocalNode, Protocol,
 };
-use crate::{NodeName, ObjectKey, wellknown};
+use crate::{ClusterConfig, NodeName, ObjectKey, wellknown};
 
-pub(super) fn edge(objects: &Objects, endpoints: &Endpoints<'_>, local: &LocalNode) -> Edge {
-    let mut edge = Edge::default();
-    let mut announced: BTreeMap<IpAddr, Candidates> = BTreeMap::new();
-    for service in &objects.services {
-        let Some(one) = Outside::new(objects, service) else { continue };
+/// The nodes that may answer for an address; nothing means all.
+type Nodes = Option<BTreeSet<NodeName>>;
+
+/// What one Service is to clients outside.
+#[derive(Default)]
+pub(super) struct Part {
+    /// By address, protocol and port.
+    pub(super) services: Vec<Arc<EdgeService>>,
+    announced: BTreeMap<IpAddr, Nodes>,
+    health_check: Option<HealthCheck>,
+}
+
+impl Part {
+    /// What is as in `entry.made` is shared with it.
+    pub(super) fn of(
+        key: &ObjectKey,
+        entry: &Entry,
+        service: &Service,
+        cluster: &ClusterConfig,
+        local: &LocalNode,
+    ) -> Self {
+        let Some(one) = Outside::new(key, service, cluster) else { return Self::default() };
+        let mut part = Self::default();
+        let mut services = Vec::new();
         let (mut here, mut here6) = (BTreeSet::new(), BTreeSet::new());
         for port in service.spec.iter().flat_map(|s| s.ports.iter().flatten()) {
             for (vip, number, kind) in one.addresses(port, local) {
-                let found = one.backends(endpoints, port, Family::of(&vip), local);
+                let found = one.backends(&entry.slices, port, Family::of(&vip), local);
                 if kind == FrontendKind::External && one.is_announced(vip) {
-                    announced.entry(vip).or_default().add(one.local, &found);
+                    add(part.announced.entry(vip).or_default(), one.local, &found);
                 }
                 let family = if vip.is_ipv4() { &mut here } else { &mut here6 };
                 family.extend(found.iter().filter(|b| is_on(b, local)).map(|b| b.address));
-                edge.services.extend(one.service(port, (vip, number, kind), found, local));
+                services.extend(one.service(port, (vip, number, kind), found, local));
             }
         }
         // A pod with an address of each family counts once.
-        edge.health_checks.extend(one.health_check(here.len().max(here6.len())));
+        part.health_check = one.health_check(here.len().max(here6.len()));
+        part.services = claims::of_service(services, &entry.made.edge.services);
+        part
     }
-    edge.services.sort_by_key(|s| (s.vip, s.protocol, s.port, s.kind, s.service.clone()));
-    edge.services.dedup_by(|b, a| (a.vip, a.protocol, a.port) == (b.vip, b.protocol, b.port));
-    edge.health_checks.sort();
-    edge.health_checks.dedup_by_key(|check| check.port);
-    edge.announced = announced
-        .into_iter()
-        .map(|(address, Candidates(nodes))| Announced { address, nodes })
-        .collect();
-    edge
+}
+
+/// With traffic that stays on a node, the nodes that have backends: of any of the ports.
+fn add(nodes: &mut Nodes, local: bool, backends: &[Backend]) {
+    if local {
+        let with = backends.iter().filter_map(|backend| backend.node.clone());
+        nodes.get_or_insert_default().extend(with);
+    }
 }
 
 fn is_on(backend: &Backend, local: &LocalNode) -> bool {
     backend.node.as_ref() == Some(&local.name)
 }
 
-/// The nodes that may answer for an address; nothing means all.
+/// The edge as it was made last, and what of it is whose.
 #[derive(Default)]
-struct Candidates(Option<BTreeSet<NodeName>>);
+pub(super) struct Memory {
+    services: Claims<EdgeService>,
+    announced: BTreeMap<ObjectKey, BTreeMap<IpAddr, Nodes>>,
+    health_checks: BTreeMap<ObjectKey, HealthCheck>,
+    /// Whether one of these two has changed.
+    stale: bool,
+    edge: Arc<Edge>,
+}
 
-impl Candidates {
-    /// With traffic that stays on a node, the nodes that have backends: of any of the ports.
-    fn add(&mut self, local: bool, backends: &[Backend]) {
-        if local {
-            let nodes = backends.iter().filter_map(|backend| backend.node.clone());
-            self.0.get_or_insert_default().extend(nodes);
+impl Memory {
+    pub(super) fn edge(&self) -> &Arc<Edge> {
+        &self.edge
+    }
+
+    /// Takes over what one Service announces and tells.
+    pub(super) fn follow(&mut self, key: &ObjectKey, before: &Part, after: &Part) {
+        if before.announced != after.announced {
+            self.announced.insert(key.clone(), after.announced.clone());
+            self.stale = true;
         }
+        if before.health_check != after.health_check {
+            match after.health_check.clone() {
+                Some(check) => drop(self.health_checks.insert(key.clone(), check)),
+                None => drop(self.health_checks.remove(key)),
+            }
+            self.stale = true;
+        }
+    }
+
+    /// Takes over what services have and had.
+    pub(super) fn change(&mut self, gone: &[Arc<EdgeService>], come: &[Arc<EdgeService>]) {
+        self.services.change(gone, come);
+    }
+
+    /// Puts all together.
+    pub(super) fn settle(&mut self) {
+        if !Arc::ptr_eq(&self.edge.services, self.services.winners()) {
+            Arc::make_mut(&mut self.edge).services = Arc::clone(self.services.winners());
+        }
+        if !std::mem::take(&mut self.stale) {
+            return;
+        }
+        self.announced.retain(|_, addresses| !addresses.is_empty());
+        let mut announced: BTreeMap<IpAddr, Nodes> = BTreeMap::new();
+        for (address, nodes) in self.announced.values().flatten() {
+            let all = announced.entry(*address).or_default();
+            if let Some(nodes) = nodes {
+                all.get_or_insert_default().extend(nodes.iter().cloned());
+            }
+        }
+        let mut health_checks: Vec<HealthCheck> = self.health_checks.values().cloned().collect();
+        health_checks.sort();
+        health_checks.dedup_by_key(|check| check.port);
+        let edge = Arc::make_mut(&mut self.edge);
+        edge.health_checks = health_checks;
+        edge.announced =
+            announced.into_iter().map(|(address, nodes)| Announced { address, nodes }).collect();
     }
 }
 
 /// A Service that clients outside may use.
 struct Outside<'a> {
-    key: ObjectKey,
+    key: &'a ObjectKey,
     service: &'a Service,
     /// `externalTrafficPolicy: Local`
     local: bool,
@@ -75,13 +146,13 @@ struct Outside<'a> {
 }
 
 impl<'a> Outside<'a> {
-    fn new(objects: &Objects, service: &'a Service) -> Option<Self> {
-        let (key, spec) = (key(service)?, service.spec.as_ref()?);
+    fn new(key: &'a ObjectKey, service: &'a Service, cluster: &ClusterConfig) -> Option<Self> {
+        let spec = service.spec.as_ref()?;
         // Every node answers names itself.
-        if key == ObjectKey::new(wellknown::SYSTEM_NAMESPACE, wellknown::DNS_SERVICE) {
+        if *key == ObjectKey::new(wellknown::SYSTEM_NAMESPACE, wellknown::DNS_SERVICE) {
             return None;
         }
-        let allowed = &objects.cluster.external_ip_cidrs;
+        let allowed = &cluster.external_ip_cidrs;
         let external = spec.external_ips.iter().flatten().filter_map(|text| text.parse().ok());
         let external = external.filter(|ip| allowed.iter().any(|net| net.contains(ip))).collect();
         let local = spec.external_traffic_policy.as_deref() == Some("Local");
@@ -118,13 +189,12 @@ impl<'a> Outside<'a> {
     /// that has nothing ready, what still serves there while it terminates is better than nothing.
     fn backends(
         &self,
-        endpoints: &Endpoints<'_>,
+        slices: &[Arc<EndpointSlice>],
         port: &ServicePort,
         family: Family,
         local: &LocalNode,
     ) -> Vec<Backend> {
-        let ObjectKey { namespace, name } = &self.key;
-        let candidates = endpoints.candidates(namespace, name, port, family);
+        let candidates = candidates(slices, port, family);
         let mut backends = choose(&candidates, Reach::Anywhere, local).backends;
         if self.local && !backends.iter().any(|backend| is_on(backend, local)) {
             backends.extend(choose(&candidates, Reach::Local, local).backends);

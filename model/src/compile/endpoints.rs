@@ -1,4 +1,4 @@
-//! Endpoint slices, indexed by their Service.
+//! What endpoint slices say about a service port.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -10,62 +10,25 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
 use crate::snapshot::{FULL_WEIGHT, Protocol};
 use crate::{NodeName, wellknown};
 
-/// All endpoint slices by namespace and service name.
-pub(super) struct Endpoints<'a> {
-    slices: HashMap<&'a str, HashMap<&'a str, Vec<&'a EndpointSlice>>>,
-}
-
-impl<'a> Endpoints<'a> {
-    pub(super) fn index(slices: &'a [Arc<EndpointSlice>]) -> Self {
-        let mut index: HashMap<&str, HashMap<&str, Vec<&EndpointSlice>>> = HashMap::new();
-        for slice in slices {
-            let metadata = &slice.metadata;
-            let service =
-                metadata.labels.as_ref().and_then(|l| l.get(wellknown::LABEL_SERVICE_NAME));
-            if let (Some(namespace), Some(service)) = (&metadata.namespace, service) {
-                index.entry(namespace).or_default().entry(service).or_default().push(slice);
-            }
+/// The endpoints of a service port in one family, in the order of the slices.
+pub(super) fn candidates<'a>(
+    slices: &'a [Arc<EndpointSlice>],
+    port: &ServicePort,
+    family: Family,
+) -> Vec<Candidate<'a>> {
+    let mut candidates = Vec::new();
+    for slice in slices {
+        let Some(port) = target_port(slice, port) else { continue };
+        let weights = weights(slice);
+        for endpoint in slice.endpoints.iter().flatten() {
+            let addresses = endpoint.addresses.iter().filter_map(|a| Some((a, a.parse().ok()?)));
+            candidates.extend(addresses.filter(|(_, a)| family.holds(a)).map(|(text, address)| {
+                let weight = weights.get(text).copied().unwrap_or(FULL_WEIGHT);
+                Candidate::new(endpoint, address, port, weight)
+            }));
         }
-        Self { slices: index }
     }
-
-    /// The slices of one Service.
-    pub(super) fn of(&self, namespace: &str, service: &str) -> &[&'a EndpointSlice] {
-        let services = self.slices.get(namespace);
-        services.and_then(|s| s.get(service)).map_or(&[], Vec::as_slice)
-    }
-
-    /// All slices of a namespace, in no order.
-    pub(super) fn of_namespace(&self, namespace: &str) -> impl Iterator<Item = &'a EndpointSlice> {
-        let services = self.slices.get(namespace);
-        services.into_iter().flat_map(|s| s.values()).flatten().copied()
-    }
-
-    /// The endpoints of a service port in one family, in no order.
-    pub(super) fn candidates(
-        &self,
-        namespace: &str,
-        service: &str,
-        port: &ServicePort,
-        family: Family,
-    ) -> Vec<Candidate<'a>> {
-        let mut candidates = Vec::new();
-        for slice in self.of(namespace, service) {
-            let Some(port) = target_port(slice, port) else { continue };
-            let weights = weights(slice);
-            for endpoint in slice.endpoints.iter().flatten() {
-                let addresses =
-                    endpoint.addresses.iter().filter_map(|a| Some((a, a.parse().ok()?)));
-                candidates.extend(addresses.filter(|(_, a)| family.holds(a)).map(
-                    |(text, address)| {
-                        let weight = weights.get(text).copied().unwrap_or(FULL_WEIGHT);
-                        Candidate::new(endpoint, address, port, weight)
-                    },
-                ));
-            }
-        }
-        candidates
-    }
+    candidates
 }
 
 /// One place where an endpoint serves a port.

@@ -1,40 +1,98 @@
 //! What the node's proxy serves: Ingress rules and their certificates (networking.k8s.io/v1).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Secret, Service, ServicePort};
 use k8s_openapi::api::networking::v1::{HTTPIngressPath, Ingress, IngressBackend};
 
 use super::Objects;
 use super::choice::{Reach, choose};
-use super::endpoints::{Endpoints, Family, port_number};
-use super::services::key;
+use super::directory::Directory;
+use super::endpoints::{Family, candidates, port_number};
 use crate::snapshot::{Certificate, HttpRoute, L7Config, LocalNode, PathMatch};
 use crate::{ObjectKey, wellknown};
 
 /// The annotation that named the class before `spec.ingressClassName` existed; charts still set it.
 const CLASS_ANNOTATION: &str = "kubernetes.io/ingress.class";
 
-pub(super) fn config(objects: &Objects, endpoints: &Endpoints<'_>, local: &LocalNode) -> L7Config {
-    let services: BTreeMap<ObjectKey, &Service> =
-        objects.services.iter().filter_map(|s| Some((key(s)?, s.as_ref()))).collect();
-    let secrets: BTreeMap<ObjectKey, &Secret> =
-        objects.secrets.iter().filter_map(|s| Some((secret_key(s)?, s.as_ref()))).collect();
-    let mut ingresses: Vec<&Ingress> =
-        objects.ingresses.iter().map(AsRef::as_ref).filter(|i| is_ours(i)).collect();
-    // Of two equal rules the older Ingress wins, so that nobody takes a route over by adding one.
-    ingresses.sort_by_key(|i| {
+/// What follows from one Ingress.
+struct Made {
+    ingress: Arc<Ingress>,
+    routes: Vec<HttpRoute>,
+    certificates: Vec<Certificate>,
+}
+
+/// The configuration as it was made last, and of what.
+#[derive(Default)]
+pub(super) struct Memory {
+    made: Vec<Made>,
+    /// Services that routes lead to, whether they exist or not.
+    meant: BTreeSet<ObjectKey>,
+    config: Arc<L7Config>,
+}
+
+impl Memory {
+    pub(super) fn config(&self) -> &Arc<L7Config> {
+        &self.config
+    }
+
+    /// `routes` when ingresses or secrets have changed, `anew` when all routes may be others; `changed` are services.
+    pub(super) fn follow(
+        &mut self,
+        objects: &Objects,
+        directory: &Directory,
+        (routes, anew): (bool, bool),
+        local: &LocalNode,
+        changed: &BTreeSet<ObjectKey>,
+    ) {
+        if !routes && !anew && changed.iter().all(|key| !self.meant.contains(key)) {
+            return;
+        }
+        let secrets: BTreeMap<ObjectKey, &Secret> = match routes {
+            true => objects.secrets.iter().filter_map(|s| Some((secret_key(s)?, &**s))).collect(),
+            false => BTreeMap::new(),
+        };
+        let before = std::mem::take(&mut self.made).into_iter();
+        let mut before: HashMap<*const Ingress, Made> =
+            before.map(|made| (Arc::as_ptr(&made.ingress), made)).collect();
+        for ingress in in_order(&objects.ingresses) {
+            let old = before.remove(&Arc::as_ptr(ingress));
+            let stale = |made: &Made| made.routes.iter().any(|r| changed.contains(&r.service));
+            let (kept, certificates) = match old {
+                Some(old) if anew || stale(&old) => (None, Some(old.certificates)),
+                Some(old) => (Some(old.routes), Some(old.certificates)),
+                None => (None, None),
+            };
+            let resolver = Resolver { directory, ingress, local };
+            self.made.push(Made {
+                routes: kept.unwrap_or_else(|| resolver.routes()),
+                certificates: certificates
+                    .filter(|_| !routes)
+                    .unwrap_or_else(|| self::certificates(ingress, &secrets)),
+                ingress: Arc::clone(ingress),
+            });
+        }
+        let all = || self.made.iter().flat_map(|made| &made.routes);
+        self.meant = all().map(|route| route.service.clone()).collect();
+        let config = L7Config {
+            routes: all().cloned().collect(),
+            certificates: self.made.iter().flat_map(|made| &made.certificates).cloned().collect(),
+        };
+        super::compiler::share(&mut self.config, config);
+    }
+}
+
+/// Of two equal rules the older Ingress wins, so that nobody takes a route over by adding one.
+fn in_order(ingresses: &[Arc<Ingress>]) -> Vec<&Arc<Ingress>> {
+    let mut ours: Vec<&Arc<Ingress>> = ingresses.iter().filter(|i| is_ours(i)).collect();
+    let order = |i: &Ingress| {
         let m = &i.metadata;
         (m.creation_timestamp.clone(), m.namespace.clone(), m.name.clone())
-    });
-    let mut config = L7Config::default();
-    for ingress in ingresses {
-        let resolver = Resolver { services: &services, endpoints, ingress, local };
-        config.routes.extend(resolver.routes());
-        config.certificates.extend(certificates(ingress, &secrets));
-    }
-    config
+    };
+    ours.sort_by_cached_key(|ingress| order(ingress));
+    ours
 }
 
 fn is_ours(ingress: &Ingress) -> bool {
@@ -49,8 +107,7 @@ fn secret_key(secret: &Secret) -> Option<ObjectKey> {
 }
 
 struct Resolver<'a> {
-    services: &'a BTreeMap<ObjectKey, &'a Service>,
-    endpoints: &'a Endpoints<'a>,
+    directory: &'a Directory,
     ingress: &'a Ingress,
     local: &'a LocalNode,
 }
@@ -84,7 +141,7 @@ impl Resolver<'_> {
         let wanted = target.port.as_ref();
         let number = wanted.and_then(|p| p.number).and_then(port_number);
         let name = wanted.and_then(|p| p.name.as_deref());
-        let port = self.services.get(&service).and_then(|s| service_port(s, number, name));
+        let port = self.directory.service(&service).and_then(|s| service_port(s, number, name));
         let backends = port.map(|p| self.backends(&service, p)).unwrap_or_default();
         Some(HttpRoute {
             ingress: ObjectKey::new(namespace, metadata.name.clone()?),
@@ -99,8 +156,7 @@ impl Resolver<'_> {
     /// The endpoints of one family: a pod of a dual-stack service must not count twice.
     fn backends(&self, service: &ObjectKey, port: &ServicePort) -> Vec<SocketAddr> {
         let of = |family| {
-            let (namespace, name) = (&service.namespace, &service.name);
-            let candidates = self.endpoints.candidates(namespace, name, port, family);
+            let candidates = candidates(self.directory.slices(service), port, family);
             choose(&candidates, Reach::Cluster, self.local).backends
         };
         let v4 = of(Family::V4);

@@ -1,35 +1,93 @@
 //! The pods that a node runs, each with the values that its containers refer to.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, PodSpec, Secret, Service, Volume};
 use k8s_openapi::api::discovery::v1::Endpoint;
 
 use super::Objects;
-use super::endpoints::{Endpoints, port_number};
+use super::directory::{self, Directory};
+use super::endpoints::port_number;
 use super::services::cluster_ips;
-use crate::NodeName;
 use crate::snapshot::{Departure, PodWork, Protocol};
+use crate::{NodeName, ObjectKey};
 
 type Values = BTreeMap<String, BTreeMap<String, Vec<u8>>>;
 
-pub(super) fn work(objects: &Objects, endpoints: &Endpoints<'_>, node: &NodeName) -> Vec<PodWork> {
-    let bound =
-        |p: &&Pod| p.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(node.as_str());
-    let mut work: Vec<PodWork> =
-        objects.pods.iter().map(AsRef::as_ref).filter(bound).map(|pod| one(objects, pod)).collect();
-    for one in &mut work {
-        one.departure = departure(objects, endpoints, &one.pod);
+/// Whose pods are told of something that has changed.
+pub(super) struct Touched {
+    pub(super) everywhere: bool,
+    pub(super) namespaces: BTreeSet<String>,
+}
+
+impl Touched {
+    fn holds(&self, pod: &Pod) -> bool {
+        let namespace = pod.metadata.namespace.as_ref();
+        self.everywhere || namespace.is_some_and(|name| self.namespaces.contains(name))
     }
-    work.sort_by(|a, b| sort_key(&a.pod).cmp(&sort_key(&b.pod)));
-    work
+}
+
+/// The work as it was made last, and of which pods.
+#[derive(Default)]
+pub(super) struct Memory {
+    made: Vec<(Arc<Pod>, Arc<PodWork>)>,
+    work: Arc<Vec<Arc<PodWork>>>,
+}
+
+impl Memory {
+    pub(super) fn work(&self) -> &Arc<Vec<Arc<PodWork>>> {
+        &self.work
+    }
+
+    /// `other` when pods have come, gone or changed; `changed` are services whose slices may say something else.
+    pub(super) fn follow(
+        &mut self,
+        objects: &Objects,
+        directory: &Directory,
+        node: &NodeName,
+        other: bool,
+        touched: &Touched,
+        changed: &BTreeSet<ObjectKey>,
+    ) {
+        // Only of a pod that is being deleted it matters what slices say.
+        let told = |pod: &Pod| {
+            let namespace = pod.metadata.namespace.as_deref();
+            pod.metadata.deletion_timestamp.is_some()
+                && changed.iter().any(|key| Some(key.namespace.as_str()) == namespace)
+        };
+        let stale = |pod: &Pod| touched.holds(pod) || told(pod);
+        if !other && !self.made.iter().any(|(pod, _)| stale(pod)) {
+            return;
+        }
+        let before: HashMap<*const Pod, (Arc<Pod>, Arc<PodWork>)> =
+            std::mem::take(&mut self.made).into_iter().map(|m| (Arc::as_ptr(&m.0), m)).collect();
+        let bound = |p: &&Arc<Pod>| {
+            p.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(node.as_str())
+        };
+        for pod in objects.pods.iter().filter(bound) {
+            let old = before.get(&Arc::as_ptr(pod)).map(|(_, work)| work);
+            let work = match old.filter(|_| !stale(pod)) {
+                Some(old) => Arc::clone(old),
+                None => {
+                    let fresh = one(objects, directory, pod);
+                    let same = old.filter(|old| ***old == fresh).cloned();
+                    same.unwrap_or_else(|| Arc::new(fresh))
+                }
+            };
+            self.made.push((Arc::clone(pod), work));
+        }
+        self.made.sort_by(|(a, _), (b, _)| sort_key(a).cmp(&sort_key(b)));
+        let work = self.made.iter().map(|(_, work)| Arc::clone(work)).collect();
+        super::compiler::share(&mut self.work, work);
+    }
 }
 
 fn sort_key(pod: &Pod) -> (&Option<String>, &Option<String>, &Option<String>) {
     (&pod.metadata.namespace, &pod.metadata.name, &pod.metadata.uid)
 }
 
-fn one(objects: &Objects, pod: &Pod) -> PodWork {
+fn one(objects: &Objects, directory: &Directory, pod: &Pod) -> PodWork {
     let references = References::of(pod.spec.as_ref());
     let namespace = pod.metadata.namespace.as_deref();
     let links = pod.spec.as_ref().and_then(|s| s.enable_service_links).unwrap_or(true);
@@ -49,17 +107,17 @@ fn one(objects: &Objects, pod: &Pod) -> PodWork {
             .filter_map(|s| references.secrets.get(s.metadata.name.as_deref()?).map(|n| (n, s)))
             .map(|(name, s)| ((*name).to_owned(), secret_values(s)))
             .collect::<Values>(),
-        service_env: service_env(objects, namespace, links),
-        departure: None,
+        service_env: service_env(directory, namespace, links),
+        departure: departure(directory, pod),
     }
 }
 
 /// What is said about a pod that is being deleted; nothing about any other.
-fn departure(objects: &Objects, endpoints: &Endpoints<'_>, pod: &Pod) -> Option<Departure> {
+fn departure(directory: &Directory, pod: &Pod) -> Option<Departure> {
     pod.metadata.deletion_timestamp.as_ref()?;
     let namespace = pod.metadata.namespace.as_deref()?;
     let mut told = None;
-    for slice in endpoints.of_namespace(namespace) {
+    for slice in directory.of_namespace(namespace).flat_map(|entry| &entry.slices) {
         let mut listed = slice.endpoints.iter().flatten().filter(|e| is_of(e, pod)).peekable();
         if listed.peek().is_none() {
             continue;
@@ -67,22 +125,19 @@ fn departure(objects: &Objects, endpoints: &Endpoints<'_>, pod: &Pod) -> Option<
         if listed.any(|endpoint| !is_leaving(endpoint)) {
             return Some(Departure::Listed);
         }
-        told = told.max(Some(super::revision(slice).unwrap_or(0)));
+        told = told.max(Some(directory::revision(slice).unwrap_or(0)));
     }
     let labels = pod.metadata.labels.as_ref();
-    let meant = |service: &&Service| {
+    let meant = |service: &Service| {
         let spec = service.spec.as_ref();
         let selector = spec.and_then(|s| s.selector.as_ref()).filter(|s| !s.is_empty());
-        service.metadata.namespace.as_deref() == Some(namespace)
-            && selector
-                .is_some_and(|s| s.iter().all(|(k, v)| labels.and_then(|l| l.get(k)) == Some(v)))
+        selector.is_some_and(|s| s.iter().all(|(k, v)| labels.and_then(|l| l.get(k)) == Some(v)))
     };
     let has_address = pod.status.as_ref().is_some_and(|s| s.pod_ip.is_some());
+    let mut services = directory.of_namespace(namespace).filter_map(|e| e.service.as_deref());
     Some(match told {
         Some(revision) => Departure::Told(revision),
-        None if has_address && objects.services.iter().map(AsRef::as_ref).any(|s| meant(&s)) => {
-            Departure::Listed
-        }
+        None if has_address && services.any(meant) => Departure::Listed,
         None => Departure::Unlisted,
     })
 }
@@ -155,19 +210,28 @@ impl<'a> References<'a> {
     }
 }
 
-/// The variables `NAME_SERVICE_HOST` and `NAME_SERVICE_PORT` of the pod's namespace, and always those of the API.
+/// Name and namespace of the Service that stands for the API.
+const API: (&str, &str) = ("kubernetes", "default");
+
+pub(super) fn is_api(service: &Service) -> bool {
+    let metadata = &service.metadata;
+    (metadata.name.as_deref(), metadata.namespace.as_deref()) == (Some(API.0), Some(API.1))
+}
+
+/// The variables `NAME_SERVICE_HOST` and `NAME_SERVICE_PORT` of the pod's namespace, and always those of the API, unless the
+/// namespace has a Service of that name.
 fn service_env(
-    objects: &Objects,
+    directory: &Directory,
     namespace: Option<&str>,
     links: bool,
 ) -> BTreeMap<String, String> {
     let mut env = BTreeMap::new();
-    for service in &objects.services {
-        let (own, name) = (service.metadata.namespace.as_deref(), service.metadata.name.as_deref());
-        let is_api = own == Some("default") && name == Some("kubernetes");
-        if is_api || (links && own == namespace) {
-            one_service_env(service, name.unwrap_or_default(), &mut env);
-        }
+    let api = directory.service(&ObjectKey::new(API.1, API.0));
+    let own = namespace.filter(|_| links).into_iter();
+    let own =
+        own.flat_map(|name| directory.of_namespace(name)).filter_map(|e| e.service.as_deref());
+    for service in api.into_iter().chain(own) {
+        one_service_env(service, service.metadata.name.as_deref().unwrap_or_default(), &mut env);
     }
     env
 }

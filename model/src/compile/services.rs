@@ -1,41 +1,71 @@
 //! Services as the socket hooks see them: frontends and backends.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Service, ServicePort};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 
-use super::Objects;
 use super::choice::{Choice, Reach, choose};
-use super::endpoints::{Endpoints, Family, port_number};
-use crate::snapshot::{Backend, FULL_WEIGHT, Frontend, FrontendKind, LocalNode, Protocol};
+use super::directory::Entry;
+use super::endpoints::{Family, candidates, port_number};
+use super::{claims, dns, edge};
+use crate::snapshot::{
+    Backend, DnsService, FULL_WEIGHT, Frontend, FrontendKind, LocalNode, Protocol,
+};
 use crate::{ClusterConfig, ObjectKey, wellknown};
 
 /// Kubernetes' default for `sessionAffinityConfig.clientIP.timeoutSeconds`.
 const DEFAULT_AFFINITY_SECS: u32 = 10_800;
 
-pub(super) fn frontends(
-    objects: &Objects,
-    endpoints: &Endpoints<'_>,
+/// What follows from one Service, its slices, the cluster's plan and the node, and from nothing else.
+#[derive(Default)]
+pub(super) struct Made {
+    /// By address, protocol and port.
+    pub(super) frontends: Vec<Arc<Frontend>>,
+    pub(super) edge: edge::Part,
+    pub(super) dns: Option<Arc<DnsService>>,
+}
+
+impl Made {
+    /// What is as in `entry.made` is shared with it.
+    pub(super) fn of(
+        key: &ObjectKey,
+        entry: &Entry,
+        cluster: &ClusterConfig,
+        local: &LocalNode,
+    ) -> Self {
+        let Some(service) = &entry.service else { return Self::default() };
+        let before = &entry.made;
+        let frontends = frontends(key, service, &entry.slices, cluster, local);
+        let dns = dns::service(key, service, &entry.slices);
+        let same = |fresh: &DnsService| before.dns.as_ref().filter(|old| ***old == *fresh).cloned();
+        Self {
+            frontends: claims::of_service(frontends, &before.frontends),
+            edge: edge::Part::of(key, entry, service, cluster, local),
+            dns: dns.map(|fresh| same(&fresh).unwrap_or_else(|| Arc::new(fresh))),
+        }
+    }
+}
+
+fn frontends(
+    key: &ObjectKey,
+    service: &Service,
+    slices: &[Arc<EndpointSlice>],
+    cluster: &ClusterConfig,
     local: &LocalNode,
 ) -> Vec<Frontend> {
     let mut all = Vec::new();
-    for service in &objects.services {
-        let Some(key) = key(service) else { continue };
-        let is_dns = key == ObjectKey::new(wellknown::SYSTEM_NAMESPACE, wellknown::DNS_SERVICE);
-        let external = external_ips(service, &objects.cluster);
-        for port in service.spec.iter().flat_map(|s| s.ports.iter().flatten()) {
-            let Some(one) = PortFrontends::new(&key, service, port) else { continue };
-            let mut choices = Choices { port: &one, endpoints, local, made: vec![] };
-            for (vip, number, kind) in one.addresses(local, &external) {
-                let choice =
-                    if is_dns { node_local_dns(vip, number) } else { choices.of(vip, kind) };
-                all.push(one.frontend(vip, number, kind, choice));
-            }
+    let is_dns = *key == ObjectKey::new(wellknown::SYSTEM_NAMESPACE, wellknown::DNS_SERVICE);
+    let external = external_ips(service, cluster);
+    for port in service.spec.iter().flat_map(|s| s.ports.iter().flatten()) {
+        let Some(one) = PortFrontends::new(key, service, port) else { continue };
+        let mut choices = Choices { port: &one, slices, local, made: vec![] };
+        for (vip, number, kind) in one.addresses(local, &external) {
+            let choice = if is_dns { node_local_dns(vip, number) } else { choices.of(vip, kind) };
+            all.push(one.frontend(vip, number, kind, choice));
         }
     }
-    all.sort_by_key(|f| (f.vip, f.protocol, f.port, f.kind, f.service.clone()));
-    // Two services that claim one address: the API refuses it, and here the first by name keeps it.
-    all.dedup_by(|b, a| (a.vip, a.protocol, a.port) == (b.vip, b.protocol, b.port));
     all
 }
 
@@ -112,7 +142,7 @@ impl<'a> PortFrontends<'a> {
 /// The endpoints of a port by family and reach, each looked up once: a port may have many addresses.
 struct Choices<'a> {
     port: &'a PortFrontends<'a>,
-    endpoints: &'a Endpoints<'a>,
+    slices: &'a [Arc<EndpointSlice>],
     local: &'a LocalNode,
     made: Vec<((Family, Reach), Choice)>,
 }
@@ -123,9 +153,7 @@ impl Choices<'_> {
         if let Some((_, choice)) = self.made.iter().find(|(made, _)| *made == key) {
             return choice.clone();
         }
-        let service = self.port.key;
-        let candidates =
-            self.endpoints.candidates(&service.namespace, &service.name, self.port.port, key.0);
+        let candidates = candidates(self.slices, self.port.port, key.0);
         let choice = choose(&candidates, key.1, self.local);
         self.made.push((key, choice.clone()));
         choice

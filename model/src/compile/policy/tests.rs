@@ -58,7 +58,7 @@ fn sets(objects: &Objects) -> BTreeMap<&'static str, PolicySet> {
         let mine = |pod: &&Arc<Pod>| node_of(pod) == name;
         let pods = objects.cluster_pods.iter().filter(mine).cloned().collect();
         let objects = Objects { pods, ..objects.clone() };
-        (name, compile(&objects, &node).policy)
+        (name, Arc::unwrap_or_clone(compile(&objects, &node).policy))
     };
     NODES.into_iter().map(one).collect()
 }
