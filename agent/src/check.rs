@@ -15,7 +15,7 @@ use mesh_model::wellknown;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
 
-mod question;
+pub(crate) mod question;
 
 /// What a probe may take.
 const LIMIT: Duration = Duration::from_secs(2);

@@ -24,6 +24,8 @@ use crate::board::Board;
 use crate::errors::chain;
 use crate::observe::Desired;
 use names::Names;
+pub(crate) use report::wall_offset;
+pub(crate) use serve::Follow;
 
 /// How long events gather before they are read: one wake-up for many of them.
 const GATHER: Duration = Duration::from_millis(10);
@@ -87,6 +89,17 @@ impl Flows {
 
     fn names(&self) -> MutexGuard<'_, Names> {
         self.0.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The kernel's name of one of its reasons to drop a packet.
+    pub(crate) fn kernel_reason(&self, number: u32) -> String {
+        let name = self.history().reasons.get(&number).cloned();
+        name.unwrap_or_else(|| number.to_string())
+    }
+
+    /// The programs tell for as long as the result is held.
+    pub(crate) fn follow(&self) -> Follow {
+        Follow::new(self, true)
     }
 
     /// Events of the programs, as counted by them.

@@ -39,6 +39,7 @@ use crate::rotation::{self, Rotation};
 use crate::saved::Saved;
 use crate::server::{self, Sources};
 use crate::switch::{Switch, Whereabouts};
+use crate::trace::Marks;
 use crate::workers::{self, Paths};
 use crate::{cni, link, preshared, readiness, register};
 
@@ -77,6 +78,7 @@ struct Agent {
     seen: watch::Sender<Seen>,
     checks: Arc<Checks>,
     flows: Flows,
+    marks: Marks,
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -99,6 +101,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         seen: watch::Sender::new(Seen::default()),
         checks: Arc::default(),
         flows: Flows::new(options.node.clone(), options.flow_history),
+        marks: Marks::default(),
         board: Board::default(),
         programs: Arc::default(),
         pod_routes: Arc::default(),
@@ -323,6 +326,7 @@ impl Agent {
                 .collect(),
             checks: Arc::clone(&self.checks),
             flows: self.flows.clone(),
+            marks: self.marks.clone(),
             rotation: self.rotation.clone(),
         }
     }

@@ -15,7 +15,10 @@ use mesh_model::encryption::{
 use mesh_model::flow::{FLOWS_PATH, FlowQuery};
 use mesh_model::report::{CheckStep, KeysReport, NodeReport, PeerReport, RoutesReport};
 use mesh_model::snapshot::Frontend;
-use mesh_model::trace::{TRACE_PATH, TraceQuery, TraceReport};
+use mesh_model::trace::{
+    COLLECT_PATH, MARK_PATH, NodeTrace, TRACE_PATH, TraceCollect, TraceMark, TraceQuery,
+    TraceReport,
+};
 use mesh_model::{NodeName, Snapshot};
 use mesh_overlay::Overlay;
 use mesh_worker::Client;
@@ -31,7 +34,7 @@ use crate::observe::Desired;
 use crate::paths::Seen;
 use crate::paths::outlook::Outlook;
 use crate::rotation::Rotation;
-use crate::trace::{self, TraceError};
+use crate::trace::{self, MarkError, Marks, ProbeError};
 
 mod metrics;
 mod peers;
@@ -63,6 +66,8 @@ pub(crate) struct Sources {
     pub(crate) flows: Flows,
     /// Checks of encryption that run.
     pub(crate) checks: Arc<Checks>,
+    /// Probes that are traced.
+    pub(crate) marks: Marks,
 }
 
 /// The routes of the agent.
@@ -78,6 +83,8 @@ pub(crate) fn router(sources: Sources) -> Router {
         .route("/mesh/v1/rotate-key", post(rotate_key))
         .route(FLOWS_PATH, post(flows))
         .route(TRACE_PATH, post(trace_probe))
+        .route(MARK_PATH, post(trace_mark))
+        .route(COLLECT_PATH, post(trace_collect))
         .route(WATCH_PATH, post(watch_encryption))
         .route(SEND_PATH, post(send_canaries))
         .route(FINISH_PATH, post(finish_encryption))
@@ -206,15 +213,55 @@ async fn trace_probe(
 ) -> Result<Json<TraceReport>, Response> {
     let snapshot = reports.snapshot().map_err(IntoResponse::into_response)?;
     let (programs, failures) = (reports.0.programs.get().cloned(), reports.0.board.failures());
-    let report = trace::run(query, &snapshot, programs, failures).await;
+    let report = trace::run(query, &snapshot, programs, failures, &reports.0.marks).await;
     report.map(Json).map_err(|error| {
         let status = match &error {
-            TraceError::Wait => StatusCode::BAD_REQUEST,
-            TraceError::NoPod(_) => StatusCode::NOT_FOUND,
-            TraceError::NoPrograms | TraceError::NoNamespace(_) => StatusCode::SERVICE_UNAVAILABLE,
+            ProbeError::Wait => StatusCode::BAD_REQUEST,
+            ProbeError::NoPod(_) => StatusCode::NOT_FOUND,
+            ProbeError::NoPrograms | ProbeError::NoNamespace(_) => StatusCode::SERVICE_UNAVAILABLE,
         };
         (status, format!("{error}\n")).into_response()
     })
+}
+
+async fn trace_mark(
+    State(reports): State<Reports>,
+    Json(mark): Json<TraceMark>,
+) -> Result<Json<()>, MarkError> {
+    let programs = reports.0.programs.get().ok_or(MarkError::NoPrograms)?;
+    reports.0.marks.begin(programs, mark, reports.0.flows.follow()).map(Json)
+}
+
+async fn trace_collect(
+    State(reports): State<Reports>,
+    Json(asked): Json<TraceCollect>,
+) -> Result<Json<NodeTrace>, NothingKnown> {
+    let snapshot = reports.snapshot()?;
+    // A worker that stands still must not keep the rest from being told.
+    let peers = tokio::time::timeout(trace::ANSWER, reports.peers(&snapshot)).await;
+    let peers = peers.unwrap_or_default();
+    let sources = trace::Sources {
+        snapshot: &snapshot,
+        peers: &peers,
+        flows: &reports.0.flows,
+        programs: reports.0.programs.get().cloned(),
+        failures: reports.0.board.failures(),
+        dns: &reports.0.dns,
+        overlay: &reports.0.overlay,
+    };
+    Ok(Json(trace::collect(&reports.0.marks, asked, sources).await))
+}
+
+impl IntoResponse for MarkError {
+    fn into_response(self) -> Response {
+        let status = match &self {
+            Self::Ends => StatusCode::BAD_REQUEST,
+            Self::TooMany => StatusCode::TOO_MANY_REQUESTS,
+            Self::NoPrograms => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Programs(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        (status, format!("{}\n", chain(&self))).into_response()
+    }
 }
 
 async fn watch_encryption(

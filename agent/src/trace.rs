@@ -1,23 +1,36 @@
 //! `meshctl trace`, this node's part: a probe from a pod, and what the node knows about its way.
 //!
 //! The probe is an ordinary connection or datagram of the pod's namespace and the node's cgroup, so that it meets every hook
-//! that the pod's own would. It is known on every node by its source address and port: what becomes of it there, flows tell.
+//! that the pod's own would. Its own address and port are its mark: every node was told of them before ([`marks`]), and its
+//! programs tell what they decide ([`steps`]).
+
+mod facts;
+mod marks;
+mod name;
+mod steps;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use mesh_kernel::pods::{LinuxPodNetwork, ObservedPort, PodNetwork as _, PodPort};
+use mesh_kernel::traces::socket_cookie;
 use mesh_kernel::{NetNs, Programs};
 use mesh_model::snapshot::{DnsTarget, Protocol};
-use mesh_model::trace::{LONGEST_WAIT_MS, Outcome, ServiceFacts, TraceQuery, TraceReport};
+use mesh_model::trace::{
+    LONGEST_WAIT_MS, NameAnswer, Outcome, ServiceFacts, TraceQuery, TraceReport,
+};
 use mesh_model::{ObjectKey, Snapshot};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpSocket, UdpSocket};
+
+pub(crate) use facts::ANSWER;
+pub(crate) use marks::{MarkError, Marks};
+pub(crate) use steps::{Sources, collect};
 
 /// A trace that could not begin.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum TraceError {
+pub(crate) enum ProbeError {
     #[error("a probe waits for 1 to {LONGEST_WAIT_MS} ms")]
     Wait,
     #[error("the eBPF programs are not loaded: see `meshctl check`")]
@@ -34,22 +47,26 @@ pub(crate) async fn run(
     snapshot: &Snapshot,
     programs: Option<Arc<Programs>>,
     failures: Vec<String>,
-) -> Result<TraceReport, TraceError> {
+    marks: &Marks,
+) -> Result<TraceReport, ProbeError> {
     if query.wait_ms == 0 || query.wait_ms > LONGEST_WAIT_MS {
-        return Err(TraceError::Wait);
+        return Err(ProbeError::Wait);
     }
-    let programs = programs.ok_or(TraceError::NoPrograms)?;
+    let programs = programs.ok_or(ProbeError::NoPrograms)?;
     let pod = query.pod.clone();
-    let found = tokio::task::spawn_blocking(move || find(programs, &pod)).await;
-    let (namespace, missing) = found.map_err(|_| TraceError::NoPod(query.pod.clone()))??;
-    let resolved = resolve(snapshot, &query.pod.namespace, &query.host);
+    let found = tokio::task::spawn_blocking(move || facts::find(programs, &pod)).await;
+    let (namespace, missing) = found.map_err(|_| ProbeError::NoPod(query.pod.clone()))??;
+    let (name, resolved) = resolve(snapshot, &namespace, &query).await;
     let target = resolved.as_ref().and_then(|all| all.first().copied());
     let asked = target.map(|address| SocketAddr::new(address, query.port));
     let begun_us = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
     let start = Instant::now();
     let limit = Duration::from_millis(query.wait_ms.into());
     let probed = match asked {
-        Some(to) => Some(probe(&namespace, to, query.protocol, limit).await),
+        Some(to) => {
+            let probe = Probe { namespace: &namespace, to, query: &query, marks, limit };
+            Some(probe.send().await)
+        }
         None => None,
     };
     Ok(TraceReport {
@@ -59,57 +76,43 @@ pub(crate) async fn run(
         missing,
         failures,
         resolved,
+        name,
         service: asked.and_then(|asked| service(snapshot, asked, query.protocol)),
+        reached: probed.as_ref().and_then(|(source, _)| marks.chosen(*source)),
         source: probed.as_ref().and_then(|(source, _)| *source),
         asked,
         outcome: probed.map(|(_, outcome)| outcome),
     })
 }
 
-/// The pod's namespace, and what its interface lacks.
-fn find(programs: Arc<Programs>, pod: &ObjectKey) -> Result<(NetNs, Vec<String>), TraceError> {
-    let network = LinuxPodNetwork::new(NetNs::current(), programs);
-    let ports = network.list().unwrap_or_default();
-    let name = pod.to_string();
-    let is_it = |port: &&ObservedPort| port.owner.split(' ').nth(3) == Some(name.as_str());
-    let port = ports.iter().find(is_it).ok_or_else(|| TraceError::NoPod(pod.clone()))?;
-    let namespace = NetNs::with_device(port.pod_mac).ok().flatten();
-    let namespace = namespace.ok_or_else(|| TraceError::NoNamespace(pod.clone()))?;
-    let missing = expected(port, &namespace).and_then(|port| network.check(&port).ok());
-    let missing = missing.unwrap_or_default().iter().map(ToString::to_string).collect();
-    Ok((namespace, missing))
-}
-
-/// What the interface should be.
-fn expected(port: &ObservedPort, namespace: &NetNs) -> Option<PodPort> {
-    let (owner, lease) = crate::cni::owner::parse(&port.owner)?;
-    let v4 = lease.addresses.iter().find_map(|a| match a {
-        IpAddr::V4(v4) => Some(*v4),
-        IpAddr::V6(_) => None,
-    });
-    let v6 = lease.addresses.iter().find_map(|a| match a {
-        IpAddr::V6(v6) => Some(*v6),
-        IpAddr::V4(_) => None,
-    });
-    Some(PodPort {
-        netns: namespace.path()?.to_owned(),
-        interface: owner.interface.parse().ok()?,
-        host_interface: port.host_interface.clone(),
-        owner: port.owner.clone(),
-        v4,
-        v6,
-        mtu: 0,
-        mac: Some(port.pod_mac),
-        ports: vec![],
-        bandwidth: Default::default(),
-    })
-}
-
-/// Addresses of a literal, or of a service's name as a pod of `namespace` may write it, IPv4 first.
-fn resolve(snapshot: &Snapshot, namespace: &str, host: &str) -> Option<Vec<IpAddr>> {
-    if let Ok(address) = host.parse() {
-        return Some(vec![address]);
+/// What the DNS server says, and the addresses to try, IPv4 first.
+async fn resolve(
+    snapshot: &Snapshot,
+    namespace: &NetNs,
+    query: &TraceQuery,
+) -> (Option<NameAnswer>, Option<Vec<IpAddr>>) {
+    if let Ok(address) = query.host.parse() {
+        return (None, Some(vec![address]));
     }
+    let known = known(snapshot, &query.pod.namespace, &query.host);
+    let names = match &known {
+        Some((full, _)) => vec![full.clone()],
+        None => name::candidates(&query.host, &query.pod.namespace, &snapshot.dns.domain),
+    };
+    let answer = match snapshot.cluster.dns_vips.first() {
+        Some(server) => name::ask(namespace, SocketAddr::new(*server, 53), &names).await,
+        None => NameAnswer::Failed("the cluster has no DNS address".to_owned()),
+    };
+    let addresses = match (&answer, known) {
+        (NameAnswer::Addresses(_), Some((_, known))) if !known.is_empty() => Some(known),
+        (NameAnswer::Addresses(told), _) => Some(told.clone()),
+        _ => None,
+    };
+    (Some(answer), addresses)
+}
+
+/// The full name and the addresses of a service, by its name as a pod of `namespace` may write it.
+fn known(snapshot: &Snapshot, namespace: &str, host: &str) -> Option<(String, Vec<IpAddr>)> {
     let short = host.trim_end_matches('.');
     let short = short.strip_suffix(&format!(".{}", snapshot.dns.domain)).unwrap_or(short);
     let short = short.strip_suffix(".svc").unwrap_or(short);
@@ -122,7 +125,7 @@ fn resolve(snapshot: &Snapshot, namespace: &str, host: &str) -> Option<Vec<IpAdd
         DnsTarget::ExternalName(_) => vec![],
     };
     addresses.sort_by_key(IpAddr::is_ipv6);
-    (!addresses.is_empty()).then_some(addresses)
+    Some((format!("{name}.{namespace}.svc.{}", snapshot.dns.domain), addresses))
 }
 
 fn service(snapshot: &Snapshot, asked: SocketAddr, protocol: Protocol) -> Option<ServiceFacts> {
@@ -139,57 +142,79 @@ fn service(snapshot: &Snapshot, asked: SocketAddr, protocol: Protocol) -> Option
     })
 }
 
-/// The probe's own address, if it had one, and what came of it.
-async fn probe(
-    namespace: &NetNs,
+/// A connection or a datagram.
+struct Probe<'p> {
+    namespace: &'p NetNs,
     to: SocketAddr,
-    protocol: Protocol,
+    query: &'p TraceQuery,
+    marks: &'p Marks,
     limit: Duration,
-) -> (Option<SocketAddr>, Outcome) {
-    let result = match protocol {
-        Protocol::Udp => datagram(namespace, to, limit).await,
-        _ => stream(namespace, to, limit).await,
-    };
-    result.unwrap_or_else(|error| (None, outcome(&error)))
 }
 
 type Probed = io::Result<(Option<SocketAddr>, Outcome)>;
 
-async fn stream(namespace: &NetNs, to: SocketAddr, limit: Duration) -> Probed {
-    let open = || if to.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
-    let socket = namespace.run(open)??;
-    // Bound before it is connected: so its port is known whatever becomes of it.
-    let any: IpAddr = match to {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    socket.bind(SocketAddr::new(any, 0))?;
-    let source = socket.local_addr().ok();
-    let outcome = match tokio::time::timeout(limit, socket.connect(to)).await {
-        Ok(Ok(_)) => Outcome::Answered,
-        Ok(Err(error)) => outcome(&error),
-        Err(_) => Outcome::TimedOut,
-    };
-    Ok((source, outcome))
-}
+impl Probe<'_> {
+    /// The probe's own address, if it had one, and what came of it.
+    async fn send(&self) -> (Option<SocketAddr>, Outcome) {
+        let result = match self.query.protocol {
+            Protocol::Udp => self.datagram().await,
+            _ => self.stream().await,
+        };
+        result.unwrap_or_else(|error| (None, outcome(&error)))
+    }
 
-async fn datagram(namespace: &NetNs, to: SocketAddr, limit: Duration) -> Probed {
-    let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-    let socket = namespace.run(|| std::net::UdpSocket::bind(any))??;
-    socket.set_nonblocking(true)?;
-    let socket = UdpSocket::from_std(socket)?;
-    let source = socket.local_addr().ok();
-    let ask = async {
-        socket.connect(to).await?;
-        socket.send(b"mesh trace\n").await?;
-        socket.recv(&mut [0; 64]).await
-    };
-    let outcome = match tokio::time::timeout(limit, ask).await {
-        Ok(Ok(_)) => Outcome::Answered,
-        Ok(Err(error)) => outcome(&error),
-        Err(_) => Outcome::Silent,
-    };
-    Ok((source, outcome))
+    /// Bound before it is connected: so its port is known whatever becomes of it.
+    fn own(&self) -> SocketAddr {
+        let any: IpAddr = match self.to {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        SocketAddr::new(any, self.query.source_port)
+    }
+
+    async fn stream(&self) -> Probed {
+        let open = || if self.to.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+        let socket = self.namespace.run(open)??;
+        socket.bind(self.own())?;
+        let source = socket.local_addr().ok();
+        self.marks.add_socket(source, socket_cookie(&socket)?);
+        let connected = tokio::time::timeout(self.limit, socket.connect(self.to)).await;
+        let outcome = match connected {
+            Ok(Ok(mut stream)) => {
+                if self.query.bytes > 0 {
+                    // What becomes of them the programs tell, not the socket: it would only go on trying.
+                    let _ = stream.write_all(&vec![b'm'; self.query.bytes.into()]).await;
+                    tokio::time::sleep(self.limit / 4).await;
+                }
+                Outcome::Answered
+            }
+            Ok(Err(error)) => outcome(&error),
+            Err(_) => Outcome::TimedOut,
+        };
+        Ok((source, outcome))
+    }
+
+    async fn datagram(&self) -> Probed {
+        let own = self.own();
+        let socket = self.namespace.run(|| std::net::UdpSocket::bind(own))??;
+        socket.set_nonblocking(true)?;
+        let socket = UdpSocket::from_std(socket)?;
+        let source = socket.local_addr().ok();
+        self.marks.add_socket(source, socket_cookie(&socket)?);
+        let mut text = b"mesh trace\n".to_vec();
+        text.resize(text.len().max(self.query.bytes.into()), b'm');
+        let ask = async {
+            socket.connect(self.to).await?;
+            socket.send(&text).await?;
+            socket.recv(&mut [0; 64]).await
+        };
+        let outcome = match tokio::time::timeout(self.limit, ask).await {
+            Ok(Ok(_)) => Outcome::Answered,
+            Ok(Err(error)) => outcome(&error),
+            Err(_) => Outcome::Silent,
+        };
+        Ok((source, outcome))
+    }
 }
 
 fn outcome(error: &io::Error) -> Outcome {
@@ -241,19 +266,19 @@ mod tests {
     fn names_resolve_as_in_a_pod() {
         let snapshot = snapshot();
         let first = |namespace: &str, host: &str| {
-            resolve(&snapshot, namespace, host).map(|all| all[0].to_string())
+            known(&snapshot, namespace, host).map(|(full, all)| (full, all[0].to_string()))
         };
+        let web = ("web.shop.svc.cluster.local".to_owned(), "10.96.0.1".to_owned());
         for name in [
             "web.shop",
             "web.shop.svc",
             "web.shop.svc.cluster.local",
             "web.shop.svc.cluster.local.",
         ] {
-            assert_eq!(first("default", name).as_deref(), Some("10.96.0.1"), "{name}");
+            assert_eq!(first("default", name), Some(web.clone()), "{name}");
         }
-        assert_eq!(first("shop", "web").as_deref(), Some("10.96.0.1"));
+        assert_eq!(first("shop", "web"), Some(web));
         assert_eq!(first("default", "web"), None);
-        assert_eq!(first("default", "fd10:96::9").as_deref(), Some("fd10:96::9"));
     }
 
     #[test]
@@ -272,16 +297,27 @@ mod tests {
     async fn a_probe_says_what_came_of_it() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let open = listener.local_addr().unwrap();
-        let here = NetNs::current();
-        let limit = Duration::from_secs(5);
-        let (source, outcome) = probe(&here, open, Protocol::Tcp, limit).await;
+        let (here, marks) = (NetNs::current(), Marks::default());
+        let probe = async |to, protocol, millis| {
+            let query = TraceQuery {
+                pod: ObjectKey::new("default", "a"),
+                host: String::new(),
+                port: 0,
+                protocol,
+                wait_ms: 0,
+                source_port: 0,
+                bytes: 0,
+            };
+            let limit = Duration::from_millis(millis);
+            Probe { namespace: &here, to, query: &query, marks: &marks, limit }.send().await
+        };
+        let (source, outcome) = probe(open, Protocol::Tcp, 5000).await;
         assert_eq!(outcome, Outcome::Answered);
         assert_eq!(listener.accept().unwrap().1.port(), source.unwrap().port());
         drop(listener);
-        assert_eq!(probe(&here, open, Protocol::Tcp, limit).await.1, Outcome::Refused);
+        assert_eq!(probe(open, Protocol::Tcp, 5000).await.1, Outcome::Refused);
         let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let to = silent.local_addr().unwrap();
-        let short = Duration::from_millis(50);
-        assert_eq!(probe(&here, to, Protocol::Udp, short).await.1, Outcome::Silent);
+        assert_eq!(probe(to, Protocol::Udp, 50).await.1, Outcome::Silent);
     }
 }

@@ -67,9 +67,9 @@ pub(crate) enum Command {
         after_help = "An arrow -> is told by the side that opened it, => by the side that received it, ~> by neither.\nWhat was lost or only counted is said on stderr.\n\nExamples:\n  meshctl flows -f\n  meshctl flows -f -n default --verdict dropped,denied\n  meshctl flows --service web --port 80 --tail 1000 -o json"
     )]
     Flows(FlowsArgs),
-    /// Send one probe from a pod, show what every node saw of it, and name what is wrong
+    /// Send one marked probe from a pod, show what every node decided about it, and name what is wrong
     #[command(
-        after_help = "Exit status 1 when something is wrong.\n\nExamples:\n  meshctl trace web-5d4f api:80\n  meshctl trace -n shop client api.store:80 -o json\n  meshctl trace web-5d4f pod/db-0:5432\n  meshctl trace web-5d4f 10.96.0.10:53 --udp"
+        after_help = "In the timeline > goes away from the pod, < comes back, and x ends there.\nExit status 1 when something is wrong.\n\nExamples:\n  meshctl trace web-5d4f api:80\n  meshctl trace -n shop client api.store:80 -o json\n  meshctl trace web-5d4f pod/db-0:5432\n  meshctl trace web-5d4f 10.96.0.10:53 --udp\n  meshctl trace web-5d4f api:80 --bytes 4000"
     )]
     Trace(TraceArgs),
     /// Probe every hop on every node: tunnels, service addresses, DNS, ingress, programs
@@ -190,6 +190,9 @@ pub(crate) struct TraceArgs {
     /// How long to wait for an answer, milliseconds
     #[arg(long, value_name = "MS", default_value_t = 2000, value_parser = clap::value_parser!(u16).range(1..=5000))]
     pub(crate) wait_ms: u16,
+    /// Send so many bytes, too: a way that loses large packets shows
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=8192))]
+    pub(crate) bytes: u16,
     /// Namespace of pods that are given without one
     #[arg(short, long)]
     pub(crate) namespace: Option<String>,

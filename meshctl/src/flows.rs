@@ -15,7 +15,7 @@ use crate::cli::{FlowsArgs, Global, Output};
 use crate::source::{NodeState, Source, Stream};
 use names::PodNames;
 use print::Printer;
-pub(crate) use print::text;
+pub(crate) use print::{text, time_of_day};
 
 /// What is remembered is shown so far when nothing is said.
 const TAIL: usize = 100;

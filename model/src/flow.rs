@@ -132,6 +132,9 @@ pub struct FlowParty {
     /// The node that has the address, or the pod.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub node: Option<NodeName>,
+    /// The identity that policies know it by, on the node that tells; nothing where no policy asks.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub identity: Option<u32>,
 }
 
 /// The service that was asked for.
@@ -262,6 +265,7 @@ mod tests {
             port: Some(port),
             pod: pod.map(|(namespace, name)| ObjectKey::new(namespace, name)),
             node: None,
+            identity: None,
         }
     }
 

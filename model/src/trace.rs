@@ -10,6 +10,13 @@ use crate::{NodeName, ObjectKey};
 /// Path at which an agent sends a probe from one of its pods: `POST` a [`TraceQuery`], answered by a [`TraceReport`].
 pub const TRACE_PATH: &str = "/mesh/v1/trace";
 
+/// Path at which an agent is told of a probe before it is sent: `POST` a [`TraceMark`].
+pub const MARK_PATH: &str = "/mesh/v1/trace/mark";
+
+/// Path at which an agent tells what its node has decided about a probe: `POST` a [`TraceCollect`], answered by a [`NodeTrace`]. The
+/// mark is taken away.
+pub const COLLECT_PATH: &str = "/mesh/v1/trace/collect";
+
 /// Longest time that a probe waits, milliseconds.
 pub const LONGEST_WAIT_MS: u16 = 5000;
 
@@ -27,6 +34,128 @@ pub struct TraceQuery {
     pub protocol: Protocol,
     /// How long to wait for an answer.
     pub wait_ms: u16,
+    /// The probe's own port; any when 0.
+    #[serde(default)]
+    pub source_port: u16,
+    /// Bytes to send: after the connection is there, or in the datagram.
+    #[serde(default)]
+    pub bytes: u16,
+}
+
+/// A probe, by what no translation on its way changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TraceMark {
+    /// Its own address and port: of each family, when it is not known which it will use.
+    pub ends: Vec<SocketAddr>,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+}
+
+/// What is asked after the probe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TraceCollect {
+    /// As it was marked.
+    pub mark: TraceMark,
+    /// The address where it went in the end. The node that has its pod looks at the pod's interface.
+    pub target: Option<IpAddr>,
+}
+
+/// Where a node meets a probe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum StepHook {
+    /// The hook of `connect` and `sendmsg`.
+    Socket,
+    /// What leaves a pod.
+    FromPod,
+    /// What the node's stack gives to a pod.
+    ToPod,
+    /// What comes out of the overlay.
+    FromOverlay,
+    /// What comes in from outside.
+    FromUplink,
+    /// The kernel itself.
+    Kernel,
+}
+
+impl StepHook {
+    /// As it is written.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Socket => "socket",
+            Self::FromPod => "from_pod",
+            Self::ToPod => "to_pod",
+            Self::FromOverlay => "from_overlay",
+            Self::FromUplink => "from_uplink",
+            Self::Kernel => "kernel",
+        }
+    }
+}
+
+/// One decision about a probe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TraceStep {
+    /// When, microseconds since 1970 by the node's clock.
+    pub time_us: u64,
+    /// The node.
+    pub node: NodeName,
+    /// Where.
+    pub hook: StepHook,
+    /// Whether it goes away from the pod that sends the probe.
+    pub forth: bool,
+    /// Who sent the packet, as it was found; nothing for a socket.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub source: Option<SocketAddr>,
+    /// To whom, as it was found.
+    pub destination: SocketAddr,
+    /// The backend that was chosen.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub chosen: Option<SocketAddr>,
+    /// Bytes of the packet; 0 for a socket.
+    pub bytes: u32,
+    /// A stable word: `seen`, `straight`, `chosen`, `refused`, `policy_allowed`, a counter's reason, or `kernel: REASON`.
+    pub decision: String,
+    /// Whether the packet or the call ends here.
+    pub dropped: bool,
+    /// Why, for people.
+    pub detail: String,
+    /// Policy identities of source and destination; 0 for none.
+    pub identities: [u32; 2],
+}
+
+/// What a node knows and has seen of a probe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeTrace {
+    /// The node.
+    pub node: NodeName,
+    /// Its decisions, in order.
+    pub steps: Vec<TraceStep>,
+    /// What the interface of the pod lacks that has the target's address; nothing when no such pod is here.
+    pub target: Option<Vec<String>>,
+    /// What the agent could not bring about.
+    pub failures: Vec<String>,
+    /// Worker processes that do not answer.
+    pub silent_workers: Vec<String>,
+    /// Sysctls of the node that forbid forwarding.
+    pub sysctls: Vec<String>,
+}
+
+/// What the cluster's DNS server said to the pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum NameAnswer {
+    /// These addresses.
+    Addresses(Vec<IpAddr>),
+    /// There is no such name, or it has no address.
+    NoAddress,
+    /// Nothing.
+    Silent,
+    /// Something else, in words.
+    Failed(String),
 }
 
 /// What came of the probe.
@@ -79,10 +208,16 @@ pub struct TraceReport {
     pub failures: Vec<String>,
     /// The addresses of the name, in the order of trying; nothing when it does not resolve.
     pub resolved: Option<Vec<IpAddr>>,
+    /// What the DNS server answered; nothing when an address was given.
+    #[serde(default)]
+    pub name: Option<NameAnswer>,
     /// The service behind the address; nothing when it is no service.
     pub service: Option<ServiceFacts>,
     /// The pod's end of the probe: by it the probe is known on every node. Nothing when there was no probe.
     pub source: Option<SocketAddr>,
+    /// The backend that was chosen for it.
+    #[serde(default)]
+    pub reached: Option<SocketAddr>,
     /// What the probe asked for.
     pub asked: Option<SocketAddr>,
     /// What came of it; nothing when there was no probe.

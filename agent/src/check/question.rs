@@ -3,7 +3,7 @@
 const ID: [u8; 2] = [0x6d, 0x65];
 
 /// A question for the address of `name` (RFC 1035, section 4.1).
-pub(super) fn encode(name: &str) -> Vec<u8> {
+pub(crate) fn encode(name: &str) -> Vec<u8> {
     let mut message = vec![ID[0], ID[1], 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     for label in name.split('.').filter(|l| !l.is_empty()) {
         message.push(u8::try_from(label.len().min(63)).expect("at most 63"));
@@ -14,7 +14,7 @@ pub(super) fn encode(name: &str) -> Vec<u8> {
 }
 
 /// Whether the answer belongs to the question and has records.
-pub(super) fn verdict(answer: &[u8]) -> Result<(), String> {
+pub(crate) fn verdict(answer: &[u8]) -> Result<(), String> {
     match answer {
         [a, b, _, flags, _, _, high, low, ..] if [*a, *b] == ID => match flags & 0xf {
             0 if u16::from_be_bytes([*high, *low]) > 0 => Ok(()),

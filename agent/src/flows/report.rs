@@ -11,7 +11,7 @@ use mesh_model::flow::{Flow, FlowParty, FlowService, FlowSide, FlowStats, FlowVe
 use super::names::Names;
 
 /// How far the clock on the wall is ahead of the monotonic one.
-pub(super) fn wall_offset() -> Duration {
+pub(crate) fn wall_offset() -> Duration {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     now.saturating_sub(monotonic())
 }
@@ -24,6 +24,8 @@ pub(super) struct Reporter<'n> {
     pub(super) reasons: &'n BTreeMap<u32, String>,
     /// See [`wall_offset`].
     pub(super) wall_offset: Duration,
+    /// The identity that the programs give to an address.
+    pub(super) identity: &'n dyn Fn(IpAddr) -> Option<u32>,
 }
 
 impl Reporter<'_> {
@@ -66,6 +68,7 @@ impl Reporter<'_> {
             port: (socket.port() != 0).then_some(socket.port()),
             pod: self.names.pod(address, at),
             node: self.names.node(address),
+            identity: (self.identity)(address),
         }
     }
 
@@ -214,6 +217,7 @@ pub(super) mod tests {
             names: &names(),
             reasons: &reasons,
             wall_offset: Duration::from_secs(1000),
+            identity: &|address| (address == IpAddr::from([10, 244, 1, 5])).then_some(100),
         }
         .report(event, sender)
     }
@@ -223,6 +227,7 @@ pub(super) mod tests {
         let flow = report(&event(), None);
         assert_eq!(flow.source.pod, Some(ObjectKey::new("default", "client")));
         assert_eq!(flow.source.node, Some("a".parse().unwrap()));
+        assert_eq!((flow.source.identity, flow.destination.identity), (Some(100), None));
         assert_eq!((flow.destination.pod, flow.destination.node), (None, None));
         assert_eq!(flow.service.unwrap().name, Some(ObjectKey::new("default", "web")));
         assert_eq!((flow.time_us, flow.stats, flow.reason), (1_001_000_000, None, None));

@@ -10,6 +10,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use mesh_kernel::flows::Event;
+use mesh_kernel::traces::identity;
 use mesh_model::flow::{FlowLine, FlowLosses, FlowQuery};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
@@ -64,12 +65,14 @@ impl Flows {
             let addresses = programs.as_ref()?.addresses_of_namespace(wanted);
             addresses.into_iter().find(|a| a.is_ipv4() == event.destination.is_ipv4())
         };
+        let identity = |address| identity(programs.as_ref()?, address).ok().flatten();
         let names = self.names();
         let reporter = Reporter {
             node: &self.0.node,
             names: &names,
             reasons: &reasons,
             wall_offset: wall_offset(),
+            identity: &identity,
         };
         let mut text = Vec::new();
         for event in events {
@@ -103,7 +106,7 @@ struct Gone;
 
 impl Follower {
     async fn run(mut self) {
-        let following = Following::new(&self.flows, self.query.follow);
+        let following = Follow::new(&self.flows, self.query.follow);
         // Either the client has gone or all is said.
         let _ = self.tell().await;
         drop(following);
@@ -151,10 +154,10 @@ impl Follower {
 }
 
 /// Events are read for as long as this exists.
-struct Following(Option<Flows>);
+pub(crate) struct Follow(Option<Flows>);
 
-impl Following {
-    fn new(flows: &Flows, follow: bool) -> Self {
+impl Follow {
+    pub(super) fn new(flows: &Flows, follow: bool) -> Self {
         let counted = follow.then(|| flows.clone());
         if let Some(flows) = &counted {
             flows.0.followers.send_modify(|n| *n += 1);
@@ -163,7 +166,7 @@ impl Following {
     }
 }
 
-impl Drop for Following {
+impl Drop for Follow {
     fn drop(&mut self) {
         if let Some(flows) = &self.0 {
             flows.0.followers.send_modify(|n| *n -= 1);

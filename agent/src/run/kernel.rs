@@ -33,6 +33,7 @@ impl Agent {
     /// `is_switched`.
     pub(super) async fn kernel(self: Arc<Self>, is_switched: bool) {
         let programs = self.load_programs().await;
+        self.marks.forget(&programs);
         let device: IfName = OVERLAY_DEVICE.parse().expect("a constant and valid interface name");
         let disturbed = watch_sysctls(device.clone());
         let network = LinuxNodeNetwork::new(NetNs::current(), Arc::clone(&programs), device);

@@ -94,8 +94,11 @@ fn party(party: &FlowParty, wide: bool) -> String {
         std::net::IpAddr::V6(v6) if party.port.is_some() => format!("[{v6}]"),
         other => other.to_string(),
     };
+    let identity = |identity| format!(" (identity {identity})");
     let name = match &party.pod {
-        Some(pod) if wide => format!("{pod} {}", address()),
+        Some(pod) if wide => {
+            format!("{pod}{} {}", party.identity.map_or_else(String::new, identity), address())
+        }
         Some(pod) => pod.to_string(),
         None => address(),
     };
@@ -107,7 +110,7 @@ fn millis(micros: u64) -> String {
 }
 
 /// Of UTC.
-fn time_of_day(time_us: u64) -> String {
+pub(crate) fn time_of_day(time_us: u64) -> String {
     let secs = time_us / 1_000_000 % 86_400;
     let (hours, minutes) = (secs / 3600, secs / 60 % 60);
     format!("{hours:02}:{minutes:02}:{:02}.{:06}", secs % 60, time_us % 1_000_000)
@@ -125,6 +128,7 @@ mod tests {
             port,
             pod: pod.map(|name| ObjectKey::new("default", name)),
             node: None,
+            identity: None,
         };
         Flow {
             time_us: 86_400_000_000 + 3_723_000_004,
