@@ -23,6 +23,7 @@ mod rollout;
 mod secrecy;
 mod streams;
 mod table;
+mod trace;
 mod traffic;
 mod world;
 
@@ -60,6 +61,7 @@ fn tests() -> Vec<Test<World>> {
         table::TESTS,
         secrecy::TESTS,
         flows::TESTS,
+        trace::TESTS,
     ];
     parts.into_iter().flatten().map(|t| Test { name: t.name, run: t.run }).collect()
 }
