@@ -55,6 +55,7 @@ mod statics;
 mod status;
 mod streams;
 mod supervise;
+mod tokens;
 mod usage;
 mod volumes;
 mod worker;
@@ -63,6 +64,7 @@ pub use observed::PodRef;
 pub use pressure::{DEFAULT_EVICTION, InvalidThreshold, Pressures, Thresholds};
 pub use removal::Removal;
 pub use report::{KubeReporter, PodEvent, ReportError, StatusReporter};
+pub use tokens::{Token, TokenKind, TokenWanted};
 
 use crate::drain::Drain;
 use inputs::Inputs;
@@ -73,6 +75,7 @@ use ops::Context;
 use outbox::Outbox;
 use registry::Registry;
 use statics::{Directory, Mirrored};
+use tokens::Tokens;
 
 /// Images that are fetched at the same time.
 const PARALLEL_PULLS: usize = 3;
@@ -136,10 +139,15 @@ impl Runner {
     /// Starts the runner. It does nothing to any pod before [`set_desired`](Self::set_desired). Needs a Tokio runtime.
     pub fn start(options: RunnerOptions, reporter: impl StatusReporter, drain: Drain) -> Self {
         let outbox = Outbox::default();
+        let (desired, receiver) = watch::channel(None);
+        let directory = Directory::new(options.static_pods_dir.clone(), options.node_name.clone());
+        let inputs = Inputs::new(directory, desired);
+        let reporter = Arc::new(Mirrored::new(reporter, Arc::clone(inputs.uids())));
         let context = Arc::new(Context {
             client: Client::new(&options.containerd_socket),
             layout: Layout::new(&options),
             outbox: outbox.clone(),
+            tokens: Tokens::new(reporter.clone()),
             registry: Arc::new(Registry::default()),
             oom: Oom::new(&options.cgroup_parent),
             evictions: watch::Sender::default(),
@@ -149,13 +157,6 @@ impl Runner {
             memory_bytes: memory_bytes(),
             options,
         });
-        let (desired, receiver) = watch::channel(None);
-        let directory = Directory::new(
-            context.options.static_pods_dir.clone(),
-            context.options.node_name.clone(),
-        );
-        let inputs = Inputs::new(directory, desired);
-        let reporter = Arc::new(Mirrored::new(reporter, Arc::clone(inputs.uids())));
         let (told, pressures) = watch::channel(Pressures::default());
         let mut tasks = JoinSet::new();
         tasks.spawn(evict::run(Arc::clone(&context), inputs.goal(), told));

@@ -16,6 +16,7 @@ use crate::error::ApiError;
 use crate::pki::Authority;
 use crate::preshared::Issuer;
 use crate::registry::Registry;
+use crate::tokens::Signer;
 
 pub mod body;
 pub mod caller;
@@ -29,10 +30,12 @@ mod proxy;
 pub mod query;
 mod read;
 mod respond;
+pub mod role;
 mod selector;
 mod streams;
 mod strict;
 mod target;
+pub(crate) mod tokens;
 mod watch;
 mod write;
 
@@ -54,7 +57,20 @@ struct Parts {
     secret: String,
     agents: Agents,
     preshared: Issuer,
+    signer: Signer,
     stopping: CancellationToken,
+}
+
+/// What the service makes certificates, keys and tokens with.
+pub struct Keys {
+    /// Signs certificates.
+    pub authority: Arc<Authority>,
+    /// Lets nodes in.
+    pub secret: String,
+    /// Makes the keys that pairs of nodes share.
+    pub preshared: Issuer,
+    /// Signs tokens of service accounts.
+    pub signer: Signer,
 }
 
 /// A request, taken apart.
@@ -67,19 +83,18 @@ struct Asked {
 }
 
 impl Api {
-    /// The API over `registry`. `secret` lets nodes in; `stopping` ends watches.
+    /// The API over `registry`; `stopping` ends watches.
     pub fn new(
         registry: Registry,
-        authority: Arc<Authority>,
-        secret: String,
+        keys: Keys,
         agents: Agents,
-        preshared: Issuer,
         stopping: CancellationToken,
     ) -> Self {
-        Self(Arc::new(Parts { registry, authority, secret, agents, preshared, stopping }))
+        let Keys { authority, secret, preshared, signer } = keys;
+        Self(Arc::new(Parts { registry, authority, secret, agents, preshared, signer, stopping }))
     }
 
-    /// Answers a request of `caller`: the subject of its client certificate, if it showed one.
+    /// Answers a request of `caller`: the subject of its client certificate, if it showed one; else a token is looked for.
     pub async fn handle(&self, caller: Option<Caller>, request: Request<Body>) -> Response {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let user = caller.as_ref().map(|c| c.user.clone());
@@ -103,9 +118,10 @@ impl Api {
             JOIN_PATH => return self.join(request).await,
             _ => {}
         }
-        let caller = caller.ok_or_else(|| {
-            ApiError::Unauthorized("a client certificate of the cluster's CA is needed".to_owned())
-        })?;
+        let caller = match caller {
+            Some(caller) => caller,
+            None => self.authenticate(request.headers())?,
+        };
         if path == PRESHARED_KEYS_PATH {
             let channel = request.extensions().get::<Channel>().copied();
             return self.preshared_keys(&caller, channel, request.method());
@@ -122,6 +138,10 @@ impl Api {
             let query = Query::parse(request.uri().query())?;
             return self.metrics(&path, request.method(), &query).await;
         }
+        if (group, version) == (tokens::GROUP, tokens::VERSION) {
+            let resource = rest.to_owned();
+            return self.review(&caller, &resource, request).await;
+        }
         let target = target::parse(group, version, rest)?;
         let query = Query::parse(request.uri().query())?;
         let (mut parts, body) = request.into_parts();
@@ -135,6 +155,7 @@ impl Api {
 
     async fn resource(&self, asked: Asked, body: Body) -> Result<Response, ApiError> {
         match (asked.method.as_str(), asked.target.sub.as_deref()) {
+            (_, Some("token")) => self.request_token(asked, body).await,
             (_, Some("proxy")) => {
                 let verb = if asked.method == Method::GET { Verb::Read } else { Verb::Create };
                 self.allow(&asked, verb, None, false)?;

@@ -4,6 +4,7 @@
 //! steps out) and a thin driver. Nothing acts before every mirror is full, and each failed step is tried again.
 //! Never does: HTTP, and anything on a node.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_model::ClusterConfig;
@@ -13,6 +14,7 @@ use crate::error::ApiError;
 use crate::registry::Registry;
 use crate::scheduler;
 
+mod accounts;
 mod availability;
 mod deployment;
 mod endpoints;
@@ -32,8 +34,8 @@ pub(crate) use queue::WorkQueue;
 pub(crate) use recorder::Recorder;
 pub(crate) use runtime::{Context, key};
 
-/// How long the controllers wait for what.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How long the controllers wait for what, and what they give to others.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// A node that gives no sign of life for so long is lost.
     pub node_grace: Duration,
@@ -43,6 +45,8 @@ pub struct Options {
     pub event_ttl: Duration,
     /// Every object is looked at again after so long, whether or not it changed.
     pub resync: Duration,
+    /// The certificate by which pods know the API, PEM.
+    pub ca_pem: Arc<str>,
 }
 
 impl Default for Options {
@@ -52,6 +56,7 @@ impl Default for Options {
             eviction_patience: Duration::from_secs(30),
             event_ttl: Duration::from_secs(3600),
             resync: Duration::from_secs(300),
+            ca_pem: Arc::default(),
         }
     }
 }
@@ -68,18 +73,13 @@ impl Handle {
     }
 }
 
-/// Starts the scheduler and all controllers with the usual options, inside a tokio runtime.
-pub fn start(registry: Registry, cluster: ClusterConfig) -> Handle {
-    start_with(registry, cluster, Options::default())
-}
-
-/// Starts the scheduler and all controllers.
+/// Starts the scheduler and all controllers, inside a tokio runtime.
 pub fn start_with(registry: Registry, cluster: ClusterConfig, options: Options) -> Handle {
     let mut root = JoinSet::new();
     root.spawn(async move {
         loop {
             let mut tasks = JoinSet::new();
-            match launch(&mut tasks, registry.clone(), cluster.clone(), options) {
+            match launch(&mut tasks, registry.clone(), cluster.clone(), &options) {
                 // None of them ever ends by itself.
                 Ok(()) => {
                     if let Some(Err(error)) = tasks.join_next().await {
@@ -98,10 +98,10 @@ fn launch(
     tasks: &mut JoinSet<()>,
     registry: Registry,
     cluster: ClusterConfig,
-    options: Options,
+    options: &Options,
 ) -> Result<(), ApiError> {
     let (recorder, writer) = Recorder::new(registry.clone());
-    let context = Context::new(registry.clone(), cluster, options, recorder);
+    let context = Context::new(registry.clone(), cluster, options.clone(), recorder);
     context.mirror(tasks)?;
     let context = std::sync::Arc::new(context);
     let resync = options.resync;
@@ -119,6 +119,8 @@ fn launch(
     runtime::run(tasks, ingresses, queue, resync);
     let (balancers, queue) = loadbalancer::Controller::new(context.clone());
     runtime::run(tasks, balancers, queue, resync);
+    let (accounts, queue) = accounts::Controller::new(context.clone(), tasks);
+    runtime::run(tasks, accounts, queue, resync);
     let (namespaces, queue) = namespaces::Controller::new(context.clone());
     runtime::run(tasks, namespaces, queue, resync);
     scheduler::start(context, tasks);

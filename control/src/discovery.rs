@@ -3,15 +3,41 @@
 use mesh_model::kinds::{KINDS, Kind};
 use serde_json::{Value, json};
 
-use crate::api::metrics;
+use crate::api::{metrics, tokens};
 
 const VERBS: &[&str] =
     &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 
-/// What is measured and not stored: resource, kind, whether it is in a namespace.
-const MEASURED: &[(&str, &str, bool)] =
-    &[("nodes", "NodeMetrics", false), ("pods", "PodMetrics", true)];
-const READ: &[&str] = &["get", "list"];
+/// What is measured, and not stored.
+const MEASURED: &[Unstored] = &[
+    Unstored { name: "nodes", kind: "NodeMetrics", namespaced: false, verbs: &["get", "list"] },
+    Unstored { name: "pods", kind: "PodMetrics", namespaced: true, verbs: &["get", "list"] },
+];
+
+struct Unstored {
+    name: &'static str,
+    kind: &'static str,
+    namespaced: bool,
+    verbs: &'static [&'static str],
+}
+
+/// What a group serves and does not store; nothing for groups of stored kinds.
+fn unstored(group: &str, version: &str) -> Vec<Unstored> {
+    let copy = |u: &Unstored| Unstored { ..*u };
+    match (group, version) {
+        (metrics::GROUP, metrics::VERSION) => MEASURED.iter().map(copy).collect(),
+        (tokens::GROUP, tokens::VERSION) => {
+            let review = |&(name, kind): &(&'static str, &'static str)| Unstored {
+                name,
+                kind,
+                namespaced: false,
+                verbs: &["create"],
+            };
+            tokens::REVIEWS.iter().map(review).collect()
+        }
+        _ => Vec::new(),
+    }
+}
 
 /// `/version`.
 pub fn version() -> Value {
@@ -65,15 +91,17 @@ fn named_groups() -> Vec<(&'static str, &'static str)> {
             groups.push((kind.group, kind.version));
         }
     }
+    groups.push((tokens::GROUP, tokens::VERSION));
     groups.push((metrics::GROUP, metrics::VERSION));
     groups
 }
 
 /// `/api/v1` and `/apis/GROUP/VERSION`: the resources of a group; none when it is not served.
 pub fn resources(group: &str, version: &str) -> Option<Value> {
-    if (group, version) == (metrics::GROUP, metrics::VERSION) {
-        let entry = |(name, kind, namespaced): &(&str, &str, bool)| json!({"name": name, "singularName": "", "namespaced": namespaced, "kind": kind, "verbs": READ});
-        let resources: Vec<Value> = MEASURED.iter().map(entry).collect();
+    let unstored = unstored(group, version);
+    if !unstored.is_empty() {
+        let entry = |u: &Unstored| json!({"name": u.name, "singularName": "", "namespaced": u.namespaced, "kind": u.kind, "verbs": u.verbs});
+        let resources: Vec<Value> = unstored.iter().map(entry).collect();
         return Some(json!({
             "kind": "APIResourceList",
             "apiVersion": "v1",
@@ -163,6 +191,10 @@ fn subresources(kind: &Kind) -> Vec<Subresource> {
         "Node" => {
             all.push(own("proxy", "NodeProxyOptions", &["create", "get"]));
         }
+        "ServiceAccount" => all.push(Subresource {
+            group_version: Some((tokens::GROUP, tokens::VERSION)),
+            ..own("token", "TokenRequest", &["create"])
+        }),
         "Namespace" => all.push(own("finalize", "Namespace", &["update"])),
         _ => {}
     }
@@ -175,11 +207,10 @@ pub fn aggregated(core: bool) -> Value {
     let items: Vec<Value> = groups
         .into_iter()
         .map(|(group, version)| {
-            let resources: Vec<Value> = if group == metrics::GROUP {
-                MEASURED.iter().map(measured_resource).collect()
-            } else {
-                of(group, version).map(aggregated_resource).collect()
-            };
+            let asked = unstored(group, version);
+            let asked = asked.iter().map(|u| unstored_resource(group, version, u));
+            let resources: Vec<Value> =
+                of(group, version).map(aggregated_resource).chain(asked).collect();
             json!({
                 "metadata": {"name": group, "creationTimestamp": null},
                 "versions": [{"version": version, "resources": resources, "freshness": "Current"}],
@@ -194,13 +225,13 @@ pub fn aggregated(core: bool) -> Value {
     })
 }
 
-fn measured_resource((name, kind, namespaced): &(&str, &str, bool)) -> Value {
+fn unstored_resource(group: &str, version: &str, unstored: &Unstored) -> Value {
     json!({
-        "resource": name,
-        "responseKind": {"group": metrics::GROUP, "version": metrics::VERSION, "kind": kind},
-        "scope": if *namespaced { "Namespaced" } else { "Cluster" },
+        "resource": unstored.name,
+        "responseKind": {"group": group, "version": version, "kind": unstored.kind},
+        "scope": if unstored.namespaced { "Namespaced" } else { "Cluster" },
         "singularResource": "",
-        "verbs": READ,
+        "verbs": unstored.verbs,
     })
 }
 

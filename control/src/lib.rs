@@ -17,3 +17,4 @@ pub mod server;
 pub mod store;
 pub mod strategy;
 pub mod table;
+pub mod tokens;

@@ -159,7 +159,7 @@ impl Authority {
         }
         let secret = hex::encode(rand::rng().random::<[u8; 16]>());
         let token = JoinToken { ca_sha256, secret };
-        write(&path, &format!("{token}\n"), 0o600)?;
+        write(&path, format!("{token}\n"), 0o600)?;
         Ok(token)
     }
 
@@ -169,7 +169,7 @@ impl Authority {
         let current = path.exists().then(|| read(&path)).transpose()?;
         if current.is_none_or(|text| !kubeconfig::is_good(&text, server, &self.certificate_pem)) {
             let admin = self.issue(client_subject("admin", Some(GROUP_ADMINS)))?;
-            write(&path, &kubeconfig::text(server, &self.certificate_pem, &admin), 0o600)?;
+            write(&path, kubeconfig::text(server, &self.certificate_pem, &admin), 0o600)?;
         }
         Ok(path)
     }
@@ -245,8 +245,8 @@ fn create_ca(key_path: &Path, certificate_path: &Path) -> Result<(), PkiError> {
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     limit(&mut params, CA_DAYS);
     let certificate = params.self_signed(&key).map_err(failed)?;
-    write(key_path, &key.serialize_pem(), 0o600)?;
-    write(certificate_path, &certificate.pem(), 0o644)
+    write(key_path, key.serialize_pem(), 0o600)?;
+    write(certificate_path, certificate.pem(), 0o644)
 }
 
 /// Makes the certificate good from yesterday to `days` from today.
@@ -259,20 +259,22 @@ fn limit(params: &mut CertificateParams, days: u32) {
 }
 
 fn read(path: &Path) -> Result<String, PkiError> {
-    fs::read_to_string(path).map_err(|source| PkiError::File {
-        doing: "read",
-        path: path.to_owned(),
-        source,
-    })
+    let text = String::from_utf8(read_bytes(path)?);
+    text.map_err(|e| PkiError::Damaged { path: path.to_owned(), detail: e.to_string() })
 }
 
-/// Replaces a file at once: readers see the old text or the new one.
-fn write(path: &Path, text: &str, mode: u32) -> Result<(), PkiError> {
+/// The content of a file of the data folder.
+pub(crate) fn read_bytes(path: &Path) -> Result<Vec<u8>, PkiError> {
+    fs::read(path).map_err(|source| PkiError::File { doing: "read", path: path.to_owned(), source })
+}
+
+/// Replaces a file at once: readers see the old content or the new one.
+pub(crate) fn write(path: &Path, content: impl AsRef<[u8]>, mode: u32) -> Result<(), PkiError> {
     let new = path.with_extension("new");
     let put = || {
         let mut file =
             fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&new)?;
-        file.write_all(text.as_bytes())?;
+        file.write_all(content.as_ref())?;
         file.sync_all()?;
         fs::rename(&new, path)
     };

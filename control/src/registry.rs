@@ -15,6 +15,7 @@ use crate::error::ApiError;
 use crate::ipam::ServiceAddresses;
 use crate::store::{Page, Range, Record, Store, Watch};
 
+mod admission;
 mod codec;
 mod delete;
 mod meta;

@@ -13,12 +13,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{Agents, Api};
+use crate::api::{Agents, Api, Keys};
 use crate::error::ApiError;
 use crate::pki::{Authority, PkiError};
 use crate::preshared::Issuer;
 use crate::registry::Registry;
 use crate::store::{OpenError, RedbStore};
+use crate::tokens::Signer;
 use crate::{bootstrap, controllers};
 
 mod config;
@@ -128,15 +129,15 @@ impl Server {
         let preshared = Issuer::open(seed, options.preshared_key_rotation);
         let stopping = CancellationToken::new();
         let renewal = tokio::spawn(tls.clone().renew(Arc::clone(&authority), names, RENEW_EVERY));
-        let api = Api::new(
-            registry.clone(),
-            Arc::clone(&authority),
-            token.secret,
-            agents,
-            preshared,
-            stopping.clone(),
-        );
-        let controllers = controllers::start(registry.clone(), cluster);
+        let signer = Signer::open(&options.data_dir, &cluster.domain)?;
+        let keys =
+            Keys { authority: Arc::clone(&authority), secret: token.secret, preshared, signer };
+        let api = Api::new(registry.clone(), keys, agents, stopping.clone());
+        let wants = controllers::Options {
+            ca_pem: authority.certificate_pem().into(),
+            ..controllers::Options::default()
+        };
+        let controllers = controllers::start_with(registry.clone(), cluster, wants);
         let upkeep = tokio::spawn(keep_up(registry.clone(), advertised.clone(), address.port()));
         let listener = tokio::spawn(listener::serve(socket, tls, api, stopping.clone()));
         let url = url(&advertised, address);

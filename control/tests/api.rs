@@ -4,6 +4,8 @@
 
 #[path = "api/access.rs"]
 mod access;
+#[path = "api/accounts.rs"]
+mod accounts;
 #[path = "api/agents.rs"]
 mod agents;
 #[path = "api/clients.rs"]

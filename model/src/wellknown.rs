@@ -27,6 +27,14 @@ pub const CLUSTER_CONFIG_MAP: &str = "mesh-cluster";
 pub const CLUSTER_CONFIG_KEY: &str = "cluster.json";
 /// Namespace of the node leases.
 pub const LEASE_NAMESPACE: &str = "kube-node-lease";
+/// ServiceAccount annotation: what the account may do in the API: `view`, `edit`, `cluster-view` or `cluster-admin`.
+pub const ANNOTATION_ROLE: &str = "mesh.dev/role";
+/// The account that pods run as when they name none.
+pub const DEFAULT_ACCOUNT: &str = "default";
+/// ConfigMap in every namespace with the certificate by which pods know the API.
+pub const CA_CONFIG_MAP: &str = "kube-root-ca.crt";
+/// Its key.
+pub const CA_KEY: &str = "ca.crt";
 /// Name of the DNS service in [`SYSTEM_NAMESPACE`], as people expect to find it.
 pub const DNS_SERVICE: &str = "kube-dns";
 /// Label on EndpointSlices that names their Service.

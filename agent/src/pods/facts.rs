@@ -21,6 +21,8 @@ pub(crate) struct Facts {
     pub(crate) cpu_millis: i64,
     /// The node's memory.
     pub(crate) memory_bytes: i64,
+    /// Tokens of its service account, for volumes that hold some.
+    pub(crate) tokens: super::tokens::Texts,
 }
 
 /// A field or resource cannot be shown to a container.
@@ -157,6 +159,7 @@ mod tests {
             pod_ips: vec!["10.244.1.5".parse().unwrap(), "fd10::5".parse().unwrap()],
             cpu_millis: 2000,
             memory_bytes: 1 << 30,
+            tokens: Default::default(),
         }
     }
 

@@ -58,6 +58,11 @@ impl Layout {
         self.state.join(uid).join("etc-hosts")
     }
 
+    /// The pod's tokens, which outlive a reboot.
+    pub(crate) fn tokens(&self, uid: &str) -> PathBuf {
+        self.state.join(uid).join("tokens.json")
+    }
+
     /// What a run of a container leaves as its last words.
     pub(crate) fn termination(&self, uid: &str, container: &str, attempt: u32) -> PathBuf {
         self.state.join(uid).join("termination").join(format!("{container}-{attempt}"))

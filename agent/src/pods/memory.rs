@@ -66,6 +66,8 @@ pub(crate) struct Volumes {
     pub(crate) wanted: u64,
     /// What was written last.
     pub(crate) written: Option<u64>,
+    /// When tokens among them have to be renewed.
+    pub(crate) renew_at: Option<Timestamp>,
 }
 
 /// See the module.

@@ -22,6 +22,7 @@ use super::registry::Registry;
 use super::report::PodEvent;
 use super::resolv::ResolvConf;
 use super::sandbox::sandbox_config;
+use super::tokens::Tokens;
 use super::volumes;
 use crate::drain::Drain;
 
@@ -34,6 +35,8 @@ pub(crate) struct Context {
     pub(crate) options: RunnerOptions,
     pub(crate) layout: Layout,
     pub(crate) outbox: Outbox,
+    /// Gets the tokens of service accounts.
+    pub(crate) tokens: Tokens,
     pub(crate) registry: Arc<Registry>,
     pub(crate) oom: Oom,
     /// The pods that the node cannot keep.
@@ -133,19 +136,23 @@ impl Job {
             pod_ips: self.pod_ips.clone(),
             cpu_millis: self.context.cpu_millis,
             memory_bytes: self.context.memory_bytes,
+            tokens: Default::default(),
         }
     }
 
     async fn prepare_volumes(&self) -> Result<(), OpError> {
-        let work = Arc::clone(self.work()?);
-        let (uid, facts, layout) =
-            (self.pod.uid.clone(), self.facts(), self.context.layout.clone());
-        let done = blocking(move || volumes::prepare(&work, &uid, &facts, &layout)).await?;
-        done.map_err(|error| {
+        let failed = |error: String| {
             let message = format!("MountVolume.SetUp failed: {error}");
             self.event(true, "", "FailedMount", message.clone());
             OpError::new("FailedMount", message)
-        })
+        };
+        let work = Arc::clone(self.work()?);
+        let (uid, layout) = (self.pod.uid.clone(), self.context.layout.clone());
+        let kept = layout.tokens(&uid);
+        let tokens = self.context.tokens.of(&work.pod, &self.pod, &kept).await.map_err(failed)?;
+        let facts = Facts { tokens, ..self.facts() };
+        let done = blocking(move || volumes::prepare(&work, &uid, &facts, &layout)).await?;
+        done.map_err(|error| failed(error.to_string()))
     }
 
     async fn config(&self, attempt: u32) -> Result<v1::PodSandboxConfig, OpError> {
@@ -189,6 +196,7 @@ impl Job {
     async fn clean(&self) -> Result<(), OpError> {
         let mut directories = self.context.layout.pod(&self.pod.uid).to_vec();
         directories.push(self.context.layout.logs(&self.pod));
+        self.context.tokens.forget(&self.pod.uid);
         let done = blocking(move || directories.iter().try_for_each(|d| volumes::clean(d))).await?;
         done.map_err(|error| OpError::new("FailedCleanup", error))
     }

@@ -177,6 +177,7 @@ mod tests {
     use async_trait::async_trait;
 
     use super::*;
+    use crate::pods::tokens::{Token, TokenWanted};
 
     /// Is away for its first calls, then notes what arrives.
     #[derive(Default)]
@@ -210,6 +211,9 @@ mod tests {
         }
         async fn mirror(&self, _: &k8s_openapi::api::core::v1::Pod) -> Result<(), ReportError> {
             self.take("mirror".to_owned())
+        }
+        async fn token(&self, _: &TokenWanted) -> Result<Token, ReportError> {
+            Err(ReportError::Unavailable("no tokens here".to_owned()))
         }
     }
 

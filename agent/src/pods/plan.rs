@@ -258,8 +258,12 @@ impl Planner<'_> {
     }
 
     fn run(&mut self, pod: &Pod, spec: &PodSpec) {
-        if self.memory.volumes.written != Some(self.memory.volumes.wanted) {
-            self.push(Step::PrepareVolumes);
+        let volumes = &self.memory.volumes;
+        match volumes.renew_at {
+            _ if volumes.written != Some(volumes.wanted) => self.push(Step::PrepareVolumes),
+            Some(at) if at <= self.now => self.push(Step::PrepareVolumes),
+            Some(at) => self.wake(at),
+            None => {}
         }
         let Some(sandbox) = self.observed.sandbox() else { return self.replace_sandbox() };
         let current = sandbox.id.as_str();

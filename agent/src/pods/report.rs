@@ -6,12 +6,16 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Event, EventSource, Node, ObjectReference, Pod, PodStatus};
+use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::{
+    Event, EventSource, Node, ObjectReference, Pod, PodStatus, ServiceAccount,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client};
 
 use super::observed::PodRef;
+use super::tokens::{Token, TokenWanted};
 
 /// A report did not arrive.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +61,8 @@ pub trait StatusReporter: Send + Sync + 'static {
     async fn deleted(&self, pod: &PodRef) -> Result<(), ReportError>;
     /// Stores the mirror of a static pod.
     async fn mirror(&self, pod: &Pod) -> Result<(), ReportError>;
+    /// Asks for a token of the account that a pod runs as.
+    async fn token(&self, wanted: &TokenWanted) -> Result<Token, ReportError>;
 }
 
 /// Reports through the Kubernetes API.
@@ -232,6 +238,37 @@ impl StatusReporter for KubeReporter {
         let namespace = pod.metadata.namespace.clone().unwrap_or_default();
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
         pods.create(&PostParams::default(), &pod).await.map(drop).map_err(report_error)
+    }
+
+    async fn token(&self, wanted: &TokenWanted) -> Result<Token, ReportError> {
+        let accounts: Api<ServiceAccount> =
+            Api::namespaced(self.client.clone(), &wanted.pod.namespace);
+        let request = TokenRequest {
+            spec: Some(TokenRequestSpec {
+                audiences: wanted.kind.audience.clone().map(|audience| vec![audience]),
+                expiration_seconds: Some(wanted.kind.secs),
+                bound_object_ref: Some(BoundObjectReference {
+                    api_version: Some("v1".to_owned()),
+                    kind: Some("Pod".to_owned()),
+                    name: Some(wanted.pod.name.clone()),
+                    uid: Some(wanted.pod.uid.clone()),
+                }),
+            }),
+            ..TokenRequest::default()
+        };
+        let refused = |why: &str| ReportError::Refused(why.to_owned());
+        let params = PostParams::default();
+        let asked = accounts.create_subresource("token", &wanted.account, &params, &request).await;
+        let answer: TokenRequest = asked.map_err(|error| match error {
+            // The account is missing: it may be made yet.
+            kube::Error::Api(status) if status.code == 404 => refused(&status.message),
+            other => report_error(other),
+        })?;
+        let status = answer.status.ok_or_else(|| refused("the answer has no token"))?;
+        match (status.token, status.expiration_timestamp) {
+            (Some(text), Some(Time(expires_at))) => Ok(Token { text, expires_at }),
+            _ => Err(refused("the answer has no token")),
+        }
     }
 }
 

@@ -36,6 +36,8 @@ pub(crate) enum VolumeError {
     BadPath { volume: String, path: String },
     #[error("volume {volume:?}: {cause}")]
     Fact { volume: String, cause: FactError },
+    #[error("volume {volume:?}: there is no token for {path:?}")]
+    NoToken { volume: String, path: String },
     #[error("volume {volume:?}: its type is not served by this node")]
     NotServed { volume: String },
     #[error("volume {volume:?}: host path {path:?} is not a {kind}")]
@@ -86,7 +88,8 @@ pub(crate) fn prepare(
     Ok(())
 }
 
-fn private_directory(path: &Path) -> io::Result<()> {
+/// A directory that only root can look into.
+pub(crate) fn private_directory(path: &Path) -> io::Result<()> {
     std::fs::create_dir_all(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
 }

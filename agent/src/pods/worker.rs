@@ -421,7 +421,10 @@ impl Worker {
                     Task::Free => self.memory.freed = true,
                     Task::Clean => self.memory.cleaned = true,
                     Task::Confirm => self.memory.confirmed = true,
-                    Task::Volumes => self.memory.volumes.written = Some(self.volumes_begun),
+                    Task::Volumes => {
+                        self.memory.volumes.written = Some(self.volumes_begun);
+                        self.memory.volumes.renew_at = self.context.tokens.due(&self.pod.uid);
+                    }
                     _ => {}
                 }
             }

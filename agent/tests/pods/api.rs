@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
-use mesh_agent::pods::{PodEvent, PodRef, ReportError, StatusReporter};
+use mesh_agent::pods::{PodEvent, PodRef, ReportError, StatusReporter, Token, TokenWanted};
 use mesh_model::snapshot::{Departure, PodWork};
 
 /// Values of ConfigMaps by name and key.
@@ -17,6 +17,11 @@ pub(crate) struct State {
     pub(crate) config_maps: Values,
     pub(crate) secrets: Values,
     pub(crate) events: Vec<PodEvent>,
+    /// How many tokens were issued.
+    pub(crate) tokens: u32,
+    /// How long the next ones live.
+    pub(crate) token_secs: i64,
+    pub(crate) tokens_are_refused: bool,
     pub(crate) deleted: Vec<String>,
     /// Grows with each change, as a resourceVersion does.
     pub(crate) version: u64,
@@ -159,5 +164,19 @@ impl StatusReporter for Api {
         pod.metadata.uid = Some(format!("mirror-of-{name}"));
         self.with(|state| state.pods.insert(name, pod));
         Ok(())
+    }
+
+    /// Each token has a number, and lives as long as the test says.
+    async fn token(&self, wanted: &TokenWanted) -> Result<Token, ReportError> {
+        self.with(|state| {
+            if state.tokens_are_refused {
+                return Err(ReportError::Unavailable("the API is away".to_owned()));
+            }
+            state.tokens += 1;
+            let life = k8s_openapi::jiff::SignedDuration::from_secs(state.token_secs);
+            let expires_at = k8s_openapi::jiff::Timestamp::now().checked_add(life).unwrap();
+            let text = format!("{}/{}/{}", wanted.account, wanted.pod.name, state.tokens);
+            Ok(Token { text, expires_at })
+        })
     }
 }

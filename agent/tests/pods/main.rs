@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed step of a test ends it")]
 #![forbid(unsafe_code)]
 
+mod accounts;
 mod api;
 mod evictions;
 mod failures;

@@ -5,14 +5,31 @@ use mesh_model::wellknown::{GROUP_ADMINS, GROUP_NODES, LEASE_NAMESPACE, NODE_USE
 use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-/// The subject of a client certificate that the cluster's CA signed.
+/// Who a client certificate that the cluster's CA signed is for, or a token of a service account.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
-    /// Common name.
+    /// Common name, or `system:serviceaccount:NAMESPACE:NAME`.
     pub user: String,
-    /// Organisations.
+    /// Organisations, or the groups of a service account.
     pub groups: Vec<String>,
+    /// The service account, where it is one.
+    pub account: Option<Account>,
 }
+
+/// The service account that a token is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its unique id.
+    pub uid: String,
+    /// What it may do.
+    pub role: Role,
+    /// Name and unique id of the pod that the token was made for.
+    pub pod: Option<(String, String)>,
+}
+
+pub use super::role::Role;
 
 /// What a request does to a kind of objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,12 +85,13 @@ impl Caller {
         let subject = certificate.subject();
         let user = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
         let groups = subject.iter_organization().filter_map(|o| o.as_str().ok());
-        Some(Self { user, groups: groups.map(str::to_owned).collect() })
+        Some(Self { user, groups: groups.map(str::to_owned).collect(), account: None })
     }
 
     /// Whether the caller may do everything.
     pub fn is_admin(&self) -> bool {
-        self.groups.iter().any(|g| g == GROUP_ADMINS)
+        let role = self.account.as_ref().map(|account| account.role);
+        role == Some(Role::ClusterAdmin) || self.groups.iter().any(|g| g == GROUP_ADMINS)
     }
 
     /// The node that the caller is.
@@ -93,7 +111,10 @@ impl Caller {
         if self.is_admin() {
             return Ok(());
         }
-        let allowed = self.node().is_some_and(|node| node_may(node, access));
+        let allowed = match &self.account {
+            Some(account) => account.role.may(&account.namespace, access),
+            None => self.node().is_some_and(|node| node_may(node, access)),
+        };
         if allowed {
             return Ok(());
         }
@@ -152,7 +173,7 @@ mod tests {
     #[test]
     fn nodes_write_their_own_objects_only() {
         let groups = vec![GROUP_NODES.to_owned()];
-        let node = Caller { user: "system:node:n1".to_owned(), groups };
+        let node = Caller { user: "system:node:n1".to_owned(), groups, account: None };
         assert!(node.may(&access(Verb::Read, "secrets", "x")).is_ok());
         assert!(node.may(&access(Verb::Create, "nodes", "n1")).is_ok());
         assert!(node.may(&access(Verb::Update, "nodes", "n2")).is_err());
@@ -182,25 +203,27 @@ mod tests {
     #[test]
     fn a_node_shows_its_own_static_pods_and_makes_no_others() {
         let groups = vec![GROUP_NODES.to_owned()];
-        let node = Caller { user: "system:node:n1".to_owned(), groups };
+        let node = Caller { user: "system:node:n1".to_owned(), groups, account: None };
         let pod = |node: &str, annotation: &str| serde_json::json!({"metadata": {"annotations": {annotation: "x"}}, "spec": {"nodeName": node}});
         let mirror = "kubernetes.io/config.mirror";
         assert!(node.may_mirror(&pod("n1", mirror)));
         assert!(!node.may_mirror(&pod("n2", mirror)) && !node.may_mirror(&pod("n1", "other")));
-        let admin = Caller { user: "a".to_owned(), groups: vec![GROUP_ADMINS.to_owned()] };
+        let admin =
+            Caller { user: "a".to_owned(), groups: vec![GROUP_ADMINS.to_owned()], account: None };
         assert!(!admin.may_mirror(&pod("n1", mirror)), "they need no exception");
     }
 
     #[test]
     fn others_may_nothing_and_a_name_alone_is_not_enough() {
         let read = access(Verb::Read, "pods", "p");
-        let stranger = Caller { user: "system:node:n1".to_owned(), groups: vec![] };
+        let stranger = Caller { user: "system:node:n1".to_owned(), groups: vec![], account: None };
         let why = stranger.may(&read).unwrap_err();
         assert_eq!(
             why,
             "User \"system:node:n1\" cannot get resource \"pods\" in API group \"\" at the cluster scope"
         );
-        let admin = Caller { user: "a".to_owned(), groups: vec![GROUP_ADMINS.to_owned()] };
+        let admin =
+            Caller { user: "a".to_owned(), groups: vec![GROUP_ADMINS.to_owned()], account: None };
         assert!(admin.may(&access(Verb::DeleteCollection, "pods", "p")).is_ok());
     }
 }

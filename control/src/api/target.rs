@@ -59,6 +59,7 @@ fn checked(target: Target) -> Result<Target, ApiError> {
             kind.kind == "Pod"
         }
         Some("proxy") => kind.kind == "Node",
+        Some("token") => kind.kind == "ServiceAccount",
         Some(_) => false,
     };
     if !known {

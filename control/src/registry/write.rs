@@ -87,6 +87,7 @@ impl Registry {
         meta::prepare_create(object.metadata_mut(), K::GENERATION);
         object.prepare_create();
         object.set_defaults();
+        self.admit(&mut object)?;
         let base = object.metadata().generate_name.clone().filter(|base| !base.is_empty());
         let named = object.metadata().name.as_ref().is_some_and(|name| !name.is_empty());
         for attempt in 0..ATTEMPTS {

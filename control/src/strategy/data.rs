@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Secret, ServiceAccount};
 
+use mesh_model::wellknown::ANNOTATION_ROLE;
+
 use super::rules::{forbidden, invalid, one_of, required};
 use super::{Causes, Object};
 
@@ -115,7 +117,13 @@ impl Object for Secret {
     }
 }
 
-impl Object for ServiceAccount {}
+impl Object for ServiceAccount {
+    fn validate(&self, causes: &mut Causes) {
+        let role = self.metadata.annotations.as_ref().and_then(|all| all.get(ANNOTATION_ROLE));
+        let field = format!("metadata.annotations[{ANNOTATION_ROLE}]");
+        one_of(&field, role.map(String::as_str), &crate::api::role::NAMES, causes);
+    }
+}
 
 impl Object for Event {
     fn validate(&self, causes: &mut Causes) {

@@ -109,7 +109,7 @@ async fn no_acknowledged_write_is_lost_when_the_program_is_killed() {
         .as_array()
         .unwrap()
         .iter()
-        .map(|i| (i["metadata"]["name"].as_str().unwrap(), i["data"]["k"].as_str().unwrap()))
+        .filter_map(|i| Some((i["metadata"]["name"].as_str()?, i["data"]["k"].as_str()?)))
         .collect();
     let acknowledged = acknowledged.lock().unwrap();
     assert!(acknowledged.len() >= ROUNDS * 100);

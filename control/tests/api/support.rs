@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, Method, Request};
 use http_body_util::BodyExt as _;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, ServiceAccount};
 use kube::Client;
 use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -46,8 +47,25 @@ pub(crate) async fn admin(data_dir: &Path) -> Client {
     provider();
     let file = Kubeconfig::read_from(data_dir.join("admin.kubeconfig")).unwrap();
     let options = KubeConfigOptions::default();
-    let config = kube::Config::from_custom_kubeconfig(file, &options).await.unwrap();
+    let mut config = kube::Config::from_custom_kubeconfig(file, &options).await.unwrap();
+    // A refusal is what some tests are about.
+    config.default_retry = false;
     Client::try_from(config).unwrap()
+}
+
+/// Waits until the namespaces have what each of them gets: what is counted later does not change by itself.
+async fn settled(registry: &Registry) {
+    let begun = std::time::Instant::now();
+    let namespaces = registry.list::<Namespace>(None).unwrap().items;
+    let complete = |namespace: &Namespace| {
+        let ns = namespace.metadata.name.as_deref();
+        registry.get::<ServiceAccount>(ns, "default").is_ok()
+            && registry.get::<ConfigMap>(ns, "kube-root-ca.crt").is_ok()
+    };
+    while !namespaces.iter().all(complete) {
+        assert!(begun.elapsed() < Duration::from_secs(30), "no accounts are made");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 impl Control {
@@ -66,6 +84,7 @@ impl Control {
         };
         let server = Server::start(options).await.unwrap();
         let client = admin(dir.path()).await;
+        settled(&server.registry).await;
         Self { client, registry: server.registry.clone(), address: server.address, dir, server }
     }
 

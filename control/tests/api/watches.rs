@@ -81,6 +81,7 @@ async fn a_watch_from_nowhere_starts_with_what_there_is() {
     );
     let mut events = Events::of(&control, &path, JSON).await;
     events.expect("ADDED", "a").await;
+    events.expect("ADDED", "kube-root-ca.crt").await;
     let mark = events.next().await.unwrap();
     assert_eq!(mark["type"], "BOOKMARK");
     assert_eq!(mark["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"], "true");
@@ -144,6 +145,7 @@ async fn one_node_sees_its_pods_and_people_see_rows() {
 async fn stopping_ends_watches() {
     let control = Control::start().await;
     let mut events = Events::of(&control, &format!("{MAPS}?watch=1"), JSON).await;
+    events.expect("ADDED", "kube-root-ca.crt").await;
     control.create(MAPS, config_map("a", "1")).await;
     events.expect("ADDED", "a").await;
     control.stop().await;

@@ -360,6 +360,18 @@ fn an_ended_pod_gives_back_its_network_after_a_reboot() {
 }
 
 #[test]
+fn volumes_are_written_again_when_a_token_is_due() {
+    let mut world = World::new(two());
+    world.settle();
+    let due = after(world.now, Duration::from_secs(60));
+    world.memory.volumes.renew_at = Some(due);
+    let plan = world.settle();
+    assert_eq!(plan.wake_at, Some(due));
+    world.pass(Duration::from_secs(60));
+    assert!(world.plan().steps.contains(&Step::PrepareVolumes));
+}
+
+#[test]
 fn a_lost_sandbox_is_replaced() {
     let mut world = World::new(two());
     world.settle();

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use super::{ANNOTATION_HASH, annotation};
 use crate::pods::observed::PodRef;
 use crate::pods::report::{PodEvent, ReportError, StatusReporter};
+use crate::pods::tokens::{Token, TokenWanted};
 
 /// Marks an object as a mirror.
 const ANNOTATION_MIRROR: &str = "kubernetes.io/config.mirror";
@@ -172,6 +173,10 @@ impl<R: StatusReporter> StatusReporter for Mirrored<R> {
 
     async fn mirror(&self, pod: &Pod) -> Result<(), ReportError> {
         self.inner.mirror(pod).await
+    }
+
+    async fn token(&self, wanted: &TokenWanted) -> Result<Token, ReportError> {
+        self.inner.token(wanted).await
     }
 }
 

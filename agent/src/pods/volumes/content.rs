@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path};
 
-use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, Volume};
+use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, Volume, VolumeProjection};
 use mesh_model::snapshot::PodWork;
 
 use super::VolumeError;
 use crate::pods::facts::{self, Facts};
+use crate::pods::tokens;
 
 const DEFAULT_MODE: i32 = 0o644;
 
@@ -21,10 +22,11 @@ pub(crate) struct File {
 /// Files by relative path.
 pub(crate) type Files = BTreeMap<String, File>;
 
-/// Whether the volume holds a Secret and must not reach a disk.
+/// Whether the volume holds a Secret or a token and must not reach a disk.
 pub(crate) fn has_secret(volume: &Volume) -> bool {
     let projected = volume.projected.as_ref().and_then(|p| p.sources.as_ref());
-    volume.secret.is_some() || projected.is_some_and(|all| all.iter().any(|s| s.secret.is_some()))
+    let is_secret = |s: &VolumeProjection| s.secret.is_some() || s.service_account_token.is_some();
+    volume.secret.is_some() || projected.is_some_and(|all| all.iter().any(is_secret))
 }
 
 /// The files of a volume. None when it is not made of files, such as an emptyDir.
@@ -54,6 +56,12 @@ pub(crate) fn files(
                 maker.secret(&part.name, part.items.as_deref(), part.optional)?;
             } else if let Some(part) = &part.downward_api {
                 maker.downward(part.items.iter().flatten())?;
+            } else if let Some(part) = &part.service_account_token {
+                let token = facts.tokens.get(&tokens::kind(part)).ok_or_else(|| {
+                    let (volume, path) = (volume.name.clone(), part.path.clone());
+                    VolumeError::NoToken { volume, path }
+                })?;
+                maker.put(&part.path, token.clone().into_bytes(), None)?;
             } else {
                 return Err(VolumeError::NotServed { volume: volume.name.clone() });
             }

@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{
 const GRACE_SECS: i64 = 30;
 /// 0644
 const FILE_MODE: i32 = 420;
+const TOKEN_SECS: i64 = 3600;
 
 fn text(field: &mut Option<String>, value: &str) {
     if field.as_deref().unwrap_or_default().is_empty() {
@@ -121,6 +122,11 @@ fn volume(volume: &mut Volume) {
     }
     if let Some(source) = &mut volume.projected {
         source.default_mode.get_or_insert(FILE_MODE);
+        for part in source.sources.iter_mut().flatten() {
+            if let Some(token) = &mut part.service_account_token {
+                token.expiration_seconds.get_or_insert(TOKEN_SECS);
+            }
+        }
     }
     if let Some(source) = &mut volume.downward_api {
         source.default_mode.get_or_insert(FILE_MODE);

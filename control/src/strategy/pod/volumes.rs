@@ -60,6 +60,19 @@ fn content(field: &str, volume: &Volume, causes: &mut Causes) {
             invalid(format!("{field}.hostPath.path"), path, "must not contain '..'", causes);
         }
     }
+    let projected = volume.projected.iter().flat_map(|p| p.sources.iter().flatten());
+    for (i, source) in projected.enumerate() {
+        let Some(token) = &source.service_account_token else { continue };
+        let at = |part: &str| format!("{field}.projected.sources[{i}].serviceAccountToken.{part}");
+        if token.path.is_empty() {
+            required(at("path"), causes);
+        } else if token.path.starts_with('/') || token.path.split('/').any(|part| part == "..") {
+            invalid(at("path"), &token.path, "must be a relative path without '..'", causes);
+        }
+        if let Some(secs) = token.expiration_seconds.filter(|s| !(600..=1 << 32).contains(s)) {
+            invalid(at("expirationSeconds"), secs, "must be from 600 to 2^32", causes);
+        }
+    }
     if let Some(claim) = &volume.persistent_volume_claim
         && claim.claim_name.is_empty()
     {

@@ -1,0 +1,279 @@
+//! Tokens of the service accounts that pods run as: asked of the API, kept with the pod, renewed in time.
+//!
+//! A token is kept on disk until its pod is gone: a pod has to come back after a reboot although the control service is
+//! away. So an old token is better than none; it is tried again to renew it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use serde::{Deserialize, Serialize};
+
+use super::observed::PodRef;
+use super::report::{ReportError, StatusReporter};
+
+/// What a token that says nothing about it lives.
+const DEFAULT_SECS: i64 = 3600;
+/// A token that could not be renewed is tried again after this time.
+const RETRY: Duration = Duration::from_secs(30);
+/// Renewed at the latest, however long it lives.
+const LONGEST: SignedDuration = SignedDuration::from_hours(24);
+
+/// What distinguishes the tokens of one pod.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct TokenKind {
+    /// Who may accept it; none for the API itself.
+    pub audience: Option<String>,
+    /// How long it is asked to live.
+    pub secs: i64,
+}
+
+/// What is asked of the API.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenWanted {
+    /// The pod that it is bound to.
+    pub pod: PodRef,
+    /// The service account that the pod runs as.
+    pub account: String,
+    /// Which one.
+    pub kind: TokenKind,
+}
+
+/// A token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Token {
+    /// As it is sent.
+    pub text: String,
+    /// When it is worth nothing any more.
+    pub expires_at: Timestamp,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Kept {
+    kind: TokenKind,
+    token: Token,
+    made_at: Timestamp,
+}
+
+impl Kept {
+    /// When it should be renewed: at 80 % of its life.
+    fn renew_at(&self) -> Timestamp {
+        let life = self.token.expires_at.duration_since(self.made_at);
+        let wait = (life * 4 / 5).min(LONGEST);
+        self.made_at.checked_add(wait).unwrap_or(self.made_at)
+    }
+}
+
+/// The tokens of a pod, by kind.
+pub(crate) type Texts = BTreeMap<TokenKind, String>;
+
+/// Which tokens the pod's volumes hold.
+fn kinds(spec: &PodSpec) -> impl Iterator<Item = TokenKind> + '_ {
+    let projected = spec.volumes.iter().flatten().filter_map(|v| v.projected.as_ref());
+    let sources = projected.flat_map(|p| p.sources.iter().flatten());
+    sources.filter_map(|s| s.service_account_token.as_ref()).map(kind)
+}
+
+/// The token that a source of a volume means.
+pub(crate) fn kind(
+    source: &k8s_openapi::api::core::v1::ServiceAccountTokenProjection,
+) -> TokenKind {
+    let audience = source.audience.clone().filter(|audience| !audience.is_empty());
+    TokenKind { audience, secs: source.expiration_seconds.unwrap_or(DEFAULT_SECS) }
+}
+
+/// Gets tokens, and knows when they are due.
+pub(crate) struct Tokens {
+    issuer: Arc<dyn StatusReporter>,
+    due: Mutex<HashMap<String, Timestamp>>,
+}
+
+impl Tokens {
+    pub(crate) fn new(issuer: Arc<dyn StatusReporter>) -> Self {
+        Self { issuer, due: Mutex::default() }
+    }
+
+    /// When the volumes of a pod have to be written again because of its tokens.
+    pub(crate) fn due(&self, uid: &str) -> Option<Timestamp> {
+        self.due.lock().unwrap_or_else(PoisonError::into_inner).get(uid).copied()
+    }
+
+    /// Forgets a pod that is gone.
+    pub(crate) fn forget(&self, uid: &str) {
+        self.due.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+
+    /// All tokens of a pod's volumes; `file` is where they are kept. An error when one was never had.
+    pub(crate) async fn of(
+        &self,
+        pod: &Pod,
+        identity: &PodRef,
+        file: &Path,
+    ) -> Result<Texts, String> {
+        let Some(spec) = pod.spec.as_ref() else { return Ok(Texts::new()) };
+        let mut wanted: Vec<TokenKind> = kinds(spec).collect();
+        wanted.sort();
+        wanted.dedup();
+        if wanted.is_empty() {
+            return Ok(Texts::new());
+        }
+        let account = spec.service_account_name.clone().filter(|name| !name.is_empty());
+        let account = account.unwrap_or_else(|| "default".to_owned());
+        let present = read(file);
+        let now = Timestamp::now();
+        let (mut all, mut due) = (Vec::new(), Timestamp::MAX);
+        for kind in wanted {
+            let kept = present.iter().find(|kept| kept.kind == kind);
+            if let Some(kept) = kept.filter(|kept| now < kept.renew_at()) {
+                due = due.min(kept.renew_at());
+                all.push(kept.clone());
+                continue;
+            }
+            let wanted =
+                TokenWanted { pod: identity.clone(), account: account.clone(), kind: kind.clone() };
+            match (self.issuer.token(&wanted).await, kept) {
+                (Ok(token), _) => {
+                    let fresh = Kept { kind, token, made_at: now };
+                    due = due.min(fresh.renew_at());
+                    all.push(fresh);
+                }
+                (Err(ReportError::Unavailable(why)), Some(old)) => {
+                    tracing::warn!(pod = %identity, account, why, "token not renewed, will retry");
+                    due = due.min(super::restart::after(now, RETRY));
+                    all.push(old.clone());
+                }
+                (Err(error), _) => {
+                    return Err(format!("token of service account {account:?}: {error}"));
+                }
+            }
+        }
+        if all != present {
+            write(file, &all).map_err(|e| format!("keep the tokens: {e}"))?;
+        }
+        let mut dues = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+        dues.insert(identity.uid.clone(), due);
+        Ok(all.into_iter().map(|kept| (kept.kind, kept.token.text)).collect())
+    }
+}
+
+/// What was kept; a file that is missing or damaged is as good as none.
+fn read(file: &Path) -> Vec<Kept> {
+    let bytes = std::fs::read(file).unwrap_or_default();
+    serde_json::from_slice(&bytes).unwrap_or_default()
+}
+
+/// Not durable at once: tokens that are lost in a crash are asked for again.
+fn write(file: &Path, all: &[Kept]) -> io::Result<()> {
+    use io::Write as _;
+    let directory = file.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    super::volumes::private_directory(directory)?;
+    let fresh = file.with_extension("new");
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    options.open(&fresh)?.write_all(&serde_json::to_vec(all)?)?;
+    std::fs::rename(&fresh, file)
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+    use k8s_openapi::api::core::v1::PodStatus;
+
+    use super::*;
+    use crate::pods::report::PodEvent;
+
+    /// Issues tokens with a number, that live so many seconds; or is away.
+    #[derive(Default)]
+    struct Issuer {
+        asked: Mutex<Vec<TokenWanted>>,
+        life: Mutex<i64>,
+        away: Mutex<bool>,
+    }
+
+    #[async_trait]
+    impl StatusReporter for Issuer {
+        async fn status(&self, _: &PodRef, _: &PodStatus) -> Result<(), ReportError> {
+            Ok(())
+        }
+        async fn event(&self, _: &PodEvent) -> Result<(), ReportError> {
+            Ok(())
+        }
+        async fn deleted(&self, _: &PodRef) -> Result<(), ReportError> {
+            Ok(())
+        }
+        async fn mirror(&self, _: &Pod) -> Result<(), ReportError> {
+            Ok(())
+        }
+        async fn token(&self, wanted: &TokenWanted) -> Result<Token, ReportError> {
+            if *self.away.lock().unwrap() {
+                return Err(ReportError::Unavailable("away".to_owned()));
+            }
+            let mut asked = self.asked.lock().unwrap();
+            asked.push(wanted.clone());
+            let life = SignedDuration::from_secs(*self.life.lock().unwrap());
+            let expires_at = Timestamp::now().checked_add(life).unwrap();
+            Ok(Token { text: format!("token-{}", asked.len()), expires_at })
+        }
+    }
+
+    fn pod() -> (Pod, PodRef) {
+        let source = |path: &str, audience: Option<&str>| serde_json::json!({"serviceAccountToken": {"path": path, "audience": audience, "expirationSeconds": 3607}});
+        let pod: Pod = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "p", "namespace": "d", "uid": "u"},
+            "spec": {"serviceAccountName": "web", "containers": [], "volumes": [{"name": "v", "projected": {
+                "sources": [source("a", None), source("b", Some("vault")), source("c", None)]}}]}}))
+        .unwrap();
+        let identity = PodRef::of(&pod).unwrap();
+        (pod, identity)
+    }
+
+    #[tokio::test]
+    async fn tokens_are_kept_until_it_is_time_to_renew_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("u/tokens.json");
+        let issuer = Arc::new(Issuer::default());
+        *issuer.life.lock().unwrap() = 1000;
+        let tokens = Tokens::new(issuer.clone());
+        let (pod, identity) = pod();
+        let before = Timestamp::now();
+        let first = tokens.of(&pod, &identity, &file).await.unwrap();
+        assert_eq!(first.len(), 2, "equal sources share a token");
+        assert_eq!(issuer.asked.lock().unwrap()[0].account, "web");
+        let due = tokens.due("u").unwrap().duration_since(before).as_secs();
+        assert!((799..=801).contains(&due), "{due}");
+        // A new agent goes on with what there is, also without the API.
+        *issuer.away.lock().unwrap() = true;
+        let again = Tokens::new(issuer.clone());
+        assert_eq!(again.of(&pod, &identity, &file).await.unwrap(), first);
+        assert_eq!(issuer.asked.lock().unwrap().len(), 2);
+        let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(&file).unwrap());
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[tokio::test]
+    async fn an_old_token_is_better_than_none_and_is_replaced_when_it_can_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("u/tokens.json");
+        let issuer = Arc::new(Issuer::default());
+        let tokens = Tokens::new(issuer.clone());
+        let (pod, identity) = pod();
+        *issuer.away.lock().unwrap() = true;
+        let none = tokens.of(&pod, &identity, &file).await.unwrap_err();
+        assert!(none.contains("\"web\"") && none.contains("away"), "{none}");
+        *issuer.away.lock().unwrap() = false;
+        // It has expired when it is made.
+        let old = tokens.of(&pod, &identity, &file).await.unwrap();
+        *issuer.away.lock().unwrap() = true;
+        assert_eq!(tokens.of(&pod, &identity, &file).await.unwrap(), old);
+        assert!(tokens.due("u").unwrap() > Timestamp::now());
+        *issuer.away.lock().unwrap() = false;
+        assert_ne!(tokens.of(&pod, &identity, &file).await.unwrap(), old);
+        tokens.forget("u");
+        assert_eq!(tokens.due("u"), None);
+    }
+}
