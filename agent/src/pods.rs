@@ -96,7 +96,7 @@ pub struct RunnerOptions {
     pub log_max_bytes: u64,
     /// Directory with manifests of static pods; they run whether the API is there or not.
     pub static_pods_dir: PathBuf,
-    /// Directory that outlives a reboot; the runner uses `pods/` in it.
+    /// Directory that outlives a reboot; the runner uses `pods/` in it, and reads seccomp profiles from `seccomp/`.
     pub state_dir: PathBuf,
     /// Directory that does not, in memory: Secrets are only written here, in `pods/`.
     pub run_dir: PathBuf,
@@ -112,6 +112,13 @@ pub struct RunnerOptions {
     pub eviction: Thresholds,
     /// The node's resolv.conf, for pods that want the node's DNS and for its search domains.
     pub host_resolv_conf: PathBuf,
+}
+
+impl RunnerOptions {
+    /// Where the seccomp profiles are that pods may name.
+    pub(crate) fn seccomp_dir(&self) -> PathBuf {
+        self.state_dir.join("seccomp")
+    }
 }
 
 /// Whether the runtime can run pods.

@@ -178,7 +178,9 @@ impl Api {
                 watch::start(registry, target, query, form?, self.0.stopping.clone())
             }
             (None, _) => read::list(registry, target, query, form?),
-            (Some(name), None | Some("status")) => read::get(registry, target, name, form?),
+            (Some(name), None | Some("status" | "ephemeralcontainers")) => {
+                read::get(registry, target, name, form?)
+            }
             (Some(name), Some("scale")) => {
                 let scale = write::scale::get(registry, target, name)?;
                 Ok(respond::json(StatusCode::OK, &scale))

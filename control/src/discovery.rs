@@ -180,6 +180,7 @@ fn subresources(kind: &Kind) -> Vec<Subresource> {
         "Pod" => {
             all.push(own("log", "Pod", &["get"]));
             all.push(own("binding", "Binding", &["create"]));
+            all.push(own("ephemeralcontainers", "Pod", &["get", "patch", "update"]));
             all.push(Subresource {
                 group_version: Some(("policy", "v1")),
                 ..own("eviction", "Eviction", &["create"])

@@ -11,6 +11,7 @@
 pub mod cluster;
 pub mod compile;
 pub mod encryption;
+pub mod ephemeral;
 pub mod flow;
 pub mod join;
 pub mod kinds;

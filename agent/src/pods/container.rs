@@ -1,5 +1,7 @@
 //! The configuration of a container.
 
+use std::path::Path;
+
 use k8s_openapi::api::core::v1::{Container, PodSpec};
 use mesh_cri::v1;
 use sha2::{Digest, Sha256};
@@ -52,6 +54,10 @@ pub(crate) struct Parts<'a> {
     pub(crate) mounts: Vec<v1::Mount>,
     pub(crate) attempt: u32,
     pub(crate) delay_secs: u64,
+    /// The run of another container whose processes it shares.
+    pub(crate) target: Option<String>,
+    /// The directory of the node's own seccomp profiles.
+    pub(crate) seccomp_profiles: &'a Path,
 }
 
 /// The environment of a container; separate, because mounts depend on it (`subPathExpr`).
@@ -64,12 +70,13 @@ pub(crate) fn container_environment(
 }
 
 /// The configuration of one run of a container.
-pub(crate) fn container_config(parts: Parts<'_>) -> Result<v1::ContainerConfig, ConfigError> {
-    let Parts { spec, container, environment, .. } = parts;
+pub(crate) fn container_config(mut parts: Parts<'_>) -> Result<v1::ContainerConfig, ConfigError> {
+    let mounts = std::mem::take(&mut parts.mounts);
+    let Parts { spec, container, environment, .. } = &parts;
     let expanded = |words: &Option<Vec<String>>| -> Vec<String> {
         words.iter().flatten().map(|word| expand(word, |name| environment.value(name))).collect()
     };
-    let security_context = security_context(spec, container, parts.image)?;
+    let security_context = security_context(&parts)?;
     let mut labels = parts.identity.labels();
     labels.insert(LABEL_CONTAINER.to_owned(), container.name.clone());
     let annotations = [
@@ -94,7 +101,7 @@ pub(crate) fn container_config(parts: Parts<'_>) -> Result<v1::ContainerConfig, 
             .pairs()
             .map(|(key, value)| v1::KeyValue { key: key.to_owned(), value: value.to_owned() })
             .collect(),
-        mounts: parts.mounts,
+        mounts,
         labels,
         annotations: annotations.map(|(k, v)| (k.to_owned(), v)).into(),
         log_path: format!("{}/{}.log", container.name, parts.attempt),
@@ -108,12 +115,14 @@ pub(crate) fn container_config(parts: Parts<'_>) -> Result<v1::ContainerConfig, 
     })
 }
 
-fn security_context(
-    spec: &PodSpec,
-    container: &Container,
-    image: &v1::Image,
-) -> Result<v1::LinuxContainerSecurityContext, ConfigError> {
-    let mut context = security::of_container(spec, container);
+fn security_context(parts: &Parts<'_>) -> Result<v1::LinuxContainerSecurityContext, ConfigError> {
+    let Parts { spec, container, image, .. } = parts;
+    let mut context = security::of_container(spec, container, parts.seccomp_profiles);
+    if let Some(target) = &parts.target {
+        let namespaces = context.namespace_options.get_or_insert_default();
+        namespaces.pid = v1::NamespaceMode::Target.into();
+        namespaces.target_id.clone_from(target);
+    }
     if context.run_as_user.is_none() {
         // The image's own user; the runtime wants it said when a group is given.
         context.run_as_user = image.uid;

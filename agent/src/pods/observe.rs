@@ -59,9 +59,9 @@ pub(crate) async fn observe(
         }
         cause_of_end(&mut instance, pod, &context.oom).await;
         let wanted = spec.and_then(|s| find_container(s, &instance.name));
-        let policy = wanted.and_then(|c| c.termination_message_policy.as_deref());
+        let policy = wanted.as_deref().and_then(|c| c.termination_message_policy.as_deref());
         last_words(&mut instance, pod, &context.layout, policy == Some("FallbackToLogsOnError"));
-        if let Some(limit) = wanted.and_then(memory_limit) {
+        if let Some(limit) = wanted.as_deref().and_then(memory_limit) {
             name_the_limit(&mut instance, limit);
         }
         instances.push(instance);

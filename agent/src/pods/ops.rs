@@ -1,12 +1,14 @@
 //! Carries out the steps of a plan.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Container, PodSpec};
+use k8s_openapi::api::core::v1::{Container, EphemeralContainer, PodSpec};
 use mesh_cri::{CallError, Client, v1};
+use mesh_model::ephemeral::as_container;
 use mesh_model::snapshot::PodWork;
 use tokio::sync::{Semaphore, watch};
 
@@ -124,7 +126,7 @@ impl Job {
         spec.ok_or_else(|| OpError::new("PodUnknown", "the pod has no spec"))
     }
 
-    fn container(&self, name: &str) -> Result<&Container, OpError> {
+    fn container(&self, name: &str) -> Result<Cow<'_, Container>, OpError> {
         find_container(self.spec()?, name)
             .ok_or_else(|| OpError::new("PodUnknown", "the container is not in the pod"))
     }
@@ -202,10 +204,16 @@ impl Job {
     }
 }
 
-/// The container of that name, init containers included.
-pub(crate) fn find_container<'a>(spec: &'a PodSpec, name: &str) -> Option<&'a Container> {
+/// The container of that name, whatever its kind.
+pub(crate) fn find_container<'a>(spec: &'a PodSpec, name: &str) -> Option<Cow<'a, Container>> {
     let mut all = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-    all.find(|c| c.name == name)
+    let found = all.find(|c| c.name == name).map(Cow::Borrowed);
+    found.or_else(|| find_ephemeral(spec, name).map(|c| Cow::Owned(as_container(c))))
+}
+
+/// The ephemeral container of that name.
+pub(crate) fn find_ephemeral<'a>(spec: &'a PodSpec, name: &str) -> Option<&'a EphemeralContainer> {
+    spec.ephemeral_containers.iter().flatten().find(|c| c.name == name)
 }
 
 /// The field that an event about a container names.
@@ -215,7 +223,12 @@ pub(crate) fn field_of(spec: Option<&PodSpec>, container: &str) -> String {
     }
     let init =
         spec.is_some_and(|s| s.init_containers.iter().flatten().any(|c| c.name == container));
-    let list = if init { "initContainers" } else { "containers" };
+    let added = spec.is_some_and(|s| find_ephemeral(s, container).is_some());
+    let list = match (init, added) {
+        (true, _) => "initContainers",
+        (_, true) => "ephemeralContainers",
+        _ => "containers",
+    };
     format!("spec.{list}{{{container}}}")
 }
 

@@ -268,12 +268,33 @@ impl Planner<'_> {
         let Some(sandbox) = self.observed.sandbox() else { return self.replace_sandbox() };
         let current = sandbox.id.as_str();
         self.stop_sandboxes(|s| s.ready && s.id != current);
+        for added in spec.ephemeral_containers.iter().flatten() {
+            self.look_into(&added.name, current);
+        }
         if self.initialize(pod, spec, current) {
             for container in &spec.containers {
                 self.container(container, Policy::of(spec), current, grace_of(pod));
             }
         }
         self.collect_garbage(current);
+    }
+
+    /// Runs an ephemeral container: once, whatever becomes of it, and whatever the others do.
+    fn look_into(&mut self, name: &str, sandbox: &str) {
+        let Some(run) = self.observed.newest(name) else {
+            return self.start(name, sandbox, 0, Duration::ZERO);
+        };
+        match run.state {
+            State::Created if !self.memory.busy.contains(&Task::Start(name.to_owned())) => {
+                self.push(Step::RemoveContainer { id: run.id.clone() });
+            }
+            State::Running { .. } | State::Unknown if run.sandbox != sandbox => {
+                let why = format!("Container {name} is in an old sandbox");
+                let (id, name) = (run.id.clone(), name.to_owned());
+                self.push(Step::Stop { id, name, grace: LOST_GRACE, why });
+            }
+            _ => {}
+        }
     }
 
     /// There is no sandbox that works: what is left of an old one is ended first.

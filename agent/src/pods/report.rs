@@ -277,8 +277,16 @@ impl StatusReporter for KubeReporter {
 fn status_patch(pod: &PodRef, status: &PodStatus) -> serde_json::Value {
     let mut patch = serde_json::json!({"metadata": {"uid": pod.uid}, "status": status});
     if let Some(fields) = patch["status"].as_object_mut() {
-        let owned =
-            ["initContainerStatuses", "podIP", "podIPs", "hostIP", "hostIPs", "reason", "message"];
+        let owned = [
+            "ephemeralContainerStatuses",
+            "initContainerStatuses",
+            "podIP",
+            "podIPs",
+            "hostIP",
+            "hostIPs",
+            "reason",
+            "message",
+        ];
         for name in owned {
             fields.entry(name).or_insert(serde_json::Value::Null);
         }

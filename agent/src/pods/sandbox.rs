@@ -51,7 +51,7 @@ pub(crate) fn sandbox_config(
         annotations: annotations(pod, grace),
         linux: Some(v1::LinuxPodSandboxConfig {
             cgroup_parent: options.cgroup_parent.clone(),
-            security_context: Some(security::of_sandbox(spec)),
+            security_context: Some(security::of_sandbox(spec, &options.seccomp_dir())),
             sysctls: sysctls(spec),
         }),
     }

@@ -1,7 +1,10 @@
 //! Security contexts: what the pod's and the container's settings together mean to the runtime.
 
+use std::path::{Component, Path, PathBuf};
+
 use k8s_openapi::api::core::v1::{Container, PodSpec, SeccompProfile};
 use mesh_cri::v1;
+use mesh_model::ephemeral::as_container;
 
 /// Kernel interfaces that a container does not see.
 const MASKED: [&str; 11] = [
@@ -22,9 +25,11 @@ const READ_ONLY: [&str; 5] =
     ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// The security context of a pod's sandbox.
-pub(crate) fn of_sandbox(spec: &PodSpec) -> v1::LinuxSandboxSecurityContext {
+/// `profiles` is the directory of the node's own seccomp profiles.
+pub(crate) fn of_sandbox(spec: &PodSpec, profiles: &Path) -> v1::LinuxSandboxSecurityContext {
     let pod = spec.security_context.as_ref();
-    let privileged = containers(spec).any(is_privileged);
+    let mut added = spec.ephemeral_containers.iter().flatten().map(as_container);
+    let privileged = containers(spec).any(is_privileged) || added.any(|c| is_privileged(&c));
     let run_as_user = pod.and_then(|p| p.run_as_user);
     v1::LinuxSandboxSecurityContext {
         namespace_options: Some(namespaces(spec)),
@@ -33,7 +38,7 @@ pub(crate) fn of_sandbox(spec: &PodSpec) -> v1::LinuxSandboxSecurityContext {
         readonly_rootfs: false,
         supplemental_groups: groups(spec),
         privileged,
-        seccomp: Some(seccomp(pod.and_then(|p| p.seccomp_profile.as_ref()), privileged)),
+        seccomp: Some(seccomp(pod.and_then(|p| p.seccomp_profile.as_ref()), privileged, profiles)),
     }
 }
 
@@ -41,6 +46,7 @@ pub(crate) fn of_sandbox(spec: &PodSpec) -> v1::LinuxSandboxSecurityContext {
 pub(crate) fn of_container(
     spec: &PodSpec,
     container: &Container,
+    profiles: &Path,
 ) -> v1::LinuxContainerSecurityContext {
     let own = container.security_context.as_ref();
     let pod = spec.security_context.as_ref();
@@ -70,7 +76,7 @@ pub(crate) fn of_container(
         no_new_privs: own.and_then(|c| c.allow_privilege_escalation) == Some(false),
         masked_paths: paths(&MASKED),
         readonly_paths: paths(&READ_ONLY),
-        seccomp: Some(seccomp(profile, privileged)),
+        seccomp: Some(seccomp(profile, privileged, profiles)),
     }
 }
 
@@ -115,18 +121,30 @@ fn namespaces(spec: &PodSpec) -> v1::NamespaceOption {
         network: shared(spec.host_network).into(),
         pid: pid.into(),
         ipc: shared(spec.host_ipc).into(),
+        target_id: String::new(),
     }
 }
 
 /// The runtime's default profile unless something else is asked for: a container that needs more says so.
-fn seccomp(profile: Option<&SeccompProfile>, privileged: bool) -> v1::SecurityProfile {
+fn seccomp(
+    profile: Option<&SeccompProfile>,
+    privileged: bool,
+    profiles: &Path,
+) -> v1::SecurityProfile {
     use v1::security_profile::ProfileType;
     let (kind, path) = match profile {
         None if privileged => (ProfileType::Unconfined, None),
         None => (ProfileType::RuntimeDefault, None),
         Some(profile) => match profile.type_.as_str() {
             "Unconfined" => (ProfileType::Unconfined, None),
-            "Localhost" => (ProfileType::Localhost, profile.localhost_profile.clone()),
+            "Localhost" => {
+                let name = profile.localhost_profile.as_deref().unwrap_or_default();
+                // Never a file outside the directory, whoever wrote the pod.
+                let inside =
+                    Path::new(name).components().filter(|c| matches!(c, Component::Normal(_)));
+                let path = profiles.join(inside.collect::<PathBuf>());
+                (ProfileType::Localhost, Some(path.display().to_string()))
+            }
             _ => (ProfileType::RuntimeDefault, None),
         },
     };
@@ -152,7 +170,7 @@ mod tests {
                 "capabilities": {"drop": ["ALL"], "add": ["NET_BIND_SERVICE"]}}},
             {"name": "c", "securityContext": {"privileged": true}}
         ]}));
-        let of = |index: usize| of_container(&spec, &spec.containers[index]);
+        let of = |index: usize| of_container(&spec, &spec.containers[index], Path::new("/p"));
         let user = |c: &v1::LinuxContainerSecurityContext| c.run_as_user.as_ref().map(|v| v.value);
         assert_eq!(user(&of(0)), Some(1000));
         assert_eq!(user(&of(1)), Some(7));
@@ -165,7 +183,7 @@ mod tests {
         );
         assert!(must_not_be_root(&spec, &spec.containers[0]));
         assert!(!must_not_be_root(&spec, &spec.containers[1]));
-        assert!(of_sandbox(&spec).privileged);
+        assert!(of_sandbox(&spec, Path::new("/p")).privileged);
     }
 
     #[test]
@@ -174,11 +192,19 @@ mod tests {
         let of = |value: serde_json::Value| {
             let spec =
                 spec(serde_json::json!({"containers": [{"name": "a", "securityContext": value}]}));
-            of_container(&spec, &spec.containers[0]).seccomp.map(|s| s.profile_type())
+            of_container(&spec, &spec.containers[0], Path::new("/p"))
+                .seccomp
+                .map(|s| (s.profile_type(), s.localhost_ref))
         };
-        assert_eq!(of(serde_json::json!({})), Some(ProfileType::RuntimeDefault));
+        let plain = |kind| Some((kind, String::new()));
+        assert_eq!(of(serde_json::json!({})), plain(ProfileType::RuntimeDefault));
         let off = serde_json::json!({"seccompProfile": {"type": "Unconfined"}});
-        assert_eq!(of(off), Some(ProfileType::Unconfined));
-        assert_eq!(of(serde_json::json!({"privileged": true})), Some(ProfileType::Unconfined));
+        assert_eq!(of(off), plain(ProfileType::Unconfined));
+        assert_eq!(of(serde_json::json!({"privileged": true})), plain(ProfileType::Unconfined));
+        for name in ["web/strict.json", "../../web/strict.json", "/web/./strict.json"] {
+            let own = serde_json::json!({"type": "Localhost", "localhostProfile": name});
+            let found = of(serde_json::json!({"seccompProfile": own}));
+            assert_eq!(found, Some((ProfileType::Localhost, "/p/web/strict.json".to_owned())));
+        }
     }
 }

@@ -38,6 +38,7 @@ impl View<'_> {
         let ended = matches!(outcome, Outcome::Ended { .. });
         let init = containers::init_statuses(self, spec, ended);
         let main = containers::statuses(self, spec, ended);
+        let added = containers::ephemeral_statuses(self, spec);
         let phase = self.taken_down(&main).unwrap_or_else(|| phase(spec, &outcome, &init, &main));
         let cause = match outcome {
             Outcome::Ended { cause, .. } => cause,
@@ -50,6 +51,7 @@ impl View<'_> {
         PodStatus {
             conditions: Some(conditions::conditions(self, spec, phase, &init, &main)),
             container_statuses: Some(main),
+            ephemeral_container_statuses: Some(added).filter(|all| !all.is_empty()),
             init_container_statuses: Some(init).filter(|all| !all.is_empty()),
             host_ip: self.host_ips.first().map(IpAddr::to_string),
             host_ips: ips(self.host_ips, |ip| HostIP { ip }),

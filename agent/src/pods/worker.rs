@@ -237,7 +237,7 @@ impl Worker {
                 || before.is_some_and(|c| c.started == Some(true));
             let ready = container.readiness_probe.is_none() || before.is_some_and(|c| c.ready);
             self.memory.verdicts.insert(run.clone(), Verdicts { started, ready, dead: None });
-            let container = container.clone();
+            let container = container.into_owned();
             self.probers.start(Subject { run, container, address, started_at, started, ready });
         }
     }
@@ -331,7 +331,8 @@ impl Worker {
 
     fn register(&self, status: &PodStatus) {
         let init = status.init_container_statuses.iter().flatten();
-        let all = init.chain(status.container_statuses.iter().flatten());
+        let added = status.ephemeral_container_statuses.iter().flatten();
+        let all = init.chain(status.container_statuses.iter().flatten()).chain(added);
         let entry = |container: &ContainerStatus| {
             let run = self.observed.runs(&container.name).find(|r| r.state != State::Created);
             let found = match run {

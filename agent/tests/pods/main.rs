@@ -4,6 +4,7 @@
 
 mod accounts;
 mod api;
+mod debug;
 mod evictions;
 mod failures;
 mod image;
@@ -14,5 +15,6 @@ mod machine;
 mod memory;
 mod restarts;
 mod rig;
+mod settings;
 mod statics;
 mod usage;

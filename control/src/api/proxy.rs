@@ -167,11 +167,13 @@ pub(super) fn container(pod: &Pod, name: &str, asked: Option<&str>) -> Result<St
     let names = || {
         let main = spec.into_iter().flat_map(|s| &s.containers);
         let init = spec.into_iter().flat_map(|s| s.init_containers.iter().flatten());
-        (main.map(|c| c.name.clone()).collect::<Vec<_>>(), init.map(|c| c.name.clone()))
+        let added = spec.into_iter().flat_map(|s| s.ephemeral_containers.iter().flatten());
+        let others = init.map(|c| c.name.clone()).chain(added.map(|c| c.name.clone()));
+        (main.map(|c| c.name.clone()).collect::<Vec<_>>(), others)
     };
-    let (main, mut init) = names();
+    let (main, mut others) = names();
     if let Some(asked) = asked {
-        return if main.iter().any(|c| c == asked) || init.any(|c| c == asked) {
+        return if main.iter().any(|c| c == asked) || others.any(|c| c == asked) {
             Ok(asked.to_owned())
         } else {
             Err(ApiError::BadRequest(format!("container {asked} is not valid for pod {name}")))

@@ -55,9 +55,15 @@ fn checked(target: Target) -> Result<Target, ApiError> {
         Some("status") => kind.status,
         Some("scale") => kind.scale,
         Some("finalize") => kind.kind == "Namespace",
-        Some("log" | "binding" | "eviction" | "exec" | "attach" | "portforward") => {
-            kind.kind == "Pod"
-        }
+        Some(
+            "log"
+            | "binding"
+            | "ephemeralcontainers"
+            | "eviction"
+            | "exec"
+            | "attach"
+            | "portforward",
+        ) => kind.kind == "Pod",
         Some("proxy") => kind.kind == "Node",
         Some("token") => kind.kind == "ServiceAccount",
         Some(_) => false,

@@ -17,6 +17,7 @@ use crate::registry::{Deleted, Object, Part, Registry, WriteOptions, decode};
 use crate::store::Range;
 use crate::strategy::with_kind;
 
+mod ephemeral;
 mod eviction;
 pub(super) mod scale;
 
@@ -59,6 +60,7 @@ impl Writing<'_> {
         let written = match self.target.sub.as_deref() {
             Some("scale") => scale::update(self, name).await?,
             Some("finalize") => self.finalize(name).await?,
+            Some("ephemeralcontainers") => ephemeral::update(self, name).await?,
             _ => with_kind!(self.target.kind, K => self.update_object::<K>(name).await)?,
         };
         Ok(self.respond(written))
@@ -70,6 +72,7 @@ impl Writing<'_> {
         let patch = Patch::parse(self.raw)?;
         let written = match self.target.sub.as_deref() {
             Some("scale") => scale::patch(self, name, &patch).await?,
+            Some("ephemeralcontainers") => ephemeral::patch(self, name, &patch).await?,
             _ => with_kind!(self.target.kind, K => self.patch_object::<K>(name, &patch).await)?,
         };
         Ok(self.respond(written))

@@ -24,6 +24,8 @@ pub enum Part {
     Binding,
     /// The finalizers in the spec of a namespace.
     Finalize,
+    /// The ephemeral containers of a pod.
+    Ephemeral,
 }
 
 /// How to write.
@@ -222,7 +224,7 @@ fn merged<K: Object>(mut asked: K, old: &K, part: Part) -> K {
             }
             new
         }
-        Part::Binding | Part::Finalize => asked,
+        Part::Binding | Part::Finalize | Part::Ephemeral => asked,
     }
 }
 

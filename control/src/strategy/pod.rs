@@ -21,6 +21,10 @@ impl Object for Pod {
     const GENERATION: bool = true;
 
     fn prepare_create(&mut self) {
+        // They are added while it lives, by a subresource of their own.
+        if let Some(spec) = &mut self.spec {
+            spec.ephemeral_containers = None;
+        }
         self.status = Some(PodStatus { phase: Some("Pending".to_owned()), ..PodStatus::default() });
     }
 

@@ -51,3 +51,49 @@ async fn clients_find_out_that_pods_can_be_evicted() {
         (&json!("Eviction"), &json!("policy"), &json!("v1"))
     );
 }
+
+fn debugger(name: &str) -> serde_json::Value {
+    json!({"spec": {"ephemeralContainers": [{"name": name, "image": "i:2", "targetContainerName": "main"}]}})
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn containers_are_added_to_a_pod_and_stay_as_they_are() {
+    let control = Control::start().await;
+    control.create(PODS, pod("p", None)).await;
+    let path = format!("{PODS}/p/ephemeralcontainers");
+    let added = control.patch(&path, STRATEGIC, debugger("debug-1")).await;
+    assert_eq!(added.code, 200, "{}", added.body);
+    let more = control.patch(&path, STRATEGIC, debugger("debug-2")).await;
+    let all = more.body["spec"]["ephemeralContainers"].as_array().unwrap().clone();
+    assert_eq!(all.len(), 2, "{}", more.body);
+    let one = all.iter().find(|c| c["name"] == "debug-1").unwrap();
+    assert_eq!(one["terminationMessagePath"], "/dev/termination-log", "defaults are filled in");
+    assert_eq!(control.get(&path).await.body["spec"], more.body["spec"]);
+    let mut changed = debugger("debug-1");
+    changed["spec"]["ephemeralContainers"][0]["image"] = json!("i:3");
+    assert_eq!(control.patch(&path, STRATEGIC, changed).await.code, 422);
+    let mut without = more.body.clone();
+    without["spec"]["ephemeralContainers"].as_array_mut().unwrap().remove(0);
+    assert_eq!(control.put(&path, &without).await.code, 422);
+    // Nothing else is written by this way, and they by no other.
+    let mut elsewhere = more.body.clone();
+    elsewhere["metadata"]["labels"]["app"] = json!("other");
+    elsewhere["spec"]["containers"][0]["image"] = json!("i:9");
+    let same = control.put(&path, &elsewhere).await;
+    assert_eq!((same.code, &same.body["spec"]["containers"][0]["image"]), (200, &json!("i:1")));
+    assert_eq!(same.body["metadata"]["labels"]["app"], "p");
+    assert_eq!(control.patch(&format!("{PODS}/p"), STRATEGIC, debugger("debug-3")).await.code, 422);
+    for (field, value) in [
+        ("ports", json!([{"containerPort": 80}])),
+        ("resources", json!({"limits": {"cpu": "1"}})),
+        ("livenessProbe", json!({"exec": {"command": ["true"]}})),
+        ("targetContainerName", json!("nobody")),
+        ("name", json!("main")),
+        ("image", json!("")),
+    ] {
+        let mut bad = debugger("debug-4");
+        bad["spec"]["ephemeralContainers"][0][field] = value;
+        let refused = control.patch(&path, STRATEGIC, bad).await;
+        assert_eq!(refused.code, 422, "{field}: {}", refused.body);
+    }
+}

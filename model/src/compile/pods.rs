@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, PodSpec, Secret, Service, Volume};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, EnvFromSource, EnvVar, Pod, PodSpec, Secret, Service, Volume,
+};
 use k8s_openapi::api::discovery::v1::Endpoint;
 
 use super::Objects;
@@ -179,7 +181,10 @@ impl<'a> References<'a> {
         let Some(spec) = spec else { return all };
         let init = spec.init_containers.iter().flatten();
         for container in spec.containers.iter().chain(init) {
-            all.container(container);
+            all.values(container.env_from.as_ref(), container.env.as_ref());
+        }
+        for added in spec.ephemeral_containers.iter().flatten() {
+            all.values(added.env_from.as_ref(), added.env.as_ref());
         }
         for volume in spec.volumes.iter().flatten() {
             all.volume(volume);
@@ -188,12 +193,12 @@ impl<'a> References<'a> {
         all
     }
 
-    fn container(&mut self, container: &'a Container) {
-        for from in container.env_from.iter().flatten() {
+    fn values(&mut self, from: Option<&'a Vec<EnvFromSource>>, env: Option<&'a Vec<EnvVar>>) {
+        for from in from.into_iter().flatten() {
             self.config_maps.extend(from.config_map_ref.as_ref().map(|r| r.name.as_str()));
             self.secrets.extend(from.secret_ref.as_ref().map(|r| r.name.as_str()));
         }
-        for source in container.env.iter().flatten().filter_map(|e| e.value_from.as_ref()) {
+        for source in env.into_iter().flatten().filter_map(|e| e.value_from.as_ref()) {
             self.config_maps.extend(source.config_map_key_ref.as_ref().map(|r| r.name.as_str()));
             self.secrets.extend(source.secret_key_ref.as_ref().map(|r| r.name.as_str()));
         }

@@ -5,11 +5,12 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Container;
 use mesh_cri::v1;
 
-use super::{Job, OpError, at_least, blocking, writable_file, write_changed};
+use super::{Job, OpError, at_least, blocking, find_ephemeral, writable_file, write_changed};
 use crate::pods::container::{ConfigError, Parts, container_config, container_environment};
 use crate::pods::env::Environment;
 use crate::pods::hosts::hosts;
 use crate::pods::image;
+use crate::pods::observed::LABEL_CONTAINER;
 use crate::pods::plan::grace_of;
 use crate::pods::probes::action::Action;
 use crate::pods::volumes::container_mounts;
@@ -26,7 +27,7 @@ impl Job {
         attempt: u32,
         delay: Duration,
     ) -> Result<(), OpError> {
-        let container = self.container(name)?.clone();
+        let container = self.container(name)?.into_owned();
         let image = self.image(&container).await?;
         let config = self.container_config(&container, &image, attempt, delay).await?;
         let mut sandbox_config = self.config(self.sandbox_attempt).await?;
@@ -106,8 +107,28 @@ impl Job {
             mounts,
             attempt,
             delay_secs: delay.as_secs(),
+            target: self.target(container).await?,
+            seccomp_profiles: &self.context.options.seccomp_dir(),
         };
         container_config(parts).map_err(refused)
+    }
+
+    /// The run of the container whose processes an ephemeral one is to see.
+    async fn target(&self, container: &Container) -> Result<Option<String>, OpError> {
+        let ephemeral = find_ephemeral(self.spec()?, &container.name);
+        let name = ephemeral.and_then(|e| e.target_container_name.as_deref());
+        let Some(name) = name.filter(|name| !name.is_empty()) else { return Ok(None) };
+        let listed = self.context.client.list_containers(self.pod.labels()).await;
+        let listed = listed.map_err(|error| OpError::new("RuntimeError", error))?;
+        let is_target = |c: &&v1::Container| {
+            c.labels.get(LABEL_CONTAINER).is_some_and(|own| own == name)
+                && c.state() == v1::ContainerState::Running
+        };
+        let missing = || {
+            let text = format!("target container {name:?} does not run");
+            OpError::new("CreateContainerConfigError", text)
+        };
+        listed.iter().find(is_target).map(|c| Some(c.id.clone())).ok_or_else(missing)
     }
 
     /// The container's volumes, `/etc/hosts` and the file for its last words.

@@ -39,7 +39,7 @@ impl Job {
         let Ok(container) = self.container(name) else { return };
         let hook = container.lifecycle.as_ref().and_then(|l| l.pre_stop.as_ref());
         let Some(hook) = hook else { return };
-        let result = match Action::of_hook(hook, container, self.pod_ips.first().copied()) {
+        let result = match Action::of_hook(hook, &container, self.pod_ips.first().copied()) {
             Ok(action) => action.run(&self.context.client, id, grace).await,
             Err(why) => Err(why),
         };

@@ -1,5 +1,6 @@
 //! Plans are carried out on a runtime of plain values, so that whole lives of pods can be tried quickly.
 
+use k8s_openapi::api::core::v1::EphemeralContainer;
 use proptest::prelude::*;
 
 use super::*;
@@ -132,8 +133,7 @@ impl World {
         );
         assert!(self.observed.sandbox().is_some_and(|s| s.id == sandbox));
         let spec = self.work.as_ref().and_then(|w| w.pod.spec.clone()).unwrap();
-        let mut all = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-        let hash = spec_hash(all.find(|c| c.name == name).unwrap());
+        let hash = spec_hash(&crate::pods::ops::find_container(&spec, name).unwrap());
         let id = self.id();
         self.memory
             .verdicts
@@ -357,6 +357,27 @@ fn an_ended_pod_gives_back_its_network_after_a_reboot() {
     assert!(matches!(steps[..], [Step::StopSandbox { .. }]), "{steps:?}");
     world.settle();
     assert_eq!(world.plan(), Plan::default());
+}
+
+#[test]
+fn an_added_container_runs_once_and_decides_nothing() {
+    let mut world = World::new(two());
+    world.settle();
+    let added: EphemeralContainer =
+        serde_json::from_value(serde_json::json!({"name": "debug", "image": "image:1"})).unwrap();
+    let spec = world.work.as_mut().unwrap().pod.spec.as_mut().unwrap();
+    spec.ephemeral_containers = Some(vec![added]);
+    world.starts.clear();
+    world.settle();
+    assert_eq!(world.starts, ["debug"]);
+    world.exit_named("debug", 1);
+    world.pass(Duration::from_secs(3600));
+    world.settle();
+    assert_eq!(world.starts, ["debug"]);
+    assert!(world.running().contains(&"a"), "{:?}", world.running());
+    world.delete();
+    world.settle();
+    assert!(world.observed.is_empty());
 }
 
 #[test]

@@ -2,9 +2,10 @@
 
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated,
-    ContainerStateWaiting, ContainerStatus, PodSpec,
+    ContainerStateWaiting, ContainerStatus, EphemeralContainer, PodSpec,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use mesh_model::ephemeral::as_container;
 
 use super::{View, whole_second};
 use crate::pods::memory::{Failure, Task};
@@ -34,6 +35,17 @@ pub(super) fn statuses(view: &View<'_>, spec: &PodSpec, ended: bool) -> Vec<Cont
     let reason = if waits_for_init { "PodInitializing" } else { "ContainerCreating" };
     let policy = Policy::of(spec);
     spec.containers.iter().map(|container| one(view, container, policy, reason, ended)).collect()
+}
+
+/// Statuses of the ephemeral containers, in the order of the manifest.
+pub(super) fn ephemeral_statuses(view: &View<'_>, spec: &PodSpec) -> Vec<ContainerStatus> {
+    let one = |container: &EphemeralContainer| {
+        let container = as_container(container);
+        let status = one(view, &container, Policy::Never, "ContainerCreating", false);
+        // The pod does not depend on it.
+        ContainerStatus { ready: false, ..status }
+    };
+    spec.ephemeral_containers.iter().flatten().map(one).collect()
 }
 
 fn one(

@@ -31,13 +31,7 @@ pub(super) fn container<'a>(
 ) {
     let at = |part: &str| format!("{field}.{part}");
     name(&at("name"), &container.name, seen, causes);
-    match container.image.as_deref() {
-        None | Some("") => required(at("image"), causes),
-        Some(image) if image.trim() != image => {
-            invalid(at("image"), image, "must not have leading or trailing whitespace", causes);
-        }
-        Some(_) => {}
-    }
+    image(&at("image"), container, causes);
     let pull = container.image_pull_policy.as_deref();
     one_of(&at("imagePullPolicy"), pull, &["Always", "IfNotPresent", "Never"], causes);
     let message = container.termination_message_policy.as_deref();
@@ -55,6 +49,38 @@ pub(super) fn container<'a>(
         requirements(&at("resources"), resources, causes);
     }
     probes(field, container, init && sidecar != Some("Always"), causes);
+}
+
+fn image(field: &str, container: &Container, causes: &mut Causes) {
+    match container.image.as_deref() {
+        None | Some("") => required(field, causes),
+        Some(image) if image.trim() != image => {
+            invalid(field, image, "must not have leading or trailing whitespace", causes);
+        }
+        Some(_) => {}
+    }
+}
+
+/// A container that is added to a running pod: only what it may have is looked at.
+pub(super) fn debugging<'a>(
+    field: &str,
+    own_name: &'a str,
+    container: &Container,
+    seen: &mut Seen<'a>,
+    causes: &mut Causes,
+) {
+    let at = |part: &str| format!("{field}.{part}");
+    name(&at("name"), own_name, seen, causes);
+    image(&at("image"), container, causes);
+    env(&at("env"), container.env.as_deref().unwrap_or_default(), causes);
+    env_from(&at("envFrom"), container, causes);
+    mounts(&at("volumeMounts"), container, seen, causes);
+    for (i, mount) in container.volume_mounts.iter().flatten().enumerate() {
+        if mount.sub_path.is_some() || mount.sub_path_expr.is_some() {
+            let field = at(&format!("volumeMounts[{i}].subPath"));
+            forbidden(field, "cannot be set for an Ephemeral Container", causes);
+        }
+    }
 }
 
 fn name<'a>(field: &str, name: &'a str, seen: &mut Seen<'a>, causes: &mut Causes) {

@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::{
     Container, HTTPGetAction, LifecycleHandler, PodSecurityContext, PodSpec, Probe,
     ResourceRequirements, Volume,
 };
+use mesh_model::ephemeral::as_container;
 
 const GRACE_SECS: i64 = 30;
 /// 0644
@@ -35,6 +36,15 @@ pub(in crate::strategy) fn pod_spec(spec: &mut PodSpec) {
     let host_network = spec.host_network == Some(true);
     for c in spec.init_containers.iter_mut().flatten().chain(&mut spec.containers) {
         container(c, host_network);
+    }
+    for ephemeral in spec.ephemeral_containers.iter_mut().flatten() {
+        let mut complete = as_container(ephemeral);
+        container(&mut complete, host_network);
+        ephemeral.env = complete.env;
+        ephemeral.image_pull_policy = complete.image_pull_policy;
+        ephemeral.resources = complete.resources;
+        ephemeral.termination_message_path = complete.termination_message_path;
+        ephemeral.termination_message_policy = complete.termination_message_policy;
     }
     spec.volumes.iter_mut().flatten().for_each(volume);
 }

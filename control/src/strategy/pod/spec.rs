@@ -1,10 +1,11 @@
 //! Rules for the spec of a pod, wherever it stands.
 
-use k8s_openapi::api::core::v1::{PodSpec, Toleration};
+use k8s_openapi::api::core::v1::{EphemeralContainer, PodSpec, Toleration};
+use mesh_model::ephemeral::as_container;
 
-use super::super::rules::{at_least, invalid, not_negative, one_of, required, selector};
+use super::super::rules::{at_least, forbidden, invalid, not_negative, one_of, required, selector};
 use super::super::{Causes, names};
-use super::containers::{Seen, container};
+use super::containers::{self, Seen, container};
 use super::volumes::volumes;
 
 const DNS_POLICIES: [&str; 4] = ["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"];
@@ -23,6 +24,9 @@ pub(in crate::strategy) fn pod_spec(field: &str, spec: &PodSpec, causes: &mut Ca
     }
     for (i, c) in spec.init_containers.iter().flatten().enumerate() {
         container(&at(&format!("initContainers[{i}]")), c, true, &mut seen, causes);
+    }
+    for (i, c) in spec.ephemeral_containers.iter().flatten().enumerate() {
+        ephemeral(&at(&format!("ephemeralContainers[{i}]")), spec, c, &mut seen, causes);
     }
     let restart = spec.restart_policy.as_deref();
     one_of(&at("restartPolicy"), restart, &["Always", "Never", "OnFailure"], causes);
@@ -51,6 +55,39 @@ pub(in crate::strategy) fn pod_spec(field: &str, spec: &PodSpec, causes: &mut Ca
     }
     tolerations(&at("tolerations"), spec.tolerations.as_deref().unwrap_or_default(), causes);
     placement(field, spec, causes);
+}
+
+/// It has no say in how the pod lives.
+fn ephemeral<'a>(
+    field: &str,
+    spec: &PodSpec,
+    ephemeral: &'a EphemeralContainer,
+    seen: &mut Seen<'a>,
+    causes: &mut Causes,
+) {
+    let at = |part: &str| format!("{field}.{part}");
+    let container = as_container(ephemeral);
+    let probes = [&container.liveness_probe, &container.readiness_probe, &container.startup_probe];
+    let limits = container.resources.as_ref();
+    let limits = limits.is_some_and(|r| r.limits.is_some() || r.requests.is_some());
+    for (part, given) in [
+        ("ports", container.ports.as_ref().is_some_and(|ports| !ports.is_empty())),
+        ("lifecycle", container.lifecycle.is_some()),
+        ("resources", limits),
+        ("restartPolicy", container.restart_policy.is_some()),
+        ("livenessProbe", probes[0].is_some()),
+        ("readinessProbe", probes[1].is_some()),
+        ("startupProbe", probes[2].is_some()),
+    ] {
+        if given {
+            forbidden(at(part), "cannot be set for an Ephemeral Container", causes);
+        }
+    }
+    let target = ephemeral.target_container_name.as_deref().filter(|name| !name.is_empty());
+    if let Some(target) = target.filter(|t| spec.containers.iter().all(|c| c.name != **t)) {
+        causes.add(at("targetContainerName"), format!("Not found: {target:?}"));
+    }
+    containers::debugging(field, &ephemeral.name, &container, seen, causes);
 }
 
 fn tolerations(field: &str, tolerations: &[Toleration], causes: &mut Causes) {

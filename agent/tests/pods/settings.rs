@@ -1,0 +1,83 @@
+//! What a pod's manifest says about its surroundings, seen from inside.
+
+use crate::image::BUSYBOX;
+use crate::machine;
+
+/// Every system call but one.
+const NO_MKDIR: &str = r#"{"defaultAction": "SCMP_ACT_ALLOW",
+    "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}]}"#;
+
+fn container(name: &str, script: &str) -> serde_json::Value {
+    serde_json::json!({"name": name, "image": BUSYBOX, "command": ["sh", "-c", script]})
+}
+
+#[test]
+fn a_container_finds_what_its_pod_asked_for() {
+    machine::run("settings::a_container_finds_what_its_pod_asked_for", async |rig| {
+        let api = rig.api.clone();
+        let profiles = rig.path("agent/seccomp/web");
+        std::fs::create_dir_all(&profiles).unwrap();
+        std::fs::write(profiles.join("no-mkdir.json"), NO_MKDIR).unwrap();
+        let mut asks = container(
+            "c",
+            "grep aliased /etc/hosts; hostname; hostname -f; cat /etc/resolv.conf; id -G; stat -c %g /v; \
+             cat /proc/sys/net/ipv4/ping_group_range; echo cpu=$CPU mem=$MEM $PRE_color; \
+             ps | grep -c 'sleep 77[7]'; mkdir /tmp/d 2>&1; echo bye > /last/words",
+        );
+        asks["env"] = serde_json::json!([
+            {"name": "CPU", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu", "divisor": "1m"}}},
+            {"name": "MEM", "valueFrom": {"resourceFieldRef": {"resource": "requests.memory", "divisor": "1Mi"}}}]);
+        asks["envFrom"] =
+            serde_json::json!([{"prefix": "PRE_", "configMapRef": {"name": "settings"}}]);
+        asks["resources"] =
+            serde_json::json!({"limits": {"cpu": "250m"}, "requests": {"memory": "8Mi"}});
+        asks["volumeMounts"] = serde_json::json!([{"name": "v", "mountPath": "/v"}]);
+        asks["terminationMessagePath"] = "/last/words".into();
+        asks["securityContext"] = serde_json::json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "web/no-mkdir.json"}});
+        api.config_map("settings", &[("color", "green")]);
+        api.apply(
+            "p",
+            serde_json::json!({
+                "restartPolicy": "Never", "terminationGracePeriodSeconds": 0,
+                "initContainers": [
+                    {"name": "side", "image": BUSYBOX, "command": ["sleep", "777"], "restartPolicy": "Always"}],
+                "containers": [asks],
+                "shareProcessNamespace": true, "hostname": "inside", "subdomain": "web",
+                "hostAliases": [{"ip": "192.0.2.7", "hostnames": ["aliased"]}],
+                "dnsPolicy": "None",
+                "dnsConfig": {"nameservers": ["192.0.2.53"], "searches": ["a.test"], "options": [{"name": "ndots", "value": "2"}]},
+                "securityContext": {"fsGroup": 2000, "supplementalGroups": [3000],
+                    "sysctls": [{"name": "net.ipv4.ping_group_range", "value": "0 7"}]},
+                "volumes": [{"name": "v", "emptyDir": {}}]
+            }),
+        );
+        let runner = rig.runner();
+        rig.until(&runner, "it has ended", |api| api.ended("p").is_some()).await;
+        let (_, log) = rig.logs(&runner, "p/c").await;
+        let lines: Vec<String> = log.lines().map(|l| l.replace('\t', " ")).collect();
+        assert_eq!(
+            lines[..3],
+            ["192.0.2.7 aliased", "inside", "inside.web.test.svc.cluster.local"],
+            "{log}"
+        );
+        assert_eq!(
+            lines[3..6],
+            ["search a.test", "nameserver 192.0.2.53", "options ndots:2"],
+            "{log}"
+        );
+        let groups: Vec<&str> = lines[6].split(' ').collect();
+        assert!(groups.contains(&"2000") && groups.contains(&"3000"), "{log}");
+        assert_eq!(lines[7..10], ["2000", "0 7", "cpu=250 mem=8 green"], "{log}");
+        assert_eq!(lines[10], "1", "the other container's process is seen: {log}");
+        assert!(lines[11].contains("Operation not permitted"), "{log}");
+        assert_eq!(api.ended("p"), Some(("Completed".to_owned(), 0, "bye\n".to_owned())));
+        assert_eq!(api.phase("p"), "Succeeded", "a sidecar does not keep a pod");
+
+        // A profile that is not there is said by name.
+        let mut bad = container("c", "true");
+        bad["securityContext"] = serde_json::json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "none.json"}});
+        api.apply("bad", serde_json::json!({"restartPolicy": "Never", "containers": [bad]}));
+        rig.until(&runner, "it cannot be made", |api| api.waiting("bad") == "CreateContainerError")
+            .await;
+    });
+}
