@@ -17,6 +17,7 @@ use crate::scheduler;
 mod accounts;
 mod availability;
 mod deployment;
+pub(crate) mod disruption;
 mod endpoints;
 mod garbage;
 mod ingress;
@@ -119,6 +120,8 @@ fn launch(
     runtime::run(tasks, ingresses, queue, resync);
     let (balancers, queue) = loadbalancer::Controller::new(context.clone());
     runtime::run(tasks, balancers, queue, resync);
+    let (budgets, queue) = disruption::Controller::new(context.clone());
+    runtime::run(tasks, budgets, queue, resync);
     let (accounts, queue) = accounts::Controller::new(context.clone(), tasks);
     runtime::run(tasks, accounts, queue, resync);
     let (namespaces, queue) = namespaces::Controller::new(context.clone());

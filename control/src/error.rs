@@ -106,6 +106,16 @@ pub enum ApiError {
     /// The body is too large.
     #[error("Request entity too large: limit is {0}")]
     TooLarge(usize),
+    /// It may be done later.
+    #[error("{message}")]
+    TooManyRequests {
+        /// What holds it up.
+        message: String,
+        /// More about it, for people.
+        cause: Option<String>,
+        /// When to try again; unknown when absent.
+        retry_after_secs: Option<i32>,
+    },
     /// The revision of a watch or of a page is no longer known.
     #[error("too old resource version: {} ({})", .0.asked, .0.oldest)]
     Expired(Compacted),
@@ -168,6 +178,7 @@ impl ApiError {
             Self::TooLarge(_) => (413, "RequestEntityTooLarge"),
             Self::UnsupportedMediaType(_) => (415, "UnsupportedMediaType"),
             Self::Invalid { .. } => (422, "Invalid"),
+            Self::TooManyRequests { .. } => (429, "TooManyRequests"),
             Self::Storage(_) | Self::Damaged { .. } => (500, "InternalError"),
             Self::BadGateway(_) => (502, "BadGateway"),
             Self::GatewayTimeout(_) => (504, "Timeout"),
@@ -194,6 +205,18 @@ impl ApiError {
             | Self::Conflict { kind, name, .. }
             | Self::Forbidden { kind, name, .. } => (kind, name, None),
             Self::Invalid { kind, name, causes } => (kind, name, Some(causes)),
+            Self::TooManyRequests { cause, retry_after_secs, .. } => {
+                let cause = cause.as_ref().map(|message| StatusCause {
+                    reason: Some("DisruptionBudget".to_owned()),
+                    message: Some(message.clone()),
+                    field: None,
+                });
+                return Some(StatusDetails {
+                    causes: cause.map(|cause| vec![cause]),
+                    retry_after_seconds: *retry_after_secs,
+                    ..StatusDetails::default()
+                });
+            }
             _ => return None,
         };
         let causes = causes.map(|causes| {

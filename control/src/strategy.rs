@@ -13,6 +13,7 @@ mod data;
 pub mod names;
 mod network;
 pub mod pod;
+mod policy;
 mod rules;
 mod workload;
 
@@ -114,7 +115,7 @@ pub trait Object:
 /// Runs an expression with a type alias for the Rust type of a kind.
 macro_rules! with_kind {
     ($kind:expr, $alias:ident => $body:expr) => {{
-        use k8s_openapi::api::{apps, coordination, core, discovery, networking};
+        use k8s_openapi::api::{apps, coordination, core, discovery, networking, policy};
         match $kind.kind {
             "Namespace" => with_kind!(@ $alias, core::v1::Namespace, $body),
             "Node" => with_kind!(@ $alias, core::v1::Node, $body),
@@ -131,6 +132,7 @@ macro_rules! with_kind {
             "Ingress" => with_kind!(@ $alias, networking::v1::Ingress, $body),
             "IngressClass" => with_kind!(@ $alias, networking::v1::IngressClass, $body),
             "NetworkPolicy" => with_kind!(@ $alias, networking::v1::NetworkPolicy, $body),
+            "PodDisruptionBudget" => with_kind!(@ $alias, policy::v1::PodDisruptionBudget, $body),
             other => unreachable!("kind {other} is in the table of kinds but has no type"),
         }
     }};

@@ -22,7 +22,7 @@ impl Api {
     /// From the kubeconfig that the options or the environment name.
     pub(crate) async fn connect(global: &Global) -> anyhow::Result<Self> {
         let options = KubeConfigOptions::default();
-        let config = match &global.kubeconfig {
+        let mut config = match &global.kubeconfig {
             Some(path) => {
                 let read = Kubeconfig::read_from(path)
                     .with_context(|| format!("read --kubeconfig {}", path.display()))?;
@@ -31,6 +31,8 @@ impl Api {
             None => kube::Config::from_kubeconfig(&options).await,
         }
         .context("no usable kubeconfig: give --kubeconfig FILE or set KUBECONFIG")?;
+        // Who is refused for now is told so; what waits for it waits by itself, as a drain does.
+        config.default_retry = false;
         let url = config.cluster_url.to_string();
         let client = kube::Client::try_from(config).context("set up the API client")?;
         Ok(Self { client, url })

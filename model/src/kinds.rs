@@ -93,6 +93,16 @@ pub const KINDS: &[Kind] = &[
         ..kind("networking.k8s.io", "IngressClass", "ingressclasses", "ingressclass", &[])
     },
     kind("networking.k8s.io", "NetworkPolicy", "networkpolicies", "networkpolicy", &["netpol"]),
+    Kind {
+        status: true,
+        ..kind(
+            "policy",
+            "PodDisruptionBudget",
+            "poddisruptionbudgets",
+            "poddisruptionbudget",
+            &["pdb"],
+        )
+    },
 ];
 
 /// The served kind of that group, version and kind.

@@ -99,7 +99,11 @@ pub(crate) fn failure(error: &ApiError) -> Response {
         tracing::warn!(%error, "request failed");
     }
     let status = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    json(status, &error.status())
+    let mut response = json(status, &error.status());
+    if let ApiError::TooManyRequests { retry_after_secs: Some(secs), .. } = error {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(*secs));
+    }
+    response
 }
 
 /// Adds `Warning` headers, which kubectl prints.

@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass, NetworkPolicy};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, Preconditions};
 use mesh_model::kinds::Kind;
 
@@ -170,6 +171,7 @@ pub(super) fn all() -> Vec<Box<dyn AnyKind>> {
         typed::<Ingress>(),
         typed::<IngressClass>(),
         typed::<NetworkPolicy>(),
+        typed::<PodDisruptionBudget>(),
     ]
 }
 

@@ -12,6 +12,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::Ingress;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, Preconditions};
 use k8s_openapi::jiff::Timestamp;
 use mesh_model::{ClusterConfig, ObjectKey};
@@ -41,6 +42,7 @@ pub(crate) struct Context {
     pub(crate) deployments: Arc<Mirror<Deployment>>,
     pub(crate) ingresses: Arc<Mirror<Ingress>>,
     pub(crate) namespaces: Arc<Mirror<Namespace>>,
+    pub(crate) budgets: Arc<Mirror<PodDisruptionBudget>>,
 }
 
 impl Context {
@@ -64,6 +66,7 @@ impl Context {
             deployments: Mirror::new(),
             ingresses: Mirror::new(),
             namespaces: Mirror::new(),
+            budgets: Mirror::new(),
         }
     }
 
@@ -77,7 +80,8 @@ impl Context {
         self.start(tasks, &self.sets)?;
         self.start(tasks, &self.deployments)?;
         self.start(tasks, &self.ingresses)?;
-        self.start(tasks, &self.namespaces)
+        self.start(tasks, &self.namespaces)?;
+        self.start(tasks, &self.budgets)
     }
 
     fn start<K: Object>(

@@ -1,6 +1,6 @@
 //! The schemas of kinds and of what they are made of.
 
-use k8s_openapi::api::{apps, coordination, core, discovery, networking};
+use k8s_openapi::api::{apps, coordination, core, discovery, networking, policy};
 use mesh_model::kinds::Kind;
 use schemars::generate::{SchemaGenerator, SchemaSettings};
 use serde_json::{Map, Value, json};
@@ -60,6 +60,7 @@ fn add(kind: &Kind, generator: &mut SchemaGenerator) -> Option<String> {
         "Ingress" => of!(networking::v1::Ingress),
         "IngressClass" => of!(networking::v1::IngressClass),
         "NetworkPolicy" => of!(networking::v1::NetworkPolicy),
+        "PodDisruptionBudget" => of!(policy::v1::PodDisruptionBudget),
         _ => None,
     }
 }

@@ -55,6 +55,23 @@ pub(super) fn columns(kind: &Kind) -> Vec<Column> {
         "NetworkPolicy" => {
             vec![text("Pod-Selector", |o, _| selector(&o["spec"]["podSelector"])), AGE]
         }
+        "PodDisruptionBudget" => {
+            fn amount(value: &Value) -> Value {
+                if value.is_null() {
+                    json!("N/A")
+                } else {
+                    json!(value.to_string().trim_matches('"'))
+                }
+            }
+            vec![
+                text("Min Available", |o, _| amount(&o["spec"]["minAvailable"])),
+                text("Max Unavailable", |o, _| amount(&o["spec"]["maxUnavailable"])),
+                number("Allowed Disruptions", |o, _| {
+                    json!(o["status"]["disruptionsAllowed"].as_i64().unwrap_or(0))
+                }),
+                AGE,
+            ]
+        }
         _ => vec![AGE],
     });
     columns

@@ -97,3 +97,83 @@ async fn containers_are_added_to_a_pod_and_stay_as_they_are() {
         assert_eq!(refused.code, 422, "{field}: {}", refused.body);
     }
 }
+
+const BUDGETS: &str = "/apis/policy/v1/namespaces/default/poddisruptionbudgets";
+
+/// Creates a pod that runs and is ready or not.
+async fn running(control: &Control, name: &str, ready: bool) {
+    let mut made = pod(name, Some("n1"));
+    made["metadata"]["labels"] = json!({"app": "web"});
+    control.create(PODS, made).await;
+    let ready = if ready { "True" } else { "False" };
+    let status =
+        json!({"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": ready}]}});
+    assert_eq!(control.patch(&format!("{PODS}/{name}/status"), MERGE, status).await.code, 200);
+}
+
+async fn until_budget(control: &Control, what: &str, holds: impl Fn(&serde_json::Value) -> bool) {
+    let begun = std::time::Instant::now();
+    loop {
+        let status = control.get(&format!("{BUDGETS}/web")).await.body["status"].clone();
+        if holds(&status) {
+            return;
+        }
+        assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{what}: {status}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_budget_holds_back_evictions_until_others_serve() {
+    let control = Control::start().await;
+    control.create("/api/v1/nodes", json!({"metadata": {"name": "n1"}})).await;
+    for name in ["a", "b", "c"] {
+        running(&control, name, true).await;
+    }
+    let budget = json!({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "web"},
+        "spec": {"minAvailable": 2, "selector": {"matchLabels": {"app": "web"}}}});
+    control.create(BUDGETS, budget).await;
+    until_budget(&control, "one may go", |s| {
+        s["disruptionsAllowed"] == 1 && s["currentHealthy"] == 3
+    })
+    .await;
+    let evict =
+        async |name: &str| control.post(&format!("{PODS}/{name}/eviction"), eviction(name)).await;
+    let mut dry = eviction("a");
+    dry["deleteOptions"] = json!({"dryRun": ["All"]});
+    assert_eq!(control.post(&format!("{PODS}/a/eviction"), dry).await.code, 201);
+    assert_eq!(evict("a").await.code, 201, "the dry run has used nothing up");
+    let refused = evict("b").await;
+    assert_eq!((refused.code, &refused.body["reason"]), (429, &json!("TooManyRequests")));
+    let message = refused.body["message"].as_str().unwrap();
+    assert_eq!(message, "Cannot evict pod as it would violate the pod's disruption budget.");
+    let cause = refused.body["details"]["causes"][0]["message"].as_str().unwrap();
+    assert!(cause.contains("web needs 2 healthy pods and has"), "{cause}");
+    assert_eq!(
+        control.get(&format!("{PODS}/b")).await.body["metadata"]["deletionTimestamp"],
+        json!(null)
+    );
+    until_budget(&control, "two are left", |s| {
+        s["currentHealthy"] == 2 && s["disruptionsAllowed"] == 0
+    })
+    .await;
+    // A pod that does not serve is not missed while enough others do.
+    running(&control, "broken", false).await;
+    until_budget(&control, "it is expected", |s| s["expectedPods"] == 3).await;
+    assert_eq!(evict("broken").await.code, 201);
+    // A deletion asks nobody; it is what the controllers do.
+    running(&control, "d", true).await;
+    until_budget(&control, "one may go again", |s| s["disruptionsAllowed"] == 1).await;
+    let looser = json!({"spec": {"minAvailable": 0}});
+    control.patch(&format!("{BUDGETS}/web"), MERGE, looser).await;
+    until_budget(&control, "all may go", |s| s["disruptionsAllowed"] == 3).await;
+    let outcomes = futures_util::future::join_all(["b", "c", "d"].map(evict)).await;
+    assert_eq!(outcomes.iter().map(|o| o.code).collect::<Vec<_>>(), [201, 201, 201]);
+    let table =
+        send_accepting(&control.client, http::Method::GET, BUDGETS, JSON, TABLE, vec![]).await;
+    assert!(
+        table.body["rows"][0]["cells"].to_string().starts_with("[\"web\",\"0\",\"N/A\""),
+        "{}",
+        table.body
+    );
+}
