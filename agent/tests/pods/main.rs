@@ -7,6 +7,7 @@ mod api;
 mod debug;
 mod evictions;
 mod failures;
+mod hooks;
 mod image;
 mod jobs;
 mod life;
