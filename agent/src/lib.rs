@@ -28,6 +28,7 @@ mod flows;
 mod join;
 mod link;
 mod observe;
+mod originals;
 mod paths;
 pub mod pods;
 mod preshared;

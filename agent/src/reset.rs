@@ -16,6 +16,7 @@ use mesh_worker::supervise;
 
 use crate::cli::{Options, PodsChoice};
 use crate::errors::chain;
+use crate::originals::Originals;
 use crate::pods::Removal;
 use crate::reconcile::conflist;
 use crate::workers::{self, Paths};
@@ -99,6 +100,15 @@ fn kernel(options: &Options, note: &mut Note<'_>) {
         }
         Err(error) => note("routes and addresses", Err(&error)),
     }
+    let before = Originals::new(Paths::new(options).sysctls());
+    let failed = network.restore(&before.read());
+    for error in &failed {
+        note("sysctls", Err(error));
+    }
+    if failed.is_empty() {
+        let forgotten = before.forget();
+        note("sysctls", forgotten.as_ref().map(drop).map_err(|e| e as _));
+    }
     // By name, whichever engine made it.
     let removed = device.remove();
     note(OVERLAY_DEVICE, removed.as_ref().map(drop).map_err(|e| e as _));
@@ -106,14 +116,15 @@ fn kernel(options: &Options, note: &mut Note<'_>) {
 
 /// What follows from the API or from what has just been removed. Key, certificate and join stay.
 fn remove_derived(paths: &Paths) -> std::io::Result<()> {
-    let derived = [paths.snapshot(), paths.journal(), paths.paths()];
+    let derived = [paths.snapshot(), paths.paths()];
     let workers = workers::ALL.map(|name| paths.worker_state(name));
-    // Releases that the plugin noted meanwhile: their interfaces are gone.
-    match std::fs::remove_dir_all(mesh_cni::queue::directory(paths.state())) {
+    let locks = workers.clone().map(|state| state.with_extension("lock"));
+    // The journal, and releases that the plugin noted meanwhile: their interfaces are gone.
+    match std::fs::remove_dir_all(paths.journal().with_file_name("")) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    for path in derived.into_iter().chain(workers) {
+    for path in derived.into_iter().chain(workers).chain(locks) {
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
             _ => {}

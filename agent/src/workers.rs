@@ -72,6 +72,11 @@ impl Paths {
         self.state.join(format!("{worker}.json"))
     }
 
+    /// What sysctls were before the agent came.
+    pub(crate) fn sysctls(&self) -> PathBuf {
+        self.state.join("sysctls.json")
+    }
+
     /// What is known about the paths to other nodes.
     pub(crate) fn paths(&self) -> PathBuf {
         self.run.join("paths.json")

@@ -26,6 +26,16 @@ use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const VIP: &str = "10.96.0.77/80";
+/// By these a node is the same one when it comes back. The log and empty folders are the test's own.
+const KEPT: [&str; 7] = [
+    "log",
+    "net.d",
+    "run",
+    "state/agent.lock",
+    "state/overlay.key",
+    "state/overlay.stamp",
+    "state/join.json",
+];
 
 struct Node {
     name: String,
@@ -91,6 +101,10 @@ impl Node {
         for link in ["up0", "up1"] {
             run(&[&inside[..], &["link", "set", link, "up"]].concat());
         }
+        // A host, and one whose administrator has changed something: a new namespace may be like this machine.
+        let host = "cd /proc/sys/net && echo 0 > ipv4/ip_forward && echo 0 > ipv6/conf/all/forwarding && \
+            echo 0 > ipv4/conf/all/accept_redirects && echo 1 > ipv4/conf/up1/forwarding && echo 1 > ipv6/conf/up0/accept_ra";
+        run(&["ip", "netns", "exec", &node.name, "bash", "-c", host]);
         fs::create_dir_all(node.cgroup.join("daemons")).unwrap();
         fs::create_dir_all(node.dir.join("state")).unwrap();
         fs::write(node.dir.join("state/snapshot.json"), node.snapshot().to_string()).unwrap();
@@ -210,6 +224,53 @@ impl Node {
     }
 }
 
+/// What a machine is like, as far as an agent could change it: each line is one thing.
+fn inventory(node: &Node) -> BTreeSet<String> {
+    let mut all = BTreeSet::new();
+    for words in [
+        &["ip", "-o", "link"][..],
+        &["ip", "-o", "addr"],
+        &["ip", "-4", "route", "show", "table", "all"],
+        &["ip", "-6", "route", "show", "table", "all"],
+        &["ip", "-4", "rule"],
+        &["ip", "-6", "rule"],
+        &["nft", "list", "ruleset"],
+        &["tc", "qdisc"],
+        &["ip", "xfrm", "policy"],
+    ] {
+        let lines = node.inside(words);
+        // Queues get their names at random, and an address is new for a moment.
+        let plain = |line: &str| line.replace(" tentative", "").trim_end().to_owned();
+        all.extend(lines.lines().map(|line| format!("{}: {}", words.join(" "), plain(line))));
+    }
+    let sysctls =
+        "cd /proc/sys/net && grep -r . ipv4/ip_forward ipv4/conf ipv6/conf core 2>/dev/null";
+    let settings = node.inside(&["bash", "-c", sysctls]);
+    let secret = |line: &&str| !line.contains("stable_secret") && !line.contains("flow_limit");
+    all.extend(settings.lines().filter(secret).map(|line| format!("sysctl {line}")));
+    for root in [&node.cgroup, &node.bpf, &node.dir] {
+        all.extend(below(root).into_iter().map(|path| format!("file {}", path.display())));
+    }
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let ours = mounts.lines().filter(|line| line.contains(&node.name) && !line.contains("netns"));
+    all.extend(ours.map(|line| format!("mount {line}")));
+    all
+}
+
+/// Everything below a folder; nothing when there is none.
+fn below(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut pending = vec![folder.to_owned()];
+    while let Some(folder) = pending.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            pending.extend(is_folder.then(|| entry.path()));
+            found.push(entry.path());
+        }
+    }
+    found
+}
+
 impl Drop for Node {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -278,9 +339,28 @@ fn a_node_without_control_survives_its_agent_and_is_clean_after_a_reset() {
         return;
     }
     let mut node = Node::new();
+    // Addresses of links come up a moment later.
+    wait("the links' own addresses", || {
+        let addresses = node.inside(&["ip", "-6", "-o", "addr"]);
+        (addresses.lines().count() == 3 && !addresses.contains("tentative")).then_some(())
+    });
+    let untouched = inventory(&node);
     node.start();
     serve_backend(&node.name);
     assert!(node.reaches_vip(), "the service answers");
+    let used = inventory(&node);
+    let changed = |what: &str| used.difference(&untouched).any(|line| line.starts_with(what));
+    for what in [
+        "ip -o link",
+        "ip -4 route",
+        "ip -6 route",
+        "nft",
+        "sysctl ipv4/ip_forward",
+        "sysctl ipv6/conf/up0",
+        "file",
+    ] {
+        assert!(changed(what), "a look at the machine shows what the agent does: {what}");
+    }
     let peers: Value = serde_json::from_str(&node.ask("/mesh/v1/peers").unwrap()).unwrap();
     assert_eq!(peers[0]["node"], "other");
     assert!(node.ask("/metrics").unwrap().contains("mesh_map_capacity"));
@@ -332,4 +412,13 @@ fn a_node_without_control_survives_its_agent_and_is_clean_after_a_reset() {
     let left = fs::read_to_string(node.cgroup.join("daemons/cgroup.procs")).unwrap();
     assert_eq!(left, "", "no process is left");
     assert!(node.dir.join("state/overlay.key").exists(), "the key stays");
+    let now = inventory(&node);
+    let kept = |line: &&String| {
+        !KEPT.iter().any(|name| **line == format!("file {}", node.dir.join(name).display()))
+    };
+    let more: Vec<&String> = now.difference(&untouched).filter(kept).collect();
+    // It was written before the first agent, and goes with what it says.
+    let snapshot = format!("file {}", node.dir.join("state/snapshot.json").display());
+    let less: Vec<&String> = untouched.difference(&now).filter(|line| **line != snapshot).collect();
+    assert!(more.is_empty() && less.is_empty(), "more: {more:#?}\nless: {less:#?}");
 }

@@ -316,8 +316,20 @@ pub trait NodeNetwork: Send + Sync {
         Ok((plan, applied))
     }
 
-    /// Removes everything of ours: routes, addresses, the nftables table. Sysctls stay, because nobody knows who else
-    /// relies on them.
+    /// What the sysctls are that carrying out the plan would change, those included that the kernel changes with them. To be
+    /// kept, for [`restore`](Self::restore).
+    fn originals(&self, plan: &Plan) -> BTreeMap<String, String> {
+        let _ = plan;
+        BTreeMap::new()
+    }
+
+    /// Gives sysctls the values that they had; what failed.
+    fn restore(&self, originals: &BTreeMap<String, String>) -> Vec<StepError> {
+        let _ = originals;
+        Vec::new()
+    }
+
+    /// Removes everything of ours: routes, addresses, the nftables table. Sysctls stay.
     ///
     /// # Errors
     /// When the node cannot be looked at.

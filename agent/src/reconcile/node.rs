@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use super::{Concern, Failures};
 use crate::errors::chain;
 use crate::observe::Desired;
+use crate::originals::Originals;
 
 /// Keeps the node's own network configuration as the snapshot says.
 pub(crate) struct Node {
@@ -20,6 +21,8 @@ pub(crate) struct Node {
     pub(crate) no_masquerade: Vec<IpNet>,
     /// Told when the overlay device has been made.
     pub(crate) made: Arc<Notify>,
+    /// What the node's sysctls were.
+    pub(crate) before: Originals,
     /// Whether the cluster's ranges were compared with the node's routes, and agree.
     pub(crate) compared: bool,
     /// Told when a sysctl is not as it has to be.
@@ -83,13 +86,13 @@ impl Concern for Node {
 
     async fn apply(&mut self, slice: &Network, heal: bool) -> Result<(), Failures> {
         let (network, wanted) = (Arc::clone(&self.network), slice.clone());
-        let compared = self.compared;
+        let (compared, before) = (self.compared, self.before.clone());
         let round = tokio::task::spawn_blocking(move || {
             // Once, before anything of ours is there: later a route of others must not take the node out of service.
             if !compared {
                 agree(&*network, &wanted)?;
             }
-            Ok(round(&*network, &wanted, heal))
+            Ok(round(&*network, &wanted, &before, heal))
         });
         match round.await {
             Ok(Ok(result)) => {
@@ -117,12 +120,18 @@ fn agree(network: &dyn NodeNetwork, wanted: &Network) -> Result<(), Failures> {
     if found.is_empty() { Ok(()) } else { Err(found.iter().map(ToString::to_string).collect()) }
 }
 
-fn round(network: &dyn NodeNetwork, wanted: &Network, heal: bool) -> Result<(), Failures> {
+fn round(
+    network: &dyn NodeNetwork,
+    wanted: &Network,
+    before: &Originals,
+    heal: bool,
+) -> Result<(), Failures> {
     let observed = network.observe(&wanted.overlay).map_err(|error| vec![chain(&error)])?;
     let plan = plan(wanted, &observed);
     if heal && !plan.steps.is_empty() {
         tracing::warn!(steps = ?plan.steps, "somebody else changed the node's network, repairing");
     }
+    before.note(network.originals(&plan)).map_err(|error| vec![chain(&error)])?;
     let applied = network.apply(&plan);
     let mut failures: Failures =
         applied.failed.iter().map(|(step, error)| format!("{step:?}: {}", chain(error))).collect();
@@ -143,11 +152,14 @@ mod tests {
     async fn a_node_whose_own_network_is_the_clusters_does_not_begin() {
         let fake = Arc::new(FakeNodeNetwork::new());
         let network: Arc<dyn NodeNetwork> = Arc::clone(&fake) as _;
+        let dir = tempfile::tempdir().unwrap();
+        let before = Originals::new(dir.path().join("sysctls.json"));
         let mut node = Node {
             network,
             mtu: 1420,
             no_masquerade: vec![],
             made: Arc::default(),
+            before,
             compared: false,
             disturbed: Arc::default(),
         };

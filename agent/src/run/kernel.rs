@@ -17,6 +17,7 @@ use crate::capacity;
 use crate::cni::ledger::{Ledger, LedgerHandle};
 use crate::cni::{self, Cni, journal};
 use crate::errors::chain;
+use crate::originals::Originals;
 use crate::reconcile::conflist::Conflist;
 use crate::reconcile::edge::Edge;
 use crate::reconcile::health::HealthChecks;
@@ -42,6 +43,7 @@ impl Agent {
             mtu: self.mtu,
             no_masquerade: self.options.no_masquerade.clone(),
             made: Arc::clone(&self.overlay_made),
+            before: Originals::new(self.paths.sysctls()),
             compared: false,
             disturbed,
         });

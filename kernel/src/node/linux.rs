@@ -1,7 +1,8 @@
 //! The node's network in the kernel.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use mesh_abi::maps;
@@ -127,6 +128,44 @@ impl NodeNetwork for LinuxNodeNetwork {
         Ok(observed)
     }
 
+    fn originals(&self, plan: &Plan) -> BTreeMap<String, String> {
+        let inside = || {
+            let ours = sysctls(None);
+            let mut found = BTreeMap::new();
+            for step in &plan.steps {
+                let Step::SetSysctl { name, .. } = step else { continue };
+                // Those of the overlay device go with it.
+                if !ours.contains_key(name) {
+                    continue;
+                }
+                for name in dependents(name).into_iter().chain([name.clone()]) {
+                    if let Some(value) = sysctl::read(&name) {
+                        found.insert(name, value);
+                    }
+                }
+            }
+            found
+        };
+        self.node.run(inside).unwrap_or_default()
+    }
+
+    fn restore(&self, originals: &BTreeMap<String, String>) -> Vec<StepError> {
+        let inside = || {
+            // First those that change others, and then the others.
+            let (first, then): (Vec<_>, Vec<_>) =
+                originals.iter().partition(|(name, _)| sysctls(None).contains_key(*name));
+            let write = |(name, value): (&String, &String)| {
+                if sysctl::read(name).as_ref() == Some(value) {
+                    return None;
+                }
+                // A link may be gone, and its settings with it.
+                sysctl::write_if_present(name, value).err().map(StepError::from)
+            };
+            first.into_iter().chain(then).filter_map(write).collect::<Vec<_>>()
+        };
+        self.node.run(inside).unwrap_or_else(|error| vec![StepError::Namespace(error)])
+    }
+
     fn apply(&self, plan: &Plan) -> Applied {
         let mut applied = Applied::default();
         let inside = || {
@@ -145,6 +184,29 @@ impl NodeNetwork for LinuxNodeNetwork {
             applied.failed.push((step.clone(), StepError::Namespace(error)));
         }
         applied
+    }
+}
+
+/// The sysctls of the whole namespace that we set, each with those of single links that the kernel changes with it.
+fn dependents(name: &str) -> Vec<String> {
+    let of_links = |folder: &str, setting: &str| -> Vec<String> {
+        let links = std::fs::read_dir(Path::new("/proc/sys").join(folder));
+        let links = links.into_iter().flatten().flatten();
+        links.map(|l| format!("{folder}/{}/{setting}", l.file_name().to_string_lossy())).collect()
+    };
+    match name {
+        // ip_forward_sysctl: a router's defaults, for all links (net/ipv4/devinet.c).
+        "net/ipv4/ip_forward" => {
+            let mut all = of_links("net/ipv4/conf", "forwarding");
+            all.push("net/ipv4/conf/all/accept_redirects".to_owned());
+            all
+        }
+        "net/ipv6/conf/all/forwarding" => {
+            let mut all = of_links("net/ipv6/conf", "forwarding");
+            all.extend(of_links("net/ipv6/conf", "accept_ra"));
+            all
+        }
+        _ => Vec::new(),
     }
 }
 
