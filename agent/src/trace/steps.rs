@@ -124,7 +124,7 @@ impl Teller<'_> {
 
     fn service(&self, event: &Event) -> String {
         let at = event.destination;
-        let is_it = |f: &&mesh_model::snapshot::Frontend| {
+        let is_it = |f: &&Arc<mesh_model::snapshot::Frontend>| {
             f.protocol.number() == event.protocol && SocketAddr::new(f.vip, f.port) == at
         };
         let found = self.snapshot.frontends.iter().find(is_it);
@@ -264,7 +264,7 @@ mod tests {
     fn told(event: &Event) -> TraceStep {
         let mut snapshot = compile(&Objects::default(), &"a".parse().unwrap());
         let names = [(200, "policies shop/closed"), (300, "shop/open#1")];
-        snapshot.policy.names =
+        Arc::make_mut(&mut snapshot.policy).names =
             names.into_iter().map(|(number, name)| (number, name.to_owned())).collect();
         let ends = vec!["10.244.1.5:40000".parse().unwrap()];
         let mark = TraceMark { ends, protocol: Protocol::Tcp };
