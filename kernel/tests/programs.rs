@@ -265,7 +265,7 @@ fn the_verifier_has_little_to_do() {
     let programs = lab.load();
     for (name, count) in programs.verified_instructions() {
         println!("{name}: {count} instructions verified");
-        // The kernel stops at a million. `from_overlay` is the largest: it has the edge, the policies and what traces them.
-        assert!(*count < 80_000, "{name} costs the verifier {count} instructions");
+        // The kernel stops at a million. Where the edge, the policies and what traces them meet is most to follow.
+        assert!(*count < 100_000, "{name} costs the verifier {count} instructions");
     }
 }
