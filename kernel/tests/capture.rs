@@ -62,6 +62,9 @@ fn what_is_not_read_in_time_is_counted() {
     let links = one.run(|| ways_out(&"none".parse().unwrap())).unwrap();
     let capture = one.run(|| Capture::start(links[0].clone())).unwrap();
     let socket = one.udp("192.0.2.1:700");
+    // What is sent before the neighbour is known never leaves.
+    socket.send_to(b"a canary goes", "192.0.2.2:700").unwrap();
+    assert!(wait_for(&capture, b"a canary goes"));
     // More than the queue takes, with what the kernel adds to each. An emulated machine sends few in a second.
     let overflows = (0..120).any(|_| {
         for _ in 0..1000 {

@@ -37,6 +37,8 @@ pub(crate) enum Part {
     Cni,
     /// Resident memory of each program
     Memory,
+    /// From a changed object to the maps of one node, with thousands of services; needs no cluster
+    Scale,
 }
 
 /// Measures and prints one line per figure; those of the tunnels also go to a file.
@@ -56,8 +58,10 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     if wants(Part::Lb) {
         lb::run(args.rounds, &args.lb)?;
     }
-    let alone =
-        |part: &Part| matches!(part, Part::Overlay | Part::OverlayWire | Part::Cni | Part::Lb);
+    if parts.contains(&Part::Scale) {
+        scale(secs)?;
+    }
+    let alone = |part: &Part| !matches!(part, Part::Pods | Part::Memory);
     if !parts.is_empty() && parts.iter().all(alone) {
         return Ok(());
     }
@@ -68,6 +72,19 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     if wants(Part::Memory) {
         memory(&cluster);
     }
+    Ok(())
+}
+
+/// The agent's own measurement: it feeds its caches by hand, so that neither network nor control service is part of the figures.
+fn scale(secs: u64) -> Result<()> {
+    let test = ["observe::scale::figures", "--exact", "--ignored", "--nocapture"];
+    let status = Command::new("cargo")
+        .args(["test", "--release", "-p", "mesh-agent", "--lib", "--"])
+        .args(test)
+        .env("MESH_SCALE_SECS", secs.to_string())
+        .status()
+        .context("run cargo")?;
+    ensure!(status.success(), "the measurement failed: {status}");
     Ok(())
 }
 
