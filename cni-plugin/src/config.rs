@@ -1,11 +1,14 @@
 //! The network configuration on standard input.
 
-use std::io::Read;
+use std::io::{self, Read};
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::sync::{LazyLock, mpsc};
-use std::time::Duration;
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::{Map, Value};
 
 use crate::input::address;
@@ -52,24 +55,31 @@ pub struct NetworkConfig {
 }
 
 /// Reads all of the input, within bounds of size and time.
-pub fn read(input: impl Read + Send + 'static) -> Result<Vec<u8>, Failure> {
+pub fn read(mut input: impl Read + AsFd) -> Result<Vec<u8>, Failure> {
     let failed = |why: String| Failure::new(Code::Decode, "read the network configuration", why);
-    let (done, read) = mpsc::channel();
-    std::thread::Builder::new()
-        .spawn(move || {
-            let mut bytes = vec![];
-            let result = input.take(MAX_INPUT_BYTES + 1).read_to_end(&mut bytes);
-            let _ = done.send(result.map(|_| bytes));
-        })
-        .map_err(|e| failed(e.to_string()))?;
-    match read.recv_timeout(INPUT_LIMIT) {
-        Ok(Ok(bytes)) if bytes.len() as u64 > MAX_INPUT_BYTES => {
-            Err(failed(format!("larger than {MAX_INPUT_BYTES} bytes")))
+    let broken =
+        |error: io::Error| Failure::new(Code::Io, "read standard input", error.to_string());
+    let deadline = Instant::now() + INPUT_LIMIT;
+    let (mut bytes, mut buffer) = (vec![], [0; 16 << 10]);
+    while bytes.len() as u64 <= MAX_INPUT_BYTES {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+        match poll(&mut [PollFd::new(input.as_fd(), PollFlags::POLLIN)], left) {
+            Ok(0) => {
+                return Err(failed(format!("standard input is still open after {INPUT_LIMIT:?}")));
+            }
+            Ok(_) => {}
+            Err(Errno::EINTR) => continue,
+            Err(error) => return Err(broken(error.into())),
         }
-        Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(error)) => Err(Failure::new(Code::Io, "read standard input", error.to_string())),
-        Err(_) => Err(failed(format!("standard input is still open after {INPUT_LIMIT:?}"))),
+        match input.read(&mut buffer) {
+            Ok(0) => return Ok(bytes),
+            Ok(length) => bytes.extend_from_slice(&buffer[..length]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(broken(error)),
+        }
     }
+    Err(failed(format!("larger than {MAX_INPUT_BYTES} bytes")))
 }
 
 /// Parses an object, whatever its keys; its version, where it has one, as text for error messages.
@@ -244,6 +254,9 @@ mod tests {
 
     #[test]
     fn input_that_is_too_large_is_not_read_to_its_end() {
-        assert_eq!(read(std::io::repeat(b'[')).unwrap_err().code, 6);
+        assert_eq!(read(std::fs::File::open("/dev/zero").unwrap()).unwrap_err().code, 6);
+        let (reader, writer) = io::pipe().unwrap();
+        assert_eq!(read(reader).unwrap_err().code, 6, "nobody writes");
+        drop(writer);
     }
 }

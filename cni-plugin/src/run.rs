@@ -1,5 +1,7 @@
 //! One execution: from the environment to what is printed.
 
+use std::fs::File;
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -57,7 +59,7 @@ pub fn run(environment: Environment<'_>) -> Outcome {
         Ok(request) => request,
         Err(failure) => return Outcome::error(&failure, newest),
     };
-    let keys = match config::read(std::io::stdin()).and_then(|bytes| config::parse(&bytes)) {
+    let keys = match input().and_then(config::read).and_then(|bytes| config::parse(&bytes)) {
         Ok(keys) => keys,
         Err(failure) => return Outcome::error(&failure, newest),
     };
@@ -66,6 +68,13 @@ pub fn run(environment: Environment<'_>) -> Outcome {
         Ok(outcome) => outcome,
         Err(failure) => Outcome::error(&failure, &named),
     }
+}
+
+/// Standard input without a buffer, so that what has not been read is known to be still in the descriptor.
+fn input() -> Result<File, Failure> {
+    let own = std::io::stdin().as_fd().try_clone_to_owned();
+    own.map(File::from)
+        .map_err(|error| Failure::new(Code::Io, "read standard input", error.to_string()))
 }
 
 fn about() -> Outcome {

@@ -18,7 +18,7 @@ use mesh_agent::cni::journal::FileStorage;
 use mesh_agent::cni::ledger::{Ledger, LedgerHandle};
 use mesh_agent::cni::{Cni, Readiness, serve};
 use mesh_kernel::IfName;
-use mesh_kernel::pods::{FakePodNetwork, PodNetwork};
+use mesh_kernel::pods::{FakePodNetwork, PodNetwork, PodPort};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -110,6 +110,23 @@ impl Node {
 
     fn attached(&self) -> usize {
         self.network.ports().len()
+    }
+
+    /// All that a call could change: files with their content, and interfaces.
+    fn state(&self) -> (BTreeMap<PathBuf, Vec<u8>>, Vec<PodPort>) {
+        let (mut files, mut open) = (BTreeMap::new(), vec![self.dir.path().to_owned()]);
+        while let Some(dir) = open.pop() {
+            for entry in std::fs::read_dir(dir).unwrap().flatten() {
+                match entry.file_type().unwrap() {
+                    kind if kind.is_dir() => open.push(entry.path()),
+                    kind if kind.is_file() => {
+                        files.insert(entry.path(), std::fs::read(entry.path()).unwrap());
+                    }
+                    _ => {}
+                }
+            }
+        }
+        (files, self.network.ports())
     }
 }
 
@@ -373,6 +390,71 @@ fn row_23_arguments() {
     let args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;X=y";
     node.call("ADD").env("CNI_ARGS", args).ok();
     assert!(node.network.ports()[0].owner.ends_with(" default/web"));
+}
+
+/// Every command with every kind of rubbish: a complete error, or what the table says, and nothing has changed.
+#[test]
+fn malformed_input_changes_nothing_whatever_the_command() {
+    let node = Node::new("10.0.0.0/24");
+    let result: Value = serde_json::from_str(&node.call("ADD").ok()).unwrap();
+    let (long_id, long_stdin) = ("a".repeat(300), vec![b' '; 9 << 20]);
+    let before = node.state();
+    let refused = |call: Call, code: u32, what: &str| {
+        let text = call.fails(code);
+        let error: Value = serde_json::from_str(&text).unwrap();
+        assert!(!error["msg"].as_str().unwrap().is_empty(), "{what}: {error}");
+        assert!(!error["details"].as_str().unwrap_or_default().is_empty(), "{what}: {error}");
+        assert_eq!(node.state(), before, "{what}");
+    };
+    for command in ["ADD", "DEL", "CHECK", "GC", "STATUS"] {
+        let call = || {
+            let empty_list = json!([]);
+            node.call(command)
+                .key("prevResult", result.clone())
+                .key("cni.dev/valid-attachments", empty_list)
+        };
+        for bad in [b"".as_slice(), b"{", b"[]", b"7", b"\"\xff\"", &long_stdin] {
+            refused(call().stdin(bad), 6, command);
+        }
+        refused(call().key("cniVersion", json!("2.0.0")), 1, command);
+        refused(call().key("cniVersion", json!(7)), 7, command);
+        refused(call().no_key("name"), 7, command);
+        refused(call().key("name", json!("../x")), 7, command);
+        refused(call().key("socket", json!("x.sock")), 7, command);
+        refused(call().env("CNI_COMMAND", &command.to_lowercase()), 4, command);
+    }
+    for command in ["ADD", "DEL", "CHECK"] {
+        let call = || node.call(command).key("prevResult", result.clone());
+        for name in ["CNI_CONTAINERID", "CNI_IFNAME"] {
+            refused(call().without(name), 4, name);
+        }
+        for id in ["../../etc/x", "a/../b", "/abs", ".", "", "a\nb", &long_id] {
+            refused(call().id(id), 4, id);
+        }
+        for interface in ["sixteen-bytes-xx", "../eth0", "a/b", "..", "", "et\th0"] {
+            refused(call().env("CNI_IFNAME", interface), 4, interface);
+        }
+    }
+    for command in ["ADD", "CHECK"] {
+        refused(node.call(command).without("CNI_NETNS"), 4, command);
+    }
+    refused(node.call("GC").key("cni.dev/valid-attachments", json!({"a": 1})), 7, "no list");
+    for version in [json!("0.3.1"), json!("0.4.0"), json!("1.0.0")] {
+        for command in ["GC", "STATUS"] {
+            refused(node.call(command).key("cniVersion", version.clone()), 1, command);
+        }
+    }
+    // VERSION is asked before anything else is known.
+    for call in [
+        node.call("VERSION").stdin(&long_stdin),
+        node.call("VERSION").without("CNI_CONTAINERID").without("CNI_PATH").stdin(b"{"),
+        node.call("VERSION").id("../x").env("CNI_IFNAME", "..").key("cniVersion", json!("9")),
+    ] {
+        let versions: Value = serde_json::from_str(&call.ok()).unwrap();
+        assert_eq!(versions["supportedVersions"].as_array().unwrap().len(), 4);
+    }
+    assert_eq!(node.state(), before);
+    node.call("CHECK").key("prevResult", result).ok();
 }
 
 /// `runtimeConfig` and `CNI_ARGS`: what a runtime may ask for beyond an interface.
