@@ -95,6 +95,14 @@ impl RouteSocket {
     pub fn open_in(namespace: &NetNs) -> io::Result<Self> {
         namespace.run(|| Self::open(SockProtocol::NetlinkRoute))?
     }
+
+    /// The kernel's number for the namespace in which it was opened.
+    ///
+    /// # Errors
+    /// When the kernel is older than 5.14.
+    pub(crate) fn namespace_cookie(&self) -> io::Result<u64> {
+        crate::netns::cookie_of(&self.fd)
+    }
 }
 
 impl<M: NetlinkSerializable + NetlinkDeserializable + Debug> Netlink<M> {

@@ -84,20 +84,7 @@ impl NetNs {
     /// # Errors
     /// When it cannot be entered, or the kernel is older than 5.14.
     pub fn cookie(&self) -> io::Result<u64> {
-        let socket = self.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
-        let mut cookie = 0_u64;
-        let mut length = libc::socklen_t::try_from(size_of::<u64>()).expect("a small size");
-        // SAFETY: the value is as long as said and outlives the call.
-        let result = unsafe {
-            libc::getsockopt(
-                socket.as_raw_fd(),
-                libc::SOL_SOCKET,
-                SO_NETNS_COOKIE,
-                (&raw mut cookie).cast(),
-                &raw mut length,
-            )
-        };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+        cookie_of(&self.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??)
     }
 
     /// Where it was opened; nothing for the current one.
@@ -127,6 +114,23 @@ impl NetNs {
             handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
+}
+
+/// The kernel's number for the namespace that a socket belongs to.
+pub(crate) fn cookie_of(socket: &impl AsRawFd) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut length = libc::socklen_t::try_from(size_of::<u64>()).expect("a small size");
+    // SAFETY: the value is as long as said and outlives the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
 }
 
 /// Whether a device of the calling thread's namespace has one of these addresses.

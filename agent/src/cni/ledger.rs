@@ -9,7 +9,7 @@ use mesh_cni::wire::{Owner, Wishes};
 use super::journal::{Journal, Record, Storage};
 use super::pool::{Lease, Pool, ReserveError};
 
-/// A change was not made, or is not durable. The pool is as before.
+/// A change was not made, or is not durable. All leases are as before.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
     /// There is no address to give.
@@ -49,6 +49,19 @@ pub enum Change {
     Adopt(Owner, Lease),
 }
 
+impl Change {
+    /// Whose lease it is about.
+    fn owner(&self) -> &Owner {
+        match self {
+            Self::Reserve(owner, ..)
+            | Self::Commit(owner)
+            | Self::Retire(owner)
+            | Self::Release(owner)
+            | Self::Adopt(owner, _) => owner,
+        }
+    }
+}
+
 /// What came of it: the lease, where there is one.
 pub type Outcome = Result<Option<Lease>, LedgerError>;
 
@@ -72,14 +85,20 @@ impl Ledger {
 
     /// Makes all changes with one write. Either the write succeeds, or no change has happened.
     pub fn change(&mut self, changes: &[Change], now_secs: u64) -> Vec<Outcome> {
-        let before = self.pool.clone();
         let mut records = vec![];
-        let outcomes: Vec<Outcome> =
-            changes.iter().map(|change| self.one(change, now_secs, &mut records)).collect();
+        // Not all of the pool: of that a node with many pods would have to copy much, twice for each.
+        let mut before = vec![];
+        let outcomes: Vec<Outcome> = changes
+            .iter()
+            .map(|change| {
+                before.push(self.pool.mark(change.owner()));
+                self.one(change, now_secs, &mut records)
+            })
+            .collect();
         match self.journal.append(&records, &self.pool) {
             Ok(()) => outcomes,
             Err(error) => {
-                self.pool = before;
+                before.into_iter().rev().for_each(|mark| self.pool.return_to(mark));
                 let error = Arc::new(error);
                 outcomes
                     .into_iter()

@@ -62,7 +62,29 @@ pub struct Pool {
     next: HashMap<IpNet, u128>,
 }
 
+/// What an owner had at some time, to return to.
+#[derive(Debug)]
+pub(super) struct Mark {
+    owner: Owner,
+    lease: Option<Lease>,
+}
+
 impl Pool {
+    /// Notes what the owner has.
+    pub(super) fn mark(&self, owner: &Owner) -> Mark {
+        Mark { owner: owner.clone(), lease: self.leases.get(owner).cloned() }
+    }
+
+    /// Gives the owner what it had. Which address is tried next is not taken back.
+    pub(super) fn return_to(&mut self, mark: Mark) {
+        if let Some(lease) = self.leases.remove(&mark.owner) {
+            lease.addresses.iter().for_each(|address| drop(self.used.remove(address)));
+        }
+        if let Some(lease) = mark.lease {
+            self.insert(mark.owner, lease);
+        }
+    }
+
     /// Leases an address of each family that `blocks` has. An owner with an uncommitted lease gets the same again.
     pub fn reserve(
         &mut self,

@@ -11,9 +11,10 @@ use mesh_model::wellknown::POD_GATEWAY;
 use netlink_packet_route::RouteNetlinkMessage;
 
 use super::ports::{self, Entries};
+use super::ready::{self, Side};
 use super::{
     ALIAS_PREFIX, AttachError, Attached, DetachError, Guard, HostPort, ListError, Missing,
-    ObservedPort, POD_GATEWAY_V6, POD_ROUTE_PROTOCOL, PodNetwork, PodPort, check, gone, ready,
+    ObservedPort, POD_GATEWAY_V6, POD_ROUTE_PROTOCOL, PodNetwork, PodPort, check, gone,
 };
 use crate::ifname::MacAddress;
 use crate::netlink::device::Device;
@@ -118,9 +119,13 @@ impl LinuxPodNetwork {
             let failed = |source| map_error(maps::POD_POLICIES, port, source);
             guard.place(port, ifindex).map_err(failed)?;
         }
-        configure_pod(port, host, pod)?;
-        ready::wait(socket, port.host_interface.as_str(), &[])
-            .map_err(|source| netlink_error("wait for the node's side", port, source))?;
+        let mut inside = self.configure_pod(port, host, pod)?;
+        let addresses: Vec<IpAddr> = port.addresses().collect();
+        ready::wait([
+            Side { socket, device: port.host_interface.as_str(), local: &[] },
+            Side { socket: &mut inside, device: port.interface.as_str(), local: &addresses },
+        ])
+        .map_err(|source| netlink_error("wait for the devices", port, source))?;
         for address in port.addresses() {
             self.programs
                 .local_pods
@@ -128,6 +133,35 @@ impl LinuxPodNetwork {
                 .map_err(|source| map_error(maps::LOCAL_PODS, port, source))?;
         }
         self.open_ports(port)
+    }
+
+    /// The pod's side, from inside its namespace, to which the socket that is returned belongs.
+    fn configure_pod(
+        &self,
+        port: &PodPort,
+        host: &Device,
+        pod: &NetNs,
+    ) -> Result<RouteSocket, AttachError> {
+        let incomplete = NetlinkError::Incomplete("the index of the pod's device");
+        let ifindex =
+            host.peer_ifindex.ok_or(netlink_error("find the pod's side", port, incomplete))?;
+        let inside = || {
+            let mut socket = RouteSocket::open_in(&NetNs::current())
+                .map_err(|source| AttachError::Namespace { path: port.netns.clone(), source })?;
+            // By it the pod is known where only its sockets are seen. Without it the pod works all the same.
+            if let Ok(cookie) = socket.namespace_cookie() {
+                let _ = self.programs.namespaces.put(&cookie, &host.ifindex);
+            }
+            pod_sysctls(port).map_err(|source| AttachError::Sysctl {
+                interface: port.interface.clone(),
+                source,
+            })?;
+            all_done(socket.batch(pod_requests(port, ifindex)))
+                .map_err(|source| netlink_error("configure the pod's side", port, source))?;
+            Ok(socket)
+        };
+        pod.run(inside)
+            .map_err(|source| AttachError::Namespace { path: port.netns.clone(), source })?
     }
 
     fn ports(&self) -> MutexGuard<'_, Ports> {
@@ -265,10 +299,6 @@ impl PodNetwork for LinuxPodNetwork {
         let pod = NetNs::open(&port.netns).map_err(namespace)?;
         let mut socket = self.socket().map_err(AttachError::NodeNamespace)?;
         let (host, created) = self.create(&mut socket, port, &pod)?;
-        // By it the pod is known where only its sockets are seen. Without it the pod works all the same.
-        if let Ok(cookie) = pod.cookie() {
-            let _ = self.programs.namespaces.put(&cookie, &host.ifindex);
-        }
         if let Err(error) = self.configure(&mut socket, port, &host, &pod) {
             if created {
                 self.undo(&mut socket, port, host.ifindex);
@@ -409,32 +439,15 @@ fn host_requests(port: &PodPort, ifindex: u32) -> Vec<RouteRequest> {
     requests
 }
 
-/// The pod's side, from inside its namespace.
-fn configure_pod(port: &PodPort, host: &Device, pod: &NetNs) -> Result<(), AttachError> {
-    let incomplete = NetlinkError::Incomplete("the index of the pod's device");
-    let ifindex =
-        host.peer_ifindex.ok_or(netlink_error("find the pod's side", port, incomplete))?;
-    let inside = || {
-        pod_sysctls(port)
-            .map_err(|source| AttachError::Sysctl { interface: port.interface.clone(), source })?;
-        let mut socket = RouteSocket::open_in(&NetNs::current())
-            .map_err(|source| AttachError::Namespace { path: port.netns.clone(), source })?;
-        all_done(socket.batch(pod_requests(port, ifindex)))
-            .map_err(|source| netlink_error("configure the pod's side", port, source))?;
-        let addresses: Vec<IpAddr> = port.addresses().collect();
-        ready::wait(&mut socket, port.interface.as_str(), &addresses)
-            .map_err(|source| netlink_error("wait for the pod's side", port, source))
-    };
-    pod.run(inside).map_err(|source| AttachError::Namespace { path: port.netns.clone(), source })?
-}
-
 /// No router advertisements, no duplicate address detection: addresses are ours to give.
 fn pod_sysctls(port: &PodPort) -> Result<(), sysctl::SysctlError> {
     let name = &port.interface;
     sysctl::write_if_present(&format!("net/ipv6/conf/{name}/accept_ra"), "0")?;
     sysctl::write_if_present(&format!("net/ipv6/conf/{name}/accept_dad"), "0")?;
-    if port.v6.is_some() {
-        sysctl::write_if_present(&format!("net/ipv6/conf/{name}/disable_ipv6"), "0")?;
+    let disabled = format!("net/ipv6/conf/{name}/disable_ipv6");
+    // Writing it, also what it says already, waits for the lock on devices, and burns a processor meanwhile.
+    if port.v6.is_some() && sysctl::read(&disabled).is_some_and(|value| value != "0") {
+        sysctl::write(&disabled, "0")?;
     }
     Ok(())
 }
@@ -443,13 +456,15 @@ fn pod_requests(port: &PodPort, ifindex: u32) -> Vec<RouteRequest> {
     let mut requests = vec![message::set_up(LOOPBACK, None)];
     requests.extend(port.bandwidth.from_pod.map(|rate| rate.request(ifindex)));
     requests.push(message::set_up(ifindex, None));
+    // The kernel goes on with an IPv6 address in its own time: it gets the most of it.
+    requests.extend(port.v6.map(|address| message::put_address(ifindex, address.into())));
+    requests.extend(port.v4.map(|address| message::put_address(ifindex, address.into())));
     for address in port.addresses() {
         let gateway: IpAddr = match address {
             IpAddr::V4(_) => POD_GATEWAY.into(),
             IpAddr::V6(_) => POD_GATEWAY_V6.into(),
         };
         let via = Via::OnLink { ifindex, gateway };
-        requests.push(message::put_address(ifindex, address));
         requests.push(message::put_neighbour(ifindex, gateway, port.host_mac()));
         requests.push(RouteSpec::new(check::default_route(gateway), POD_ROUTE_PROTOCOL, via).put());
     }

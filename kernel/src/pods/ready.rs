@@ -17,32 +17,47 @@ use crate::netlink::{NetlinkError, RouteSocket};
 
 /// How long at most.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long between two looks.
-const PAUSE: Duration = Duration::from_micros(200);
+/// How long between the first two looks; then twice that, and so on.
+const PAUSE: Duration = Duration::from_micros(50);
+const LONGEST_PAUSE: Duration = Duration::from_millis(1);
 
-/// Waits until the device can send and the addresses are local. Since Linux 6.8 asking for a device runs the link watch for it,
+/// One end of a pair of devices.
+pub(super) struct Side<'a> {
+    /// In its namespace.
+    pub(super) socket: &'a mut RouteSocket,
+    /// Its name.
+    pub(super) device: &'a str,
+    /// Addresses that are to be local there.
+    pub(super) local: &'a [IpAddr],
+}
+
+/// Waits until the devices can send and the addresses are local. Since Linux 6.8 asking for a device runs the link watch for it,
 /// so that there the first look finds it ready.
-pub(super) fn wait(
-    socket: &mut RouteSocket,
-    device: &str,
-    local: &[IpAddr],
-) -> Result<(), NetlinkError> {
+pub(super) fn wait(sides: [Side<'_>; 2]) -> Result<(), NetlinkError> {
     let deadline = Instant::now() + PATIENCE;
-    loop {
-        let mut requests: Vec<RouteRequest> = vec![message::link_by_name(device)];
-        requests.extend(local.iter().map(|address| message::route_to(*address)));
-        let answers = socket.batch(requests)?;
-        let ready = answers.iter().all(|answer| match answer {
+    let mut pause = PAUSE;
+    for mut side in sides {
+        while !side.is_ready()? {
+            if Instant::now() >= deadline {
+                let what = "a device that is up and has its local routes";
+                return Err(NetlinkError::Incomplete(what));
+            }
+            std::thread::sleep(pause);
+            pause = (2 * pause).min(LONGEST_PAUSE);
+        }
+    }
+    Ok(())
+}
+
+impl Side<'_> {
+    fn is_ready(&mut self) -> Result<bool, NetlinkError> {
+        let mut requests: Vec<RouteRequest> = vec![message::link_by_name(self.device)];
+        requests.extend(self.local.iter().map(|address| message::route_to(*address)));
+        let answers = self.socket.batch(requests)?;
+        Ok(answers.iter().all(|answer| match answer {
             Ok(messages) => messages.iter().any(works),
             Err(_) => false,
-        });
-        if ready {
-            return Ok(());
-        }
-        if Instant::now() >= deadline {
-            return Err(NetlinkError::Incomplete("a device that is up and has its local routes"));
-        }
-        std::thread::sleep(PAUSE);
+        }))
     }
 }
 
