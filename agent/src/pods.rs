@@ -80,6 +80,9 @@ use tokens::Tokens;
 /// Images that are fetched at the same time.
 const PARALLEL_PULLS: usize = 3;
 
+/// Sandboxes and containers that are started at the same time. More at once are not ready earlier, and none of them soon.
+const PARALLEL_STARTS: usize = 8;
+
 /// The kubelet's limit for a log file.
 pub const LOG_MAX_BYTES: u64 = 10 << 20;
 
@@ -160,6 +163,7 @@ impl Runner {
             evictions: watch::Sender::default(),
             drain,
             pulls: Semaphore::new(PARALLEL_PULLS),
+            starts: Semaphore::new(PARALLEL_STARTS),
             cpu_millis: cpu_millis(),
             memory_bytes: memory_bytes(),
             options,

@@ -47,6 +47,8 @@ pub(crate) struct Context {
     pub(crate) drain: Drain,
     /// Images that are fetched at the same time.
     pub(crate) pulls: Semaphore,
+    /// Sandboxes and containers that the runtime starts at the same time, in the order in which they were asked for.
+    pub(crate) starts: Semaphore,
     pub(crate) cpu_millis: i64,
     pub(crate) memory_bytes: i64,
 }
@@ -176,6 +178,7 @@ impl Job {
             OpError::new("FailedCreatePodSandBox", format!("make the log directory: {e}"))
         })?;
         let config = self.config(attempt).await?;
+        let _turn = self.context.starts.acquire().await;
         match self.context.client.run_sandbox(config).await {
             Ok(id) => {
                 tracing::info!(pod = %self.pod, sandbox = id, attempt, "sandbox runs");

@@ -1,11 +1,15 @@
 //! Reports on their way to the API. They are kept and tried again while the API is away; of each pod only the newest
 //! status is kept, and of events the newest thousand.
+//!
+//! Statuses and events do not wait for each other: traffic waits for a pod that is ready, and only people read events. Nor does a
+//! pod's status wait for those of others, but for its turn.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use k8s_openapi::api::core::v1::PodStatus;
 use tokio::sync::Notify;
 
@@ -26,115 +30,161 @@ struct Report {
     deleted: bool,
 }
 
-#[derive(Debug, Default)]
-struct Queue {
-    reports: BTreeMap<PodRef, Report>,
-    events: VecDeque<PodEvent>,
-}
-
 /// Where reports are put. Clones share one queue.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Outbox(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    queue: Mutex<Queue>,
-    filled: Notify,
+    reports: Mutex<BTreeMap<PodRef, Report>>,
+    reported: Notify,
+    events: Mutex<VecDeque<PodEvent>>,
+    happened: Notify,
+}
+
+/// Entries are replaced whole: a panic elsewhere leaves a queue usable.
+fn lock<T>(queue: &Mutex<T>) -> MutexGuard<'_, T> {
+    queue.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Outbox {
-    fn queue(&self) -> MutexGuard<'_, Queue> {
-        // Entries are replaced whole: a panic elsewhere leaves the queue usable.
-        self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The pod's status from now on.
     pub(crate) fn status(&self, pod: &PodRef, status: PodStatus) {
-        self.queue().reports.entry(pod.clone()).or_default().status = Some(status);
-        self.0.filled.notify_one();
+        lock(&self.0.reports).entry(pod.clone()).or_default().status = Some(status);
+        self.0.reported.notify_one();
     }
 
     /// Nothing of the pod is left on this node.
     pub(crate) fn deleted(&self, pod: &PodRef) {
-        self.queue().reports.entry(pod.clone()).or_default().deleted = true;
-        self.0.filled.notify_one();
+        lock(&self.0.reports).entry(pod.clone()).or_default().deleted = true;
+        self.0.reported.notify_one();
     }
 
     /// Something happened.
     pub(crate) fn event(&self, event: PodEvent) {
-        let mut queue = self.queue();
-        if queue.events.len() >= EVENTS {
-            queue.events.pop_front();
+        let mut events = lock(&self.0.events);
+        if events.len() >= EVENTS {
+            events.pop_front();
         }
-        queue.events.push_back(event);
-        drop(queue);
-        self.0.filled.notify_one();
+        events.push_back(event);
+        drop(events);
+        self.0.happened.notify_one();
     }
 
     /// Sends what is put in, until it is cancelled.
     pub(crate) async fn deliver(self, reporter: Arc<dyn StatusReporter>) {
-        let mut retry = FIRST_RETRY;
+        tokio::join!(self.deliver_reports(&*reporter), self.deliver_events(&*reporter));
+    }
+
+    async fn deliver_reports(&self, reporter: &dyn StatusReporter) {
+        let mut under_way = FuturesUnordered::new();
+        let mut busy = BTreeSet::new();
+        let mut patience = Patience::default();
         loop {
-            let batch = std::mem::take(&mut *self.queue());
-            if batch.reports.is_empty() && batch.events.is_empty() {
-                self.0.filled.notified().await;
-                continue;
+            while !patience.is_out() && under_way.len() < PARALLEL {
+                let Some((pod, mut report)) = self.next_report(&busy) else { break };
+                busy.insert(pod.clone());
+                under_way.push(async move {
+                    let sent = send_one(&pod, &mut report, reporter).await;
+                    (pod, report, sent)
+                });
             }
-            let left = send(batch, reporter.as_ref()).await;
-            if left.reports.is_empty() && left.events.is_empty() {
-                retry = FIRST_RETRY;
-                continue;
+            tokio::select! {
+                Some((pod, report, sent)) = under_way.next() => {
+                    busy.remove(&pod);
+                    if !sent {
+                        self.put_back(pod, report);
+                    }
+                    patience.after(sent);
+                }
+                () = self.0.reported.notified(), if !patience.is_out() => {}
+                () = patience.recover(), if patience.is_out() => {}
             }
-            self.put_back(left);
-            tokio::time::sleep(retry).await;
-            retry = (retry * 2).min(LAST_RETRY);
         }
     }
 
+    /// A report of a pod of which none is under way.
+    fn next_report(&self, busy: &BTreeSet<PodRef>) -> Option<(PodRef, Report)> {
+        let mut reports = lock(&self.0.reports);
+        let next = reports.keys().find(|pod| !busy.contains(*pod))?.clone();
+        reports.remove_entry(&next)
+    }
+
     /// What did not arrive goes back, behind what is newer.
-    fn put_back(&self, left: Queue) {
-        let mut queue = self.queue();
-        for (pod, old) in left.reports {
-            let entry = queue.reports.entry(pod).or_default();
-            entry.status = entry.status.take().or(old.status);
-            entry.deleted |= old.deleted;
+    fn put_back(&self, pod: PodRef, old: Report) {
+        let mut reports = lock(&self.0.reports);
+        let entry = reports.entry(pod).or_default();
+        entry.status = entry.status.take().or(old.status);
+        entry.deleted |= old.deleted;
+    }
+
+    fn put_event_back(&self, event: PodEvent) {
+        let mut events = lock(&self.0.events);
+        if events.len() < EVENTS {
+            events.push_front(event);
         }
-        for event in left.events.into_iter().rev() {
-            if queue.events.len() < EVENTS {
-                queue.events.push_front(event);
+    }
+
+    /// In order: "Created" is read before "Started".
+    async fn deliver_events(&self, reporter: &dyn StatusReporter) {
+        let mut patience = Patience::default();
+        loop {
+            let next = lock(&self.0.events).pop_front();
+            let Some(event) = next else {
+                self.0.happened.notified().await;
+                continue;
+            };
+            match limited(reporter.event(&event)).await {
+                Err(ReportError::Unavailable(_)) => {
+                    self.put_event_back(event);
+                    patience.after(false);
+                    patience.recover().await;
+                    continue;
+                }
+                Err(error) => {
+                    tracing::warn!(pod = %event.pod, reason = event.reason, %error, "event not recorded");
+                }
+                Ok(()) => {}
             }
+            patience.after(true);
         }
     }
 }
 
-/// Sends a batch; what the API could not take now.
-async fn send(batch: Queue, reporter: &dyn StatusReporter) -> Queue {
-    let left = Mutex::new(Queue::default());
-    let left_queue = || left.lock().unwrap_or_else(PoisonError::into_inner);
-    let reports = futures_util::stream::iter(batch.reports);
-    reports
-        .for_each_concurrent(PARALLEL, async |(pod, mut report)| {
-            if !send_one(&pod, &mut report, reporter).await {
-                left_queue().reports.insert(pod, report);
-            }
-        })
-        .await;
-    // In order: "Created" is read before "Started".
-    let mut events = batch.events;
-    while let Some(event) = events.pop_front() {
-        match limited(reporter.event(&event)).await {
-            Err(ReportError::Unavailable(_)) => {
-                events.push_front(event);
-                left_queue().events = events;
-                break;
-            }
-            Err(error) => {
-                tracing::warn!(pod = %event.pod, reason = event.reason, %error, "event not recorded")
-            }
-            Ok(()) => {}
+/// When to try again after a failure: later after each.
+#[derive(Debug)]
+struct Patience {
+    next: Duration,
+    until: Option<tokio::time::Instant>,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { next: FIRST_RETRY, until: None }
+    }
+}
+
+impl Patience {
+    fn is_out(&self) -> bool {
+        self.until.is_some()
+    }
+
+    fn after(&mut self, sent: bool) {
+        if sent {
+            *self = Self { until: self.until, ..Self::default() };
+        } else if self.until.is_none() {
+            self.until = Some(tokio::time::Instant::now() + self.next);
+            self.next = (self.next * 2).min(LAST_RETRY);
         }
     }
-    left.into_inner().unwrap_or_else(PoisonError::into_inner)
+
+    /// Waits until it is time to try again.
+    async fn recover(&mut self) {
+        if let Some(until) = self.until {
+            tokio::time::sleep_until(until).await;
+            self.until = None;
+        }
+    }
 }
 
 /// Whether nothing is left to be sent of a pod's report.
@@ -240,8 +290,52 @@ mod tests {
         outbox.status(&pod(), phase("Running"));
         outbox.deleted(&pod());
         tokio::time::sleep(Duration::from_secs(60)).await;
-        let seen = reporter.seen.lock().unwrap().clone();
-        assert_eq!(seen, ["p Running", "p deleted", "Started"]);
+        let mut seen = reporter.seen.lock().unwrap().clone();
+        seen.retain(|what| what != "Started");
+        assert_eq!(seen, ["p Running", "p deleted"]);
+        assert_eq!(reporter.seen.lock().unwrap().len(), 3, "the event, too, once");
+        task.abort();
+    }
+
+    /// Takes no event ever.
+    #[derive(Default)]
+    struct Deaf(Flaky);
+
+    #[async_trait]
+    impl StatusReporter for Deaf {
+        async fn status(&self, pod: &PodRef, status: &PodStatus) -> Result<(), ReportError> {
+            self.0.status(pod, status).await
+        }
+        async fn event(&self, _: &PodEvent) -> Result<(), ReportError> {
+            std::future::pending().await
+        }
+        async fn deleted(&self, pod: &PodRef) -> Result<(), ReportError> {
+            self.0.deleted(pod).await
+        }
+        async fn mirror(&self, _: &k8s_openapi::api::core::v1::Pod) -> Result<(), ReportError> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_status_does_not_wait_for_events() {
+        let reporter = Arc::new(Deaf::default());
+        let outbox = Outbox::default();
+        let task = tokio::spawn(outbox.clone().deliver(reporter.clone()));
+        for reason in ["Created", "Started"] {
+            outbox.event(PodEvent {
+                pod: pod(),
+                field: String::new(),
+                warning: false,
+                reason,
+                message: String::new(),
+            });
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        outbox
+            .status(&pod(), PodStatus { phase: Some("Running".to_owned()), ..Default::default() });
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert_eq!(*reporter.0.seen.lock().unwrap(), ["p Running"]);
         task.abort();
     }
 }

@@ -20,6 +20,9 @@ mod insecure;
 
 use action::Action;
 
+/// How long after the first question a container that has not answered well yet is asked again; then after twice that, and so on.
+const FIRST_LOOK: Duration = Duration::from_millis(20);
+
 /// What a probe is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
@@ -223,11 +226,13 @@ impl One {
             Kind::Liveness => Some(true),
         };
         let mut counter = Counter::new(self.timing, verdict);
+        // To start a command is too much work for that.
+        let is_cheap = matches!(&self.action, Ok(action) if !matches!(action, Action::Exec(_)));
+        let mut early = (is_cheap && verdict != Some(true)).then_some(FIRST_LOOK);
         let mut ticks = tokio::time::interval(self.timing.period);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            ticks.tick().await;
-            let failure = self.ask().await.err();
+            let failure = self.next_answer(&mut ticks, &mut early).await;
             let verdict = counter.record(failure.is_none());
             // Startup ends with its first verdict, liveness with a bad one: a new run is probed anew.
             let last = match self.kind {
@@ -249,6 +254,32 @@ impl One {
             }
             if last {
                 return;
+            }
+        }
+    }
+
+    /// Why the answer of the next period is a failure. What has just been started seldom answers the first question well:
+    /// it is asked again in between, less and less often, and then only a good answer counts.
+    async fn next_answer(
+        &self,
+        ticks: &mut tokio::time::Interval,
+        early: &mut Option<Duration>,
+    ) -> Option<String> {
+        loop {
+            let Some(pause) = *early else {
+                ticks.tick().await;
+                return self.ask().await.err();
+            };
+            let counts = tokio::select! {
+                biased;
+                _ = ticks.tick() => true,
+                () = tokio::time::sleep(pause) => false,
+            };
+            let failure = self.ask().await.err();
+            // After two periods at most everything is as it was asked for.
+            *early = Some(2 * pause).filter(|next| failure.is_some() && *next < self.timing.period);
+            if counts || failure.is_none() {
+                return failure;
             }
         }
     }

@@ -35,6 +35,7 @@ impl Job {
             linux.cgroup_parent = self.context.oom.parent(&self.pod.uid, name, attempt);
         }
         let client = &self.context.client;
+        let turn = self.context.starts.acquire().await;
         let id = match client.create_container(sandbox, config, sandbox_config).await {
             Ok(id) => id,
             Err(error) => {
@@ -48,6 +49,8 @@ impl Job {
             self.event(true, name, "Failed", format!("Error: {}", error.message));
             return Err(OpError::new("RunContainerError", error.message));
         }
+        // A hook may take long, and is no work of the runtime's.
+        drop(turn);
         tracing::info!(pod = %self.pod, container = name, attempt, id, "container started");
         self.event(false, name, "Started", format!("Started container {name}"));
         self.post_start(&container, &id).await;

@@ -46,6 +46,32 @@ fn defaults_are_those_of_the_api() {
     assert_eq!(Timing::of(&odd).failure_threshold, 3);
 }
 
+/// Whoever has just been started is not left alone for its first period.
+#[tokio::test]
+async fn a_container_is_ready_soon_after_it_answers() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let container = serde_json::json!({
+        "name": "c",
+        "readinessProbe": {"tcpSocket": {"port": free.port()}, "periodSeconds": 3600},
+    });
+    let (sender, mut findings) = mpsc::channel(8);
+    let mut probers = Probers::new(Client::new(std::path::Path::new("/none")), sender);
+    probers.start(Subject {
+        run: "r".to_owned(),
+        container: serde_json::from_value(container).unwrap(),
+        address: Some("127.0.0.1".parse().unwrap()),
+        started_at: Timestamp::now(),
+        started: true,
+        ready: false,
+    });
+    let first = findings.recv().await.unwrap();
+    assert!(first.failure.is_some() && first.verdict.is_none(), "{first:?}");
+    let _listener = std::net::TcpListener::bind(free).unwrap();
+    let next = tokio::time::timeout(Duration::from_secs(60), findings.recv()).await;
+    let next = next.expect("long before the next period").unwrap();
+    assert_eq!((next.verdict, next.failure), (Some(true), None));
+}
+
 proptest! {
     /// A verdict changes only after as many equal answers in a row as its threshold, and always to the other value.
     #[test]
