@@ -11,12 +11,14 @@ use crate::ebpf::{Compiler, search_path};
 use crate::{programs, say};
 
 /// A Debian package, and a file or program by which its presence is known.
-const PACKAGES: [(&str, &str); 12] = [
+const PACKAGES: [(&str, &str); 14] = [
     ("containerd", "containerd"),
     ("runc", "runc"),
     ("containernetworking-plugins", "/usr/lib/cni/loopback"),
     ("iproute2", "ip"),
     ("nftables", "nft"),
+    ("iptables", "iptables"),
+    ("strace", "strace"),
     ("busybox-static", "busybox"),
     ("tcpdump", "tcpdump"),
     ("curl", "curl"),

@@ -26,12 +26,28 @@ const INSIDE: &str = "MESH_PODS_CGROUP";
 /// All control groups of this suite begin with it.
 const PREFIX: &str = "mesh-pods-";
 /// What a machine is made of.
-const PROGRAMS: [&str; 9] =
-    ["busybox", "containerd", "ctr", "install", "ip", "nsenter", "runc", "setpriv", "unshare"];
+const PROGRAMS: [&str; 11] = [
+    "busybox",
+    "containerd",
+    "ctr",
+    "install",
+    "ip",
+    "iptables",
+    "nsenter",
+    "runc",
+    "setpriv",
+    "strace",
+    "unshare",
+];
 
-/// Runs a test on a machine of its own. `name` is the test's path, as the test harness prints it. Where no machine can be
-/// made the test is skipped, saying why; in CI that is a failure.
+/// Runs a test on a machine of its own, with containerd and the runner's rig.
 pub(crate) fn run<F: Future<Output = ()>>(name: &str, test: impl FnOnce(Rig) -> F) {
+    run_empty(name, async |cgroup| test(Rig::start(cgroup).await).await);
+}
+
+/// Runs a test on a machine of its own where nothing runs yet; it is given its control group. `name` is the test's path, as the
+/// test harness prints it. Where no machine can be made the test is skipped, saying why; in CI that is a failure.
+pub(crate) fn run_empty(name: &str, test: impl AsyncFnOnce(String)) {
     if let Ok(cgroup) = std::env::var(INSIDE) {
         return inside(cgroup, test);
     }
@@ -112,12 +128,12 @@ fn outside(name: &str) {
     assert!(said.contains("1 passed"), "{name} is not the name of this test");
 }
 
-fn inside<F: Future<Output = ()>>(cgroup: String, test: impl FnOnce(Rig) -> F) {
+fn inside(cgroup: String, test: impl AsyncFnOnce(String)) {
     assert_eq!(std::process::id(), 1, "{INSIDE} is set by the test itself");
     mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
     command::run("ip", &["link", "set", "lo", "up"]).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async { test(Rig::start(cgroup).await).await });
+    runtime.block_on(test(cgroup));
 }
 
 /// Ends every process of the machine but this one, as a power failure does.

@@ -1,9 +1,10 @@
-//! The pod runner against a real containerd and runc.
+//! Pods with a real containerd and runc: the runner, and the network as other users of CNI have it.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test ends it")]
 #![forbid(unsafe_code)]
 
 mod accounts;
 mod api;
+mod containerd;
 mod debug;
 mod evictions;
 mod failures;
@@ -14,6 +15,7 @@ mod life;
 mod logs;
 mod machine;
 mod memory;
+mod network;
 mod restarts;
 mod rig;
 mod settings;

@@ -9,7 +9,7 @@
 //! The CNI plugin is a shell script, so that nothing but containerd, runc and iproute2 is needed.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use mesh_agent::drain::Drain;
@@ -17,7 +17,7 @@ use mesh_agent::pods::{Removal, Runner, RunnerOptions, Thresholds};
 use mesh_cri::Client;
 
 use crate::api::Api;
-use crate::image;
+use crate::containerd::Containerd;
 use crate::machine;
 
 /// Nothing here takes longer, unless it fails.
@@ -54,7 +54,7 @@ pub(crate) struct Rig {
     pub(crate) api: Api,
     pub(crate) client: Client,
     directory: PathBuf,
-    containerd: Option<Child>,
+    containerd: Option<Containerd>,
     cgroup: String,
 }
 
@@ -78,15 +78,7 @@ impl Rig {
         let conf = r#"{"cniVersion":"1.0.0","name":"test","plugins":[{"type":"wire"}]}"#;
         std::fs::write(rig.path("cni/conf/10-test.conflist"), conf).unwrap();
         rig.start_containerd().await;
-        image::write(&rig.path("images.tar"));
-        let imported = Command::new("ctr")
-            .arg("-a")
-            .arg(rig.path("containerd.sock"))
-            .args(["-n", "k8s.io", "images", "import", "--snapshotter", "native"])
-            .arg(rig.path("images.tar"))
-            .output()
-            .unwrap();
-        assert!(imported.status.success(), "{}", String::from_utf8_lossy(&imported.stderr));
+        rig.containerd.as_ref().unwrap().import_images();
         rig
     }
 
@@ -95,66 +87,14 @@ impl Rig {
     }
 
     pub(crate) async fn start_containerd(&mut self) {
-        let at = |name: &str| format!("{:?}", self.path(name).display().to_string());
-        let config = format!(
-            r#"version = 2
-root = {root}
-state = {state}
-disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.tracing"]
-[grpc]
-  address = {socket}
-[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "{pause}"
-  restrict_oom_score_adj = true
-  disable_apparmor = true
-  netns_mounts_under_state_dir = true
-  disable_tcp_service = true
-  stream_server_address = "127.0.0.1"
-[plugins."io.containerd.grpc.v1.cri".cni]
-  bin_dir = {bin}
-  conf_dir = {conf}
-[plugins."io.containerd.grpc.v1.cri".containerd]
-  snapshotter = "native"
-  default_runtime_name = "runc"
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
-  runtime_type = "io.containerd.runc.v2"
-"#,
-            root = at("root"),
-            state = at("state"),
-            socket = at("containerd.sock"),
-            bin = at("cni/bin"),
-            conf = at("cni/conf"),
-            pause = image::PAUSE,
-        );
-        std::fs::write(self.path("config.toml"), config).unwrap();
-        let log = std::fs::File::options()
-            .create(true)
-            .append(true)
-            .open(self.path("containerd.log"))
-            .unwrap();
-        let child = Command::new("containerd")
-            .arg("--config")
-            .arg(self.path("config.toml"))
-            .env("TMPDIR", self.path("tmp"))
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        self.containerd = Some(child);
-        let begun = Instant::now();
-        while self.client.version().await.is_err() {
-            assert!(begun.elapsed() < LIMIT, "containerd does not answer");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        self.containerd = None;
+        let cni = (self.path("cni/bin"), self.path("cni/conf"));
+        self.containerd = Some(Containerd::start(&self.directory, &cni.0, &cni.1).await);
     }
 
     /// Ends containerd as a crash would; the containers stay.
     pub(crate) fn kill_containerd(&mut self) {
-        if let Some(mut child) = self.containerd.take() {
-            child.kill().unwrap();
-            child.wait().unwrap();
-        }
+        self.containerd = None;
     }
 
     /// What a power failure does: every process is gone, and with them the network namespaces.
@@ -303,14 +243,4 @@ fn write_program(path: &Path, text: &str) {
         .status()
         .unwrap();
     assert!(copied.success());
-}
-
-impl Drop for Rig {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let log = std::fs::read_to_string(self.path("containerd.log")).unwrap_or_default();
-            let lines: Vec<&str> = log.lines().filter(|l| l.contains("level=error")).collect();
-            eprintln!("containerd:\n{}", lines[lines.len().saturating_sub(15)..].join("\n"));
-        }
-    }
 }
