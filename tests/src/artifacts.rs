@@ -53,8 +53,13 @@ pub struct Artifacts {
 impl Artifacts {
     /// The paths, for a build with `--release` or without.
     pub fn locate(release: bool) -> Self {
-        let built = target().join(if release { "release" } else { "debug" });
-        let tiny = target().join(host_triple()).join("tiny");
+        Self::below(&target(), release)
+    }
+
+    /// The same in another target folder.
+    pub fn below(target: &Path, release: bool) -> Self {
+        let built = target.join(if release { "release" } else { "debug" });
+        let tiny = target.join(host_triple()).join("tiny");
         let busybox = ["/bin/busybox", "/usr/bin/busybox"].map(PathBuf::from);
         let found = busybox.iter().find(|p| p.is_file()).unwrap_or(&busybox[0]);
         Self {

@@ -74,8 +74,8 @@ pub fn import(node: &NodeLayout, archive: &Path, images: &[Named]) -> Result<()>
     output(&mut command).with_context(|| format!("import images into {}", node.name)).map(drop)
 }
 
-/// overlayfs cannot lie on overlayfs, which is what a container's own root usually is.
-fn snapshotter(node: &NodeLayout) -> &'static str {
+/// Name of the snapshotter: overlayfs cannot lie on overlayfs, which is what a container's own root usually is.
+pub fn snapshotter(node: &NodeLayout) -> &'static str {
     let path = node.state.display().to_string();
     let kind = command::run("stat", &["--file-system", "--format=%T", &path]);
     if kind.is_ok_and(|k| k.trim() == "overlayfs") { "native" } else { "overlayfs" }

@@ -29,9 +29,9 @@ pub(crate) struct Alone {
 }
 
 impl Alone {
-    /// Makes it and waits until it can take pods.
-    pub(crate) fn start(artifacts: Artifacts) -> Result<Self> {
-        let name = format!("mesh-alone-{}", std::process::id());
+    /// Makes it and waits until it can take pods. `which` tells the nodes of one process apart.
+    pub(crate) fn start(artifacts: Artifacts, which: &str) -> Result<Self> {
+        let name = format!("mesh-alone-{}-{which}", std::process::id());
         let root = UNIFIED.iter().map(Path::new).find(|p| p.join("cgroup.controllers").exists());
         let root = root.context("no cgroup v2 hierarchy is mounted")?;
         let mut node = Self {

@@ -4,6 +4,7 @@
 mod cni;
 mod lb;
 mod overlay;
+mod start;
 
 use std::process::Command;
 use std::thread;
@@ -35,6 +36,8 @@ pub(crate) enum Part {
     Lb,
     /// ADD and DEL of the plugin, as containerd sees them, beside the reference plugins; needs no cluster
     Cni,
+    /// Pods from their manifest to being ready, on the first node, beside `ctr run` of the same image
+    Start,
     /// Resident memory of each program
     Memory,
     /// From a changed object to the maps of one node, with thousands of services; needs no cluster
@@ -53,7 +56,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         overlay::run(overlay::Link::Cutting, rounds, secs, out)?;
     }
     if wants(Part::Cni) {
-        cni::measure(rounds)?;
+        cni::measure(rounds, args.against.as_deref())?;
     }
     if wants(Part::Lb) {
         lb::run(args.rounds, &args.lb)?;
@@ -61,13 +64,16 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     if parts.contains(&Part::Scale) {
         scale(secs)?;
     }
-    let alone = |part: &Part| !matches!(part, Part::Pods | Part::Memory);
+    let alone = |part: &Part| !matches!(part, Part::Pods | Part::Start | Part::Memory);
     if !parts.is_empty() && parts.iter().all(alone) {
         return Ok(());
     }
     let cluster = local::running()?;
     if wants(Part::Pods) {
         pods(&cluster, rounds, secs)?;
+    }
+    if wants(Part::Start) {
+        start::measure(&cluster, rounds)?;
     }
     if wants(Part::Memory) {
         memory(&cluster);

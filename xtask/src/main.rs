@@ -62,9 +62,9 @@ enum Command {
         after_help = "With CI set, a test that cannot run on this machine is a failure.\n\nExamples:\n  cargo xtask test\n  cargo xtask test --unit\n  cargo xtask test --e2e kill"
     )]
     Test(TestArgs),
-    /// Measure tunnels, services, the CNI plugin, memory
+    /// Measure tunnels, services, the CNI plugin, pods' start, memory
     #[command(
-        after_help = "`pods` and `memory` need a cluster: cargo xtask up --release\nThings to compare are measured in turns; the median of the rounds is printed.\n\nExamples:\n  cargo xtask bench\n  cargo xtask bench overlay --rounds 5 -o overlay.json\n  cargo xtask bench lb --rounds 21 --slow --sync-others 5000x50"
+        after_help = "`pods`, `start` and `memory` need a cluster: cargo xtask up --release\nThings to compare are measured in turns; the median of the rounds is printed.\n\nExamples:\n  cargo xtask bench\n  cargo xtask bench overlay --rounds 5 -o overlay.json\n  cargo xtask bench lb --rounds 21 --slow --sync-others 5000x50"
     )]
     Bench(BenchArgs),
     /// Feed the packet path with rubbish, for a time; needs no root
@@ -176,6 +176,9 @@ struct BenchArgs {
     /// Length of one measurement
     #[arg(long, value_name = "N", default_value_t = 3)]
     secs: u64,
+    /// Target folder of another release build, which `cni` measures in turns with this one
+    #[arg(long, value_name = "DIR")]
+    against: Option<std::path::PathBuf>,
     /// File for every single figure of `overlay`, one JSON object per line
     #[arg(short = 'o', long = "out", value_name = "FILE")]
     out: Option<std::path::PathBuf>,

@@ -32,7 +32,7 @@ struct Left {
 /// Runs so many cycles, prints what it saw, and fails when anything is left.
 pub(crate) fn run(cycles: usize, kill_every: usize) -> Result<()> {
     let (artifacts, _) = alone::newest();
-    let mut node = Alone::start(artifacts)?;
+    let mut node = Alone::start(artifacts, "a")?;
     let before = left(&node)?;
     let (mut kills, mut failed, mut memory) = (0, 0, vec![]);
     let started = Instant::now();

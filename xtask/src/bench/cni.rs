@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use mesh_tests::Artifacts;
 use mesh_tests::command::run;
 
 use crate::alone::{self, Alone};
@@ -20,8 +21,9 @@ const AT_ONCE: usize = 100;
 const STARTERS: usize = 16;
 
 /// Somebody who makes interfaces.
-struct Contestant {
+struct Contestant<'a> {
     name: &'static str,
+    node: &'a Alone,
     plugin: PathBuf,
     config: String,
     figures: Figures,
@@ -35,20 +37,25 @@ struct Figures {
     wall: Vec<Duration>,
 }
 
-/// Measures all of them and prints a table.
-pub(super) fn measure(rounds: usize) -> Result<()> {
+/// Measures all of them and prints a table; also the agent and plugin of another target folder, to see what a change is worth.
+pub(super) fn measure(rounds: usize, against: Option<&Path>) -> Result<()> {
     tools::apt_install(&["containernetworking-plugins"])?;
     let (artifacts, optimised) = alone::newest();
     if !optimised {
         say::step("the newest build of the agent is a debug build, and its figures are too high");
     }
-    let node = Alone::start(artifacts)?;
+    let node = Alone::start(artifacts, "a")?;
+    let other = against.map(|target| Alone::start(Artifacts::below(target, true), "b"));
+    let other = other.transpose()?;
     let mut contestants = contestants(&node)?;
+    if let Some(other) = &other {
+        contestants.insert(1, ours("mesh, the other build", other)?);
+    }
     for round in 1..=rounds {
         for contestant in &mut contestants {
             say::step(&format!("{}, round {round}", contestant.name));
-            serial(&node, contestant)?;
-            together(&node, contestant)?;
+            serial(contestant)?;
+            together(contestant)?;
         }
     }
     let start = process_start(&node)?;
@@ -71,7 +78,12 @@ pub(super) fn measure(rounds: usize) -> Result<()> {
     Ok(())
 }
 
-fn contestants(node: &Alone) -> Result<Vec<Contestant>> {
+fn ours<'a>(name: &'static str, node: &'a Alone) -> Result<Contestant<'a>> {
+    let (plugin, config) = (node.plugin().to_owned(), node.config()?);
+    Ok(Contestant { name, node, plugin, config, figures: Figures::default() })
+}
+
+fn contestants(node: &Alone) -> Result<Vec<Contestant<'_>>> {
     let ipam = |name: &str| {
         let data = node.state().join(format!("reference-{name}"));
         format!(
@@ -81,6 +93,7 @@ fn contestants(node: &Alone) -> Result<Vec<Contestant>> {
     };
     let reference = |kind: &'static str, keys: &str| Contestant {
         name: kind,
+        node,
         plugin: Path::new(REFERENCE).join(kind),
         config: format!(
             r#"{{"cniVersion":"1.0.0","name":"ref-{kind}","type":"{kind}",{keys}{}}}"#,
@@ -89,12 +102,7 @@ fn contestants(node: &Alone) -> Result<Vec<Contestant>> {
         figures: Figures::default(),
     };
     Ok(vec![
-        Contestant {
-            name: "mesh",
-            plugin: node.plugin().to_owned(),
-            config: node.config()?,
-            figures: Figures::default(),
-        },
+        ours("mesh", node)?,
         reference("ptp", r#""ipMasq":false,"#),
         reference("bridge", r#""bridge":"cni0","isGateway":true,"ipMasq":false,"#),
     ])
@@ -125,7 +133,7 @@ impl Drop for Namespaces {
     }
 }
 
-fn timed(contestant: &Contestant, verb: &str, name: &str) -> Result<Duration> {
+fn timed(contestant: &Contestant<'_>, verb: &str, name: &str) -> Result<Duration> {
     let netns = format!("/run/netns/{name}");
     let start = Instant::now();
     alone::call(&contestant.plugin, &contestant.config, verb, name, &netns)
@@ -133,7 +141,8 @@ fn timed(contestant: &Contestant, verb: &str, name: &str) -> Result<Duration> {
     Ok(start.elapsed())
 }
 
-fn serial(node: &Alone, contestant: &mut Contestant) -> Result<()> {
+fn serial(contestant: &mut Contestant<'_>) -> Result<()> {
+    let node = contestant.node;
     let namespaces = Namespaces::new(node, SERIAL)?;
     for name in &namespaces.0 {
         let (add, del) =
@@ -144,7 +153,8 @@ fn serial(node: &Alone, contestant: &mut Contestant) -> Result<()> {
     Ok(())
 }
 
-fn together(node: &Alone, contestant: &mut Contestant) -> Result<()> {
+fn together(contestant: &mut Contestant<'_>) -> Result<()> {
+    let node = contestant.node;
     let namespaces = Namespaces::new(node, AT_ONCE)?;
     let all = |verb: &str| {
         let (left, times) = (Mutex::new(namespaces.0.iter()), Mutex::new(vec![]));
@@ -186,7 +196,7 @@ fn process_start(node: &Alone) -> Result<f64> {
 }
 
 /// A percentile, in milliseconds.
-fn at(times: &mut [Duration], percent: usize) -> f64 {
+pub(super) fn at(times: &mut [Duration], percent: usize) -> f64 {
     times.sort();
     let index = (times.len() * percent / 100).min(times.len().saturating_sub(1));
     times.get(index).map_or(f64::NAN, |time| time.as_secs_f64() * 1000.0)
