@@ -183,6 +183,19 @@ fn external_addresses_are_served_where_the_cluster_allows_them() {
 }
 
 #[test]
+fn sctp_is_served_outside() {
+    let mut objects = web();
+    let port = json!({"name": "signal", "port": 2905, "protocol": "SCTP", "nodePort": 30_905});
+    let endpoints = json!([{"addresses": ["10.244.1.9"], "conditions": {"ready": true}}]);
+    objects.services = vec![service("web", json!({"type": "NodePort", "ports": [port]}))];
+    let port = json!({"name": "signal", "port": 2905, "protocol": "SCTP"});
+    objects.endpoint_slices = vec![slice("web", "sctp", port, endpoints)];
+    let outside = compiled(&objects).edge.services;
+    let found = outside.iter().find(|s| s.protocol == Protocol::Sctp && s.port == 30_905).unwrap();
+    assert_eq!(found.backends.len(), 1);
+}
+
+#[test]
 fn weights_and_zones_come_from_where_they_are_written() {
     let mut objects = web();
     let weights = r#"{"10.244.1.5":20,"10.244.2.5":0,"10.244.9.9":7}"#;
