@@ -315,6 +315,9 @@ mod tests {
         async fn mirror(&self, _: &k8s_openapi::api::core::v1::Pod) -> Result<(), ReportError> {
             Ok(())
         }
+        async fn token(&self, wanted: &TokenWanted) -> Result<Token, ReportError> {
+            self.0.token(wanted).await
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -190,8 +190,13 @@ fn sctp_is_served_outside() {
     objects.services = vec![service("web", json!({"type": "NodePort", "ports": [port]}))];
     let port = json!({"name": "signal", "port": 2905, "protocol": "SCTP"});
     objects.endpoint_slices = vec![slice("web", "sctp", port, endpoints)];
-    let outside = compiled(&objects).edge.services;
-    let found = outside.iter().find(|s| s.protocol == Protocol::Sctp && s.port == 30_905).unwrap();
+    let snapshot = compiled(&objects);
+    let found = snapshot
+        .edge
+        .services
+        .iter()
+        .find(|s| s.protocol == Protocol::Sctp && s.port == 30_905)
+        .unwrap();
     assert_eq!(found.backends.len(), 1);
 }
 
