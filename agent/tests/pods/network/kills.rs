@@ -5,7 +5,7 @@ use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::node::{Container, Node, until, until_left};
 use super::runtime::Network;
@@ -82,7 +82,11 @@ fn one(node: &mut Node, network: &Network, verb: Verb, call: &str, nth: usize) -
         node.kill_agent();
         node.start_agent();
     }
+    let held = Node::leased().contains("doomed");
     let promised = |result: &Value| network.clone().version("1.1.0").check(&pod, result);
+    // An address is reserved for an interface that is complete, or for nobody: also before its runtime comes back to it.
+    let complete = promised(&json!({"cniVersion": "1.1.0", "ips": []}));
+    assert_eq!(held, complete.is_ok(), "{complete:?}");
     match (verb, &answer) {
         (Verb::Add, Ok(result)) => promised(result).unwrap(),
         (Verb::Del, Ok(_)) => drop(promised(&made).unwrap_err()),
