@@ -58,9 +58,7 @@ impl Kubectl {
         wait_until(&format!("{count} ready pods with {selector}"), limit, || {
             let mut pods = self.pods(selector)?;
             // One that was evicted stays in the list, beside the one in its place.
-            pods.retain(|pod| {
-                !["Failed", "Succeeded"].map(Value::from).contains(&pod["status"]["phase"])
-            });
+            pods.retain(|pod| !has_ended(pod) || pod["metadata"]["deletionTimestamp"].is_string());
             let ready = pods.iter().filter(|p| is_ready(p)).count();
             if pods.len() == count && ready == count {
                 return Ok(pods);
@@ -76,6 +74,10 @@ pub fn is_ready(pod: &Value) -> bool {
     let conditions = pod["status"]["conditions"].as_array();
     conditions.is_some_and(|c| c.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"))
         && pod["metadata"]["deletionTimestamp"].is_null()
+}
+
+fn has_ended(pod: &Value) -> bool {
+    ["Failed", "Succeeded"].map(Value::from).contains(&pod["status"]["phase"])
 }
 
 /// One line about a pod, for messages.

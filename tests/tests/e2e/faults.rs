@@ -316,7 +316,8 @@ fn containerd_killed(world: &World) -> Result<()> {
     let report = ingress.stop()?;
     println!("  ingress  {}", report.line());
     report.none_failed()?;
-    ensure!(before == ids()?, "pods were replaced");
+    let after = ids()?;
+    ensure!(before == after, "containers of the pods: {before:?} before, {after:?} after");
     replace_pods(world)
 }
 

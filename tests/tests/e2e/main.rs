@@ -10,6 +10,7 @@
 //! | `MESH_E2E_KEEP=1` | leave the cluster for a look at it |
 #![forbid(unsafe_code)]
 
+mod accounts;
 mod edge;
 mod faults;
 mod flows;
@@ -53,6 +54,7 @@ fn tests() -> Vec<Test<World>> {
         kubectl::TESTS,
         nodes::TESTS,
         streams::TESTS,
+        accounts::TESTS,
         refusals::TESTS,
         rollout::TESTS,
         faults::TESTS,
