@@ -1,7 +1,7 @@
 //! Which connection a packet belongs to, and what is remembered about it.
 
 use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_skb_load_bytes};
 use aya_ebpf::programs::TcContext;
 use mesh_abi::{Address, Connection, ConnectionKey, ConnectionState, LocalPod, PieceKey, TraceKey};
 
@@ -46,6 +46,9 @@ pub struct Packet {
     pub fragment: u32,
     /// Zero.
     pub pad: u32,
+    /// Its IP header as it was found, in the one form or the other: too large for what is left of the stack here.
+    header_v4: Ipv4,
+    header_v6: Ipv6,
 }
 
 /// Room for one packet; of the CPU's own.
@@ -154,32 +157,34 @@ fn read(skb: *mut __sk_buff, packet: &mut Packet, network: u32, ethertype: u32) 
     u32::from(transport(&ctx, packet).is_some())
 }
 
+/// What both forms of header have in common, field by field: a whole key would have to be on the stack for a moment.
 #[inline(always)]
-fn set(packet: &mut Packet, source: Address, destination: Address, protocol: u8, transport: u32) {
-    let (source_port_be, destination_port_be) = (0, 0);
-    packet.key = ConnectionKey {
-        source,
-        destination,
-        source_port_be,
-        destination_port_be,
-        protocol,
-        pad: [0; 3],
-    };
-    packet.flags = 0;
-    packet.transport = transport;
-    packet.fragment = 0;
+fn begin(packet: &mut Packet, protocol: u8, transport: u32) {
+    (packet.key.source_port_be, packet.key.destination_port_be) = (0, 0);
+    (packet.key.protocol, packet.key.pad) = (protocol, [0; 3]);
+    (packet.flags, packet.transport, packet.fragment) = (0, transport, 0);
+}
+
+/// Reads a header to where it stays.
+#[inline(always)]
+fn load<T>(ctx: &TcContext, at: u32, header: &mut T) -> Option<()> {
+    let (skb, room) = (ctx.skb.skb.cast_const().cast(), (&raw mut *header).cast());
+    // SAFETY: as many bytes as the header has, all of which may be anything.
+    let failed = unsafe { bpf_skb_load_bytes(skb, at, room, size_of::<T>() as u32) };
+    (failed == 0).then_some(())
 }
 
 #[inline(always)]
 fn ipv4(ctx: &TcContext, packet: &mut Packet, network: u32) -> Option<()> {
-    let header = ctx.load::<Ipv4>(network as usize).ok()?;
-    let transport = network + header.header_bytes()? as u32;
-    let (source, destination) = (Address::v4(header.source), Address::v4(header.destination));
-    set(packet, source, destination, header.protocol, transport);
-    packet.fragment = u32::from(header.id_be);
-    if !header.has_transport_header() {
+    load(ctx, network, &mut packet.header_v4)?;
+    let transport = network + packet.header_v4.header_bytes()? as u32;
+    begin(packet, packet.header_v4.protocol, transport);
+    packet.key.source = Address::v4(packet.header_v4.source);
+    packet.key.destination = Address::v4(packet.header_v4.destination);
+    packet.fragment = u32::from(packet.header_v4.id_be);
+    if !packet.header_v4.has_transport_header() {
         packet.flags = LATER_FRAGMENT;
-    } else if header.fragment_be & 0x2000_u16.to_be() != 0 {
+    } else if packet.header_v4.fragment_be & 0x2000_u16.to_be() != 0 {
         packet.flags = FIRST_FRAGMENT;
     }
     Some(())
@@ -189,9 +194,11 @@ fn ipv4(ctx: &TcContext, packet: &mut Packet, network: u32) -> Option<()> {
 /// seen, and only rules for all ports match.
 #[inline(always)]
 fn ipv6(ctx: &TcContext, packet: &mut Packet, network: u32) -> Option<()> {
-    let header = ctx.load::<Ipv6>(network as usize).ok()?;
-    set(packet, header.source, header.destination, header.next, network + 40);
-    if header.next == IPPROTO_FRAGMENT {
+    load(ctx, network, &mut packet.header_v6)?;
+    begin(packet, packet.header_v6.next, network + 40);
+    packet.key.source = packet.header_v6.source;
+    packet.key.destination = packet.header_v6.destination;
+    if packet.key.protocol == IPPROTO_FRAGMENT {
         let words = ctx.load::<[u32; 2]>(network as usize + 40).ok()?;
         let first = u32::from_be(words[0]);
         packet.key.protocol = (first >> 24) as u8;
