@@ -18,6 +18,8 @@ const WIDER_WITHIN: Duration = Duration::from_secs(180);
 
 /// One machine drops what is large from another one without a word: packets are made small enough, and none is cut up.
 pub(super) fn narrow_path(lab: &Lab) -> Result<()> {
+    // The check before may have restarted an agent.
+    lab.all_is_well()?;
     let pods = lab.pods()?;
     let (a, b) = (&pods[0], &pods[1]);
     let wide = mtu(lab, &a.machine, &b.machine)?;
