@@ -29,7 +29,7 @@ pub(super) fn narrow_path(lab: &Lab) -> Result<()> {
          table ip narrow {{
            chain in {{
              type filter hook prerouting priority -450;
-             ip saddr {0} ip length > {PATH} counter drop
+             ip saddr {0} ip protocol {{ udp, icmp }} ip length > {PATH} counter drop
              ip saddr {0} ip frag-off & 0x3fff != 0 counter
            }}
          }}
