@@ -56,6 +56,7 @@ mod status;
 mod streams;
 mod supervise;
 mod tokens;
+mod turns;
 mod usage;
 mod volumes;
 mod worker;
@@ -76,6 +77,7 @@ use outbox::Outbox;
 use registry::Registry;
 use statics::{Directory, Mirrored};
 use tokens::Tokens;
+use turns::Turns;
 
 /// Images that are fetched at the same time.
 const PARALLEL_PULLS: usize = 3;
@@ -163,7 +165,7 @@ impl Runner {
             evictions: watch::Sender::default(),
             drain,
             pulls: Semaphore::new(PARALLEL_PULLS),
-            starts: Semaphore::new(PARALLEL_STARTS),
+            starts: Turns::new(PARALLEL_STARTS),
             cpu_millis: cpu_millis(),
             memory_bytes: memory_bytes(),
             options,

@@ -25,6 +25,7 @@ use super::report::PodEvent;
 use super::resolv::ResolvConf;
 use super::sandbox::sandbox_config;
 use super::tokens::Tokens;
+use super::turns::Turns;
 use super::volumes;
 use crate::drain::Drain;
 
@@ -47,8 +48,8 @@ pub(crate) struct Context {
     pub(crate) drain: Drain,
     /// Images that are fetched at the same time.
     pub(crate) pulls: Semaphore,
-    /// Sandboxes and containers that the runtime starts at the same time, in the order in which they were asked for.
-    pub(crate) starts: Semaphore,
+    /// Sandboxes and containers that the runtime starts at the same time.
+    pub(crate) starts: Turns,
     pub(crate) cpu_millis: i64,
     pub(crate) memory_bytes: i64,
 }
@@ -178,7 +179,7 @@ impl Job {
             OpError::new("FailedCreatePodSandBox", format!("make the log directory: {e}"))
         })?;
         let config = self.config(attempt).await?;
-        let _turn = self.context.starts.acquire().await;
+        let _turn = self.context.starts.sandbox().await;
         match self.context.client.run_sandbox(config).await {
             Ok(id) => {
                 tracing::info!(pod = %self.pod, sandbox = id, attempt, "sandbox runs");

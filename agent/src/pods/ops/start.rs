@@ -35,7 +35,7 @@ impl Job {
             linux.cgroup_parent = self.context.oom.parent(&self.pod.uid, name, attempt);
         }
         let client = &self.context.client;
-        let turn = self.context.starts.acquire().await;
+        let turn = self.context.starts.container().await;
         let id = match client.create_container(sandbox, config, sandbox_config).await {
             Ok(id) => id,
             Err(error) => {
