@@ -99,6 +99,10 @@ pub enum RunError {
 pub fn run(options: &WorkerOptions) -> Result<(), RunError> {
     let inherited = Descriptors::inherited()?;
     let predecessor = Predecessor::of_this_process();
+    // Packets wait for nothing that the agent has to do, be it the whole of a node's state after a change of engine.
+    if let Err(error) = privileges::come_first() {
+        tracing::warn!(%error, "packets wait for other programs where processors are short");
+    }
     privileges::drop_all_but(&[Capability::NetAdmin]).map_err(RunError::Privileges)?;
     let keys = NodeKeys::load_or_create(&options.private_key)?;
     let runtime = tokio::runtime::Builder::new_current_thread()

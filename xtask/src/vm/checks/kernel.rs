@@ -1,6 +1,6 @@
 //! What the machines' kernel has, and this host's may not: WireGuard; clsact where tcx is missing; cgroup v2 alone.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -51,25 +51,41 @@ pub(super) fn wireguard(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// The keys that pairs share are replaced, and each pair comes to use the newest: at its next handshake, within two minutes.
+/// The keys that pairs share are replaced, and each pair shakes hands with a newer one: within two minutes (WG section 6.1,
+/// Rekey-After-Time).
 pub(super) fn preshared_keys(lab: &Lab) -> Result<()> {
-    let key = |machine: &Machine| machine.run("sudo wg show mesh-wg preshared-keys");
-    let machine = lab.machines.control();
-    let before = key(machine)?;
-    soon("new keys are in the device", Duration::from_secs(120), || {
-        ensure!(key(machine)? != before, "they are the same");
+    let machines = lab.machines.all();
+    let keys = |machine: &Machine| by_peer(machine, "preshared-keys");
+    let before = machines.iter().map(keys).collect::<Result<Vec<_>>>()?;
+    soon("new keys are in all devices", Duration::from_secs(150), || {
+        for (machine, before) in machines.iter().zip(&before) {
+            for (peer, key) in keys(machine)? {
+                ensure!(before.get(&peer) != Some(&key), "{}: {peer} has the same", machine.name);
+            }
+        }
         Ok(())
     })?;
-    // Each pair agrees for as long as the epoch lasts in which it shook hands; they take turns.
-    let mut agreed = BTreeSet::new();
-    wait_until("each pair has used its newest key", PATIENCE, || {
-        let peers = lab.peers()?;
-        let now = peers.iter().filter(|(.., peer)| peer["presharedKey"] == "agreed");
-        agreed.extend(now.map(|(from, to, _)| (from.clone(), to.clone())));
-        ensure!(agreed.len() == peers.len(), "only {agreed:?}");
+    let clock = |machine: &Machine| Ok(machine.run("date +%s")?.trim().parse::<u64>()?);
+    let since = machines.iter().map(clock).collect::<Result<Vec<_>>>()?;
+    // No pair has an old key on either side, so a handshake that succeeds is one with a newer key.
+    wait_until("each pair has shaken hands since", PATIENCE, || {
+        for (machine, since) in machines.iter().zip(&since) {
+            let handshakes = by_peer(machine, "latest-handshakes")?;
+            ensure!(handshakes.len() + 1 == machines.len(), "{}: {handshakes:?}", machine.name);
+            for (peer, at) in handshakes {
+                ensure!(at.parse::<u64>()? > *since, "{}: {peer} has not", machine.name);
+            }
+        }
         Ok(())
     })?;
     lab.all_is_well()
+}
+
+/// What wg(8) shows of each peer.
+fn by_peer(machine: &Machine, what: &str) -> Result<BTreeMap<String, String>> {
+    let said = machine.run(&format!("sudo wg show mesh-wg {what}"))?;
+    let pairs = said.lines().filter_map(|line| line.split_once('\t'));
+    Ok(pairs.map(|(peer, value)| (peer.to_owned(), value.to_owned())).collect())
 }
 
 /// The programs run on clsact, at the overlay device and at the pods' interfaces, on a kernel that has nothing newer.
