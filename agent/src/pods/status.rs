@@ -70,6 +70,25 @@ impl View<'_> {
 }
 
 impl View<'_> {
+    /// The status of a pod that was told to have ended: as it was told, with the ends of containers that were still running
+    /// then. `now` is what [`status`](Self::status) says.
+    pub(crate) fn after_end(&self, now: PodStatus) -> PodStatus {
+        let told = self.previous.clone();
+        let ends = containers::with_ends;
+        PodStatus {
+            container_statuses: ends(told.container_statuses, now.container_statuses),
+            ephemeral_container_statuses: ends(
+                told.ephemeral_container_statuses,
+                now.ephemeral_container_statuses,
+            ),
+            init_container_statuses: ends(
+                told.init_container_statuses,
+                now.init_container_statuses,
+            ),
+            ..told
+        }
+    }
+
     /// The phase of a deleted pod whose containers have all ended. It is never Running, whatever its restart policy.
     fn taken_down(&self, main: &[ContainerStatus]) -> Option<&'static str> {
         if !is_deleting(self.pod) || self.observed.instances.iter().any(Instance::is_running) {

@@ -313,11 +313,13 @@ impl Worker {
         };
         let status = view.status();
         self.register(&status);
-        // An ended pod keeps the status that it ended with, a deleted one that of its last containers.
-        let ended = matches!(phase, Some("Succeeded" | "Failed"));
-        if self.frozen || ended || deleting && self.observed.instances.is_empty() {
+        // A deleted pod keeps the status of its last containers.
+        if self.frozen || deleting && self.observed.instances.is_empty() {
             return;
         }
+        // An evicted pod ends before its containers do, and so does one with sidecars.
+        let ended = matches!(phase, Some("Succeeded" | "Failed"));
+        let status = if ended { view.after_end(status) } else { status };
         let settled = super::restart::after(self.reported_at, SETTLED) <= now;
         let lost = settled && phase != status.phase.as_deref();
         if status != self.reported || lost || std::mem::take(&mut self.untold) {

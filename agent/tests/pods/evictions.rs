@@ -25,6 +25,14 @@ fn a_volume_above_its_limit_ends_its_pod_and_is_deleted() {
             api.read(|s| s.events.iter().any(|e| e.reason == "Evicted" && e.message == why))
         })
         .await;
+        // It takes its grace to end, and then its container is not shown as if it ran on.
+        rig.until(&runner, "its container has ended", |api| {
+            api.ended("greedy").is_some_and(|(reason, code, _)| reason == "Error" && code == 137)
+        })
+        .await;
+        let status = rig.api.status("greedy");
+        assert_eq!(status.message.as_deref(), Some(why.as_str()), "the rest of it stays");
+        assert!(status.pod_ip.is_some(), "{status:?}");
         let uid = rig.api.read(|state| state.pods["greedy"].metadata.uid.clone().unwrap());
         let volumes = rig.path("agent/pods").join(uid).join("volumes");
         rig.until(&runner, "its volume is gone", |_| !volumes.exists()).await;

@@ -13,6 +13,9 @@ use crate::pods::observed::{Exit, Instance, State};
 use crate::pods::plan::{FRESH_FAILURE, is_deleting};
 use crate::pods::restart::{Fate, Policy, after, fate, is_sidecar};
 
+/// The exit code of a process that was ended by SIGKILL.
+const KILLED: i32 = 137;
+
 /// Statuses of the init containers, in the order of the manifest.
 pub(super) fn init_statuses(view: &View<'_>, spec: &PodSpec, ended: bool) -> Vec<ContainerStatus> {
     let one = |container: &Container| {
@@ -46,6 +49,45 @@ pub(super) fn ephemeral_statuses(view: &View<'_>, spec: &PodSpec) -> Vec<Contain
         ContainerStatus { ready: false, ..status }
     };
     spec.ephemeral_containers.iter().flatten().map(one).collect()
+}
+
+/// What was told of containers, with the ends that are known now. One that was running and of which nothing is left has ended, too.
+pub(super) fn with_ends(
+    told: Option<Vec<ContainerStatus>>,
+    now: Option<Vec<ContainerStatus>>,
+) -> Option<Vec<ContainerStatus>> {
+    let now = now.unwrap_or_default();
+    let update = |told: ContainerStatus| {
+        let state = |status: &ContainerStatus| status.state.clone().unwrap_or_default();
+        let was = state(&told);
+        if was.terminated.is_some() {
+            return told;
+        }
+        match now.iter().find(|status| status.name == told.name) {
+            Some(status) if state(status).terminated.is_some() => status.clone(),
+            Some(status) if state(status).running.is_some() => told,
+            _ if was.running.is_some() => lost(told),
+            _ => told,
+        }
+    };
+    told.map(|all| all.into_iter().map(update).collect())
+}
+
+/// A container that was running, and that the runtime does not have any more.
+fn lost(told: ContainerStatus) -> ContainerStatus {
+    let terminated = ContainerStateTerminated {
+        container_id: told.container_id.clone(),
+        exit_code: KILLED,
+        reason: Some("ContainerStatusUnknown".to_owned()),
+        message: Some("nothing was left of the container when its pod had ended".to_owned()),
+        ..Default::default()
+    };
+    ContainerStatus {
+        ready: false,
+        started: Some(false),
+        state: Some(ContainerState { terminated: Some(terminated), ..Default::default() }),
+        ..told
+    }
 }
 
 fn one(

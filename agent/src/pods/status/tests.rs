@@ -71,9 +71,9 @@ impl Case {
         Self { pod: pod(spec), observed, memory, previous: PodStatus::default(), now: now() }
     }
 
-    fn status(&self) -> PodStatus {
+    fn view<T>(&self, look: impl FnOnce(View<'_>) -> T) -> T {
         let ips = ["10.244.1.5".parse().unwrap(), "fd10::5".parse().unwrap()];
-        View {
+        look(View {
             pod: &self.pod,
             observed: &self.observed,
             memory: &self.memory,
@@ -81,8 +81,11 @@ impl Case {
             host_ips: &["192.0.2.1".parse().unwrap()],
             pod_ips: &ips,
             now: self.now,
-        }
-        .status()
+        })
+    }
+
+    fn status(&self) -> PodStatus {
+        self.view(|view| view.status())
     }
 
     /// Phase, then the conditions that are true, then each container's state.
@@ -145,6 +148,46 @@ fn a_deleted_pod_ends_with_its_last_container() {
         case.observed.instances[0].state = running();
         assert_eq!(case.status().phase.as_deref(), Some("Running"), "one still runs");
     }
+}
+
+#[test]
+fn containers_of_an_ended_pod_end_in_its_status() {
+    let spec = serde_json::json!({"initContainers": [{"name": "s", "restartPolicy": "Always"}],
+        "containers": [{"name": "a"}, {"name": "b"}, {"name": "c"}]});
+    let begun = vec![run("s", 0, running()), run("a", 0, running()), run("b", 0, exited(3))];
+    let mut case = Case::new(spec, begun);
+    case.memory.evicted = Some("no room".to_owned());
+    case.previous = case.status();
+    case.pod.status = Some(case.previous.clone());
+    let told = case.previous.clone();
+    let told_now = |case: &Case| {
+        let status = case.view(|view| view.after_end(view.status()));
+        let all = status.init_container_statuses.iter().chain(&status.container_statuses);
+        let ends = all.flatten().map(|c| {
+            let end = c.state.clone().unwrap_or_default().terminated;
+            end.map(|end| (end.exit_code, end.reason.unwrap_or_default(), c.ready))
+        });
+        (
+            ends.collect::<Vec<_>>(),
+            PodStatus {
+                container_statuses: told.container_statuses.clone(),
+                init_container_statuses: told.init_container_statuses.clone(),
+                ..status
+            },
+        )
+    };
+    let end = |code: i32, reason: &str| Some((code, reason.to_owned(), false));
+    assert_eq!(told_now(&case), (vec![None, None, end(3, "Error"), None], told.clone()));
+    case.observed.instances.iter_mut().find(|run| run.name == "a").unwrap().state = exited(143);
+    // Without a sandbox there is no address, which is not said of a pod that has ended.
+    case.observed.sandboxes.clear();
+    let (ends, rest) = told_now(&case);
+    assert_eq!(ends, [None, end(143, "Error"), end(3, "Error"), None]);
+    assert_eq!(rest, told, "the rest is as it was told");
+    // After a power failure nothing may be left.
+    case.observed.instances.clear();
+    let lost = end(137, "ContainerStatusUnknown");
+    assert_eq!(told_now(&case).0, [lost.clone(), lost, end(3, "Error"), None]);
 }
 
 #[test]
