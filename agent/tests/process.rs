@@ -83,8 +83,9 @@ fn cannot_run() -> bool {
 }
 
 impl Node {
-    fn new() -> Self {
-        let name = format!("mat-{}", std::process::id());
+    /// A node of that mark: tests run side by side.
+    fn new(mark: &str) -> Self {
+        let name = format!("mat-{mark}-{}", std::process::id());
         let root = mesh_kernel::bpf::cgroup2_mount().unwrap();
         let node = Self {
             dir: std::env::temp_dir().join(&name),
@@ -169,19 +170,41 @@ impl Node {
     }
 
     fn start(&mut self) {
+        self.launch();
+        self.until_in_place();
+    }
+
+    /// Starts the agent, and does not wait.
+    fn launch(&mut self) {
         let log = fs::File::options().create(true).append(true).open(self.dir.join("log")).unwrap();
         let child = self.agent("run").stdin(Stdio::null()).stderr(log).spawn().unwrap();
         self.agent = Some(child);
-        let log = || fs::read_to_string(self.dir.join("log")).unwrap_or_default();
+    }
+
+    fn until_in_place(&self) {
         wait("the node's network is in place", || {
-            let status = self.ask("/mesh/v1/status")?;
-            let status: Value = serde_json::from_str(&status).ok()?;
-            let failures = status["failures"].as_array()?.iter().filter_map(Value::as_str);
-            let pending: Vec<&str> = failures.filter(|f| !f.starts_with("join")).collect();
-            let done = pending.is_empty() && self.dir.join("net.d/10-mesh.conflist").exists();
-            assert!(!log().contains("panicked"), "{}", log());
+            let pending = self.failures()?;
+            let done = pending.is_empty() && self.announcement().exists();
+            assert!(!self.log().contains("panicked"), "{}", self.log());
             done.then_some(())
         });
+    }
+
+    /// What the agent says is not as it should be, but that there is no control service.
+    fn failures(&self) -> Option<Vec<String>> {
+        let status = self.ask("/mesh/v1/status")?;
+        let status: Value = serde_json::from_str(&status).ok()?;
+        let failures = status["failures"].as_array()?.iter().filter_map(Value::as_str);
+        Some(failures.filter(|f| !f.starts_with("join")).map(str::to_owned).collect())
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+    }
+
+    /// What tells runtimes that there is a network.
+    fn announcement(&self) -> PathBuf {
+        self.dir.join("net.d/10-mesh.conflist")
     }
 
     fn stop(&mut self, signal: Signal) {
@@ -274,7 +297,7 @@ fn below(folder: &Path) -> Vec<PathBuf> {
 impl Drop for Node {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("{}", fs::read_to_string(self.dir.join("log")).unwrap_or_default());
+            eprintln!("{}", self.log());
         }
         let daemons = self.cgroup.join("daemons");
         for pid in fs::read_to_string(daemons.join("cgroup.procs")).unwrap_or_default().lines() {
@@ -338,7 +361,7 @@ fn a_node_without_control_survives_its_agent_and_is_clean_after_a_reset() {
     if cannot_run() {
         return;
     }
-    let mut node = Node::new();
+    let mut node = Node::new("life");
     // Addresses of links come up a moment later.
     wait("the links' own addresses", || {
         let addresses = node.inside(&["ip", "-6", "-o", "addr"]);
@@ -421,4 +444,49 @@ fn a_node_without_control_survives_its_agent_and_is_clean_after_a_reset() {
     let snapshot = format!("file {}", node.dir.join("state/snapshot.json").display());
     let less: Vec<&String> = untouched.difference(&now).filter(|line| **line != snapshot).collect();
     assert!(more.is_empty() && less.is_empty(), "more: {more:#?}\nless: {less:#?}");
+}
+
+#[test]
+fn a_node_that_uses_the_clusters_ranges_itself_is_refused() {
+    if cannot_run() {
+        return;
+    }
+    let mut node = Node::new("lan");
+    let own = ["10.244.7.1/24", "fd10:96::701/120"];
+    let name = node.name.clone();
+    let address = |words: &[&str]| {
+        run(&[&["ip", "-n", &name, "addr"][..], words, &["dev", "up1"]].concat());
+    };
+    address(&["add", own[0]]);
+    address(&["add", own[1], "nodad"]);
+    node.launch();
+    let clashes = [("10.244.0.0/16", "10.244.7.0/24"), ("fd10:96::/112", "fd10:96::700/120")];
+    let names_all = |lines: &[String]| {
+        clashes
+            .iter()
+            .all(|(range, own)| lines.iter().any(|line| line.contains(range) && line.contains(own)))
+    };
+    wait("both ranges of each clash are named", || {
+        let failures = node.failures()?;
+        names_all(&failures).then_some(())
+    });
+    wait("the log names them", || {
+        let lines: Vec<String> = node.log().lines().map(str::to_owned).collect();
+        names_all(&lines).then_some(())
+    });
+    assert!(!node.announcement().exists(), "no runtime is told of a network");
+    for family in ["-4", "-6"] {
+        let routes = node.inside(&["ip", family, "route"]);
+        // The kernel gives every device a link-local address.
+        let ours = |line: &&str| {
+            line.starts_with("unreachable") || line.contains("mesh-wg") && !line.starts_with("fe80")
+        };
+        assert_eq!(routes.lines().filter(ours).count(), 0, "{routes}");
+    }
+    assert!(!node.inside(&["ip", "addr", "show", "lo"]).contains("169.254.20.10"));
+    assert_eq!(node.inside(&["nft", "list", "ruleset"]), "");
+
+    // It gives its own use of them up, and needs no other start.
+    own.iter().for_each(|own| address(&["del", own]));
+    node.until_in_place();
 }
