@@ -1,4 +1,4 @@
-//! Hooks and probes by command, in real containers.
+//! Hooks, in real containers.
 
 use crate::image::BUSYBOX;
 use crate::machine;
@@ -57,44 +57,5 @@ fn hooks_run_at_their_time() {
         let waited = ended.duration_since(asked).unwrap();
         assert!(waited.as_secs() >= 2, "the signal comes after the sleep: {waited:?}");
         rig.nothing_is_left().await;
-    });
-}
-
-#[test]
-fn probes_by_command_decide() {
-    machine::run("hooks::probes_by_command_decide", async |rig| {
-        let api = rig.api.clone();
-        std::fs::create_dir_all(rig.path("notes")).unwrap();
-        let mut probed = container("while true; do sleep 0.1; done");
-        let probe = |file: &str, threshold: u32| {
-            let mut probe = shell(&format!("test -e /notes/{file}"));
-            probe["periodSeconds"] = 1.into();
-            probe["failureThreshold"] = threshold.into();
-            probe
-        };
-        probed["startupProbe"] = probe("started", 1000);
-        probed["readinessProbe"] = probe("ready", 1);
-        probed["livenessProbe"] = probe("alive", 1);
-        api.apply("p", pod(probed));
-        let runner = rig.runner();
-        let state = |api: &crate::api::Api| {
-            api.container("p").map(|c| (c.started == Some(true), c.ready, c.restart_count))
-        };
-        let touch = |name: &str| std::fs::write(rig.path("notes").join(name), "").unwrap();
-        rig.until(&runner, "it runs, and its start is waited for", |api| {
-            api.phase("p") == "Running" && api.reasons("p").contains(&"Unhealthy")
-        })
-        .await;
-        assert_eq!(state(&api), Some((false, false, 0)), "others wait for the startup probe");
-        touch("alive");
-        touch("started");
-        rig.until(&runner, "it has started", |api| state(api) == Some((true, false, 0))).await;
-        touch("ready");
-        rig.until(&runner, "it is ready", |api| state(api) == Some((true, true, 0))).await;
-        std::fs::remove_file(rig.path("notes/ready")).unwrap();
-        rig.until(&runner, "it is not ready", |api| state(api) == Some((true, false, 0))).await;
-        std::fs::remove_file(rig.path("notes/alive")).unwrap();
-        rig.until(&runner, "it runs again", |api| state(api).is_some_and(|s| s.2 > 0)).await;
-        assert!(api.reasons("p").contains(&"Killing"), "{:?}", api.reasons("p"));
     });
 }

@@ -12,9 +12,19 @@ use tar::{Builder, EntryType, Header};
 pub(crate) const PAUSE: &str = "mesh.test/pause:1";
 /// A shell with the usual programs.
 pub(crate) const BUSYBOX: &str = "mesh.test/busybox:1";
+/// Media type of an image's manifest.
+pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
-/// Writes both images to `path`.
-pub(crate) fn write(path: &Path) {
+/// Both images, as blobs that know each other by their digests.
+pub(crate) struct Images {
+    /// By digest, without its algorithm.
+    pub(crate) blobs: Vec<(String, Vec<u8>)>,
+    /// A descriptor of each image's manifest; [`BUSYBOX`] is the first.
+    pub(crate) manifests: Vec<Value>,
+}
+
+/// Makes both images.
+pub(crate) fn images() -> Images {
     let layer = layer();
     let mut blobs: Vec<(String, Vec<u8>)> = Vec::new();
     let mut manifests = Vec::new();
@@ -31,13 +41,18 @@ pub(crate) fn write(path: &Path) {
         let config = config.to_string();
         let config =
             blob(&mut blobs, "application/vnd.oci.image.config.v1+json", config.as_bytes());
-        let media = "application/vnd.oci.image.manifest.v1+json";
         let manifest =
-            json!({"schemaVersion": 2, "mediaType": media, "config": config, "layers": [layer]});
-        let mut manifest = blob(&mut blobs, media, manifest.to_string().as_bytes());
+            json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer]});
+        let mut manifest = blob(&mut blobs, MANIFEST, manifest.to_string().as_bytes());
         manifest["annotations"] = json!({"io.containerd.image.name": name});
         manifests.push(manifest);
     }
+    Images { blobs, manifests }
+}
+
+/// Writes both images to `path`.
+pub(crate) fn write(path: &Path) {
+    let Images { blobs, manifests } = images();
     let mut tar = Builder::new(std::fs::File::create(path).unwrap());
     file(&mut tar, "oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#);
     let index = json!({"schemaVersion": 2, "manifests": manifests}).to_string();

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod accounts;
+mod answers;
 mod api;
 mod containerd;
 mod debug;
@@ -16,6 +17,9 @@ mod logs;
 mod machine;
 mod memory;
 mod network;
+mod probes;
+mod pulls;
+mod registry;
 mod restarts;
 mod rig;
 mod settings;
