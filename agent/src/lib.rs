@@ -27,6 +27,7 @@ mod files;
 mod flows;
 mod join;
 mod link;
+mod memory;
 mod observe;
 mod originals;
 mod paths;

@@ -41,7 +41,7 @@ use crate::server::{self, Sources};
 use crate::switch::{Switch, Whereabouts};
 use crate::trace::Marks;
 use crate::workers::{self, Paths};
-use crate::{cni, link, preshared, readiness, register};
+use crate::{cni, link, memory, preshared, readiness, register};
 
 mod kernel;
 mod member;
@@ -135,6 +135,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         agent.node.clone(),
     ));
     agent.serve_admin()?;
+    tokio::spawn(memory::keep_small());
     tracing::info!(node = %agent.options.node, mtu = agent.mtu, overlay = %agent.overlay.kind(), "agent runs");
 
     if is_switched {

@@ -1,5 +1,5 @@
 //! Plumbing that the worker processes of a node share: the control socket, the saved configuration, descriptors that
-//! outlive them, privileges.
+//! outlive them, privileges, memory.
 //!
 //! A worker (`mesh-agent dns`, `ingress`, `overlay`) outlives the agent that started it. The agent finds it
 //! again by its identity file and its control socket ([`supervise`]), sends it a whole new configuration when something
@@ -14,6 +14,7 @@ mod attach;
 pub mod client;
 pub mod descriptors;
 mod identity;
+pub mod memory;
 mod pace;
 pub mod predecessor;
 pub mod privileges;
