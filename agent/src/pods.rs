@@ -183,7 +183,7 @@ impl Runner {
 
     /// Makes these the pods of the node: all of them, from a full view of the API or from the saved snapshot. Pods
     /// that run here and are neither among them nor static are taken down. Returns at once.
-    pub fn set_desired(&self, pods: Vec<PodWork>) {
+    pub fn set_desired(&self, pods: impl IntoIterator<Item = Arc<PodWork>>) {
         self.inputs.set_api(pods);
     }
 

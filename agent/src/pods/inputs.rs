@@ -23,7 +23,7 @@ pub(super) struct Inputs {
 
 struct Sources {
     /// Those of the API that are to run; absent until it is known.
-    api: Option<Vec<PodWork>>,
+    api: Option<Vec<Arc<PodWork>>>,
     mirrors: Option<Vec<Pod>>,
     directory: Directory,
 }
@@ -40,12 +40,12 @@ impl Inputs {
     }
 
     /// The pods that the API has for this node.
-    pub(super) fn set_api(&self, pods: Vec<PodWork>) {
+    pub(super) fn set_api(&self, pods: impl IntoIterator<Item = Arc<PodWork>>) {
         let (mirrors, api): (Vec<_>, Vec<_>) =
-            pods.into_iter().partition(|work| is_mirror(&work.pod));
+            pods.into_iter().partition(|work: &Arc<PodWork>| is_mirror(&work.pod));
         self.change(|sources| {
             sources.api = Some(api);
-            sources.mirrors = Some(mirrors.into_iter().map(|work| work.pod).collect());
+            sources.mirrors = Some(mirrors.iter().map(|work| work.pod.clone()).collect());
             true
         });
     }
@@ -88,8 +88,8 @@ impl Inputs {
         let mirrors =
             Mirrors { statics: sources.directory.pods(), mirrors: sources.mirrors.clone() };
         self.uids.learn(&mirrors);
-        let statics = mirrors.statics.iter().map(|pod| work(pod, mirrors.of(pod)));
-        let all: Vec<PodWork> = statics.chain(sources.api.iter().flatten().cloned()).collect();
+        let statics = mirrors.statics.iter().map(|pod| Arc::new(work(pod, mirrors.of(pod))));
+        let all: Vec<Arc<PodWork>> = statics.chain(sources.api.iter().flatten().cloned()).collect();
         let complete = sources.api.is_some();
         if complete || !all.is_empty() {
             self.goal.send_modify(|goal| {
@@ -129,7 +129,7 @@ mod tests {
 
     const WEB: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec: {containers: [{name: c, image: i:1}]}\n";
 
-    fn api_pod(name: &str, mirror: bool) -> PodWork {
+    fn api_pod(name: &str, mirror: bool) -> Arc<PodWork> {
         let annotations = if mirror {
             serde_json::json!({"kubernetes.io/config.mirror": "old"})
         } else {
@@ -137,7 +137,7 @@ mod tests {
         };
         let pod = serde_json::json!({"metadata": {"namespace": "d", "name": name, "uid": name,
             "annotations": annotations}, "spec": {"containers": []}});
-        work(&serde_json::from_value(pod).unwrap(), None)
+        Arc::new(work(&serde_json::from_value(pod).unwrap(), None))
     }
 
     #[test]

@@ -120,7 +120,9 @@ fn wait(task: &Task, reason: &str, count: u32) -> Duration {
     match task {
         // The failed run itself is in the runtime, and its restart has a back-off of its own.
         Task::Start(_) if reason == "RunContainerError" => Duration::ZERO,
-        Task::Start(_) | Task::Volumes => retry_delay(count),
+        Task::Start(_) => retry_delay(count),
+        // What is missing may come with the next change of the API, and a token when it answers again.
+        Task::Volumes => Duration::from_secs(1 << count.saturating_sub(1).min(6)),
         // The network of a node that just started comes up within seconds.
         Task::RunSandbox => Duration::from_secs(1 << count.min(5)),
         _ => Duration::from_secs(1 << count.min(6)),

@@ -29,13 +29,13 @@ pub(crate) struct Goal {
 }
 
 /// The new set, with the old entries of pods that did not change: their workers see no difference.
-pub(crate) fn merge(before: Option<Desired>, pods: Vec<PodWork>) -> Desired {
+pub(crate) fn merge(before: Option<Desired>, pods: Vec<Arc<PodWork>>) -> Desired {
     let mut before = before.unwrap_or_default();
     let mut all = Desired::new();
     for work in pods {
         let Some(pod) = PodRef::of(&work.pod) else { continue };
-        let same = before.remove(&pod).filter(|old| **old == work);
-        all.insert(pod, same.unwrap_or_else(|| Arc::new(work)));
+        let same = before.remove(&pod).filter(|old| Arc::ptr_eq(old, &work) || **old == *work);
+        all.insert(pod, same.unwrap_or(work));
     }
     all
 }

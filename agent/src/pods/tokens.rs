@@ -13,6 +13,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 
 use super::observed::PodRef;
 use super::report::{ReportError, StatusReporter};
@@ -23,6 +24,9 @@ const DEFAULT_SECS: i64 = 3600;
 const RETRY: Duration = Duration::from_secs(30);
 /// Renewed at the latest, however long it lives.
 const LONGEST: SignedDuration = SignedDuration::from_hours(24);
+
+/// Tokens that are asked for at the same time: each question may be a connection, and a hundred of them at once are answered too late.
+const PARALLEL: usize = 8;
 
 /// What distinguishes the tokens of one pod.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -91,11 +95,12 @@ pub(crate) fn kind(
 pub(crate) struct Tokens {
     issuer: Arc<dyn StatusReporter>,
     due: Mutex<HashMap<String, Timestamp>>,
+    asking: Semaphore,
 }
 
 impl Tokens {
     pub(crate) fn new(issuer: Arc<dyn StatusReporter>) -> Self {
-        Self { issuer, due: Mutex::default() }
+        Self { issuer, due: Mutex::default(), asking: Semaphore::new(PARALLEL) }
     }
 
     /// When the volumes of a pod have to be written again because of its tokens.
@@ -136,7 +141,10 @@ impl Tokens {
             }
             let wanted =
                 TokenWanted { pod: identity.clone(), account: account.clone(), kind: kind.clone() };
-            match (self.issuer.token(&wanted).await, kept) {
+            let turn = self.asking.acquire().await;
+            let answer = self.issuer.token(&wanted).await;
+            drop(turn);
+            match (answer, kept) {
                 (Ok(token), _) => {
                     let fresh = Kept { kind, token, made_at: now };
                     due = due.min(fresh.renew_at());

@@ -4,7 +4,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use mesh_model::Snapshot;
-use mesh_model::snapshot::PodWork;
 
 use super::{Concern, Failures};
 use crate::board::Board;
@@ -38,7 +37,7 @@ impl Concern for Pods {
     }
 
     async fn apply(&mut self, slice: &Work, _heal: bool) -> Result<(), Failures> {
-        self.0.set_desired(slice.0.pods.iter().map(|work| PodWork::clone(work)).collect());
+        self.0.set_desired(slice.0.pods.iter().cloned());
         Ok(())
     }
 }

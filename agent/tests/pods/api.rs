@@ -71,7 +71,7 @@ impl Api {
         });
     }
 
-    pub(crate) fn work(&self) -> Vec<PodWork> {
+    pub(crate) fn work(&self) -> Vec<Arc<PodWork>> {
         self.read(|state| {
             let work = |pod: &Pod| PodWork {
                 pod: pod.clone(),
@@ -80,7 +80,7 @@ impl Api {
                 service_env: [("WEB_SERVICE_HOST".to_owned(), "10.96.0.9".to_owned())].into(),
                 departure: pod.metadata.deletion_timestamp.as_ref().map(|_| Departure::Unlisted),
             };
-            state.pods.values().map(work).collect()
+            state.pods.values().map(work).map(Arc::new).collect()
         })
     }
 

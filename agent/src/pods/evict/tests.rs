@@ -18,7 +18,7 @@ fn pods(specs: &[(&str, serde_json::Value)]) -> Desired {
             departure: None,
         }
     };
-    crate::pods::supervise::merge(None, specs.iter().map(work).collect())
+    crate::pods::supervise::merge(None, specs.iter().map(work).map(Arc::new).collect())
 }
 
 fn named(name: &str) -> PodRef {
