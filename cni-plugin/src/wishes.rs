@@ -36,7 +36,7 @@ pub fn wishes(config: &NetworkConfig, arguments: Arguments) -> Result<Wishes, Fa
 /// The DNS part of a result: what the runtime asks for, in the names of the result.
 pub fn dns(config: &NetworkConfig) -> Result<Value, Failure> {
     let runtime = config.object("runtimeConfig")?;
-    let Some(Value::Object(asked)) = runtime.get("dns") else { return Ok(json!({})) };
+    let asked = runtime.get("dns").map(folded).unwrap_or_default();
     let mut dns = Map::new();
     for (from, to) in [
         ("servers", "nameservers"),
@@ -65,11 +65,19 @@ fn ports(list: &Value) -> Result<Vec<PortMapping>, Failure> {
         return Ok(vec![]);
     }
     let list = list.as_array().ok_or_else(|| wrong("portMappings", list))?;
-    let published = list.iter().filter(|entry| entry["hostPort"] != json!(0));
+    let published = list.iter().filter(|entry| folded(entry).get("hostport") != Some(&json!(0)));
     published.map(|entry| port(entry).ok_or_else(|| wrong("portMappings", entry))).collect()
 }
 
+/// An object with its keys in lower case; nothing of what is none. containerd writes `HostPort` and `IngressRate`, because the libraries
+/// of the reference plugins do not distinguish them.
+fn folded(value: &Value) -> Map<String, Value> {
+    let entries = value.as_object().into_iter().flatten();
+    entries.map(|(key, value)| (key.to_ascii_lowercase(), value.clone())).collect()
+}
+
 fn port(entry: &Value) -> Option<PortMapping> {
+    let entry = folded(entry);
     let number = |key| u16::try_from(entry.get(key)?.as_u64()?).ok().filter(|port| *port > 0);
     let text = |key| match entry.get(key) {
         None | Some(Value::Null) => Some(""),
@@ -81,19 +89,29 @@ fn port(entry: &Value) -> Option<PortMapping> {
         "sctp" => Transport::Sctp,
         _ => return None,
     };
-    let host_ip = match text("hostIP")? {
+    let host_ip = match text("hostip")? {
         "" => None,
         address => Some(address.parse().ok()?),
     };
-    let (host_port, container_port) = (number("hostPort")?, number("containerPort")?);
+    let (host_port, container_port) = (number("hostport")?, number("containerport")?);
     Some(PortMapping { host_port, container_port, protocol, host_ip })
 }
 
 fn bandwidth(asked: &Value) -> Result<Bandwidth, Failure> {
-    if asked.is_null() {
-        return Ok(Bandwidth::default());
+    if !asked.is_object() && !asked.is_null() {
+        return Err(wrong("bandwidth", asked));
     }
-    serde_json::from_value(asked.clone()).map_err(|_| wrong("bandwidth", asked))
+    let keys = folded(asked);
+    let amount = |key: &str| match keys.get(key) {
+        None | Some(Value::Null) => Ok(0),
+        Some(value) => value.as_u64().ok_or_else(|| wrong("bandwidth", asked)),
+    };
+    Ok(Bandwidth {
+        ingress_rate: amount("ingressrate")?,
+        ingress_burst: amount("ingressburst")?,
+        egress_rate: amount("egressrate")?,
+        egress_burst: amount("egressburst")?,
+    })
 }
 
 fn wrong(key: &str, value: &Value) -> Failure {
@@ -131,18 +149,25 @@ mod tests {
     }
 
     #[test]
-    fn ports_and_limits_are_as_containerd_writes_them() {
-        let some = with(
-            r#""runtimeConfig":{"portMappings":[
+    fn ports_and_limits_are_read_as_runtimes_write_them() {
+        let conventional = r#""runtimeConfig":{"portMappings":[
                 {"hostPort":8080,"containerPort":80,"protocol":"tcp","hostIP":""},
                 {"hostPort":53,"containerPort":53,"protocol":"UDP","hostIP":"192.0.2.1"},
                 {"hostPort":0,"containerPort":80,"protocol":"tcp"}],
-              "bandwidth":{"ingressRate":1000000,"ingressBurst":4294967295}}"#,
-        );
-        let some = some.unwrap();
-        assert_eq!(some.ports.len(), 2);
-        assert_eq!(some.ports[1].protocol, Transport::Udp);
-        assert_eq!((some.bandwidth.ingress_rate, some.bandwidth.egress_rate), (1_000_000, 0));
+              "bandwidth":{"ingressRate":1000000,"ingressBurst":4294967295}}"#;
+        let containerd = r#""runtimeConfig":{"portMappings":[
+                {"HostPort":8080,"ContainerPort":80,"Protocol":"tcp","HostIP":""},
+                {"HostPort":53,"ContainerPort":53,"Protocol":"udp","HostIP":"192.0.2.1"},
+                {"HostPort":0,"ContainerPort":80,"Protocol":"tcp","HostIP":""}],
+              "bandwidth":{"IngressRate":1000000,"IngressBurst":4294967295,"EgressRate":0,"EgressBurst":0}}"#;
+        for text in [conventional, containerd] {
+            let some = with(text).unwrap();
+            assert_eq!(some.ports.len(), 2);
+            assert_eq!(some.ports[1].protocol, Transport::Udp);
+            assert_eq!(some.ports[1].host_ip, Some("192.0.2.1".parse().unwrap()));
+            let limits = (some.bandwidth.ingress_rate, some.bandwidth.ingress_burst);
+            assert_eq!((limits, some.bandwidth.egress_rate), ((1_000_000, 4_294_967_295), 0));
+        }
         for bad in [
             r#""portMappings":[{"hostPort":70000,"containerPort":80}]"#,
             r#""portMappings":[{"hostPort":80}]"#,
@@ -150,6 +175,8 @@ mod tests {
             r#""portMappings":[{"hostPort":80,"containerPort":80,"hostIP":"x"}]"#,
             r#""portMappings":7"#,
             r#""bandwidth":{"ingressRate":-1}"#,
+            r#""bandwidth":{"EgressBurst":"1"}"#,
+            r#""bandwidth":7"#,
             r#""ips":["x"]"#,
             r#""ips":["10.0.0.1","10.0.0.2"]"#,
             r#""mac":"ff:ff:ff:ff:ff:ff""#,
