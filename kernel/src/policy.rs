@@ -3,6 +3,8 @@
 //! [`Tables`] wanted -> [`plan`] with the [`Tables`] that are there -> [`PolicyTable::apply`]. The order of a plan is such that
 //! nothing is open meanwhile that is closed before and after: first what allows more, then what pods refer to, then what allowed.
 //! When something may have been taken away, the generation rises last, and the programs judge each connection again.
+//!
+//! After a change only what is [`Touched`] by it is compared: it costs what changed, and not what is there.
 
 mod fake;
 mod plan;
@@ -15,7 +17,8 @@ use std::net::IpAddr;
 
 use mesh_abi as abi;
 use mesh_model::ObjectKey;
-use mesh_model::policy::PolicySet;
+use mesh_model::parts::Element as _;
+use mesh_model::policy::{PolicySet, Rule};
 use mesh_model::snapshot::Protocol;
 
 use crate::convert;
@@ -84,6 +87,61 @@ impl Tables {
             blocks: blocks(set),
             rules: set.rules.iter().map(|rule| (convert::rule(rule), rule.number)).collect(),
             host_ports,
+        }
+    }
+}
+
+/// Entries that may differ from the tables as they followed from another policy set. Small tables are compared whole.
+#[derive(Debug, Clone, Default)]
+pub struct Touched {
+    identities: BTreeSet<IpAddr>,
+    rules: Vec<Rule>,
+}
+
+impl Touched {
+    /// What two sets do not share.
+    pub fn between(before: &PolicySet, now: &PolicySet) -> Self {
+        let identities = now.identities.differences(&before.identities);
+        let identities = identities.gone.into_iter().chain(identities.put);
+        let rules = now.rules.differences(&before.rules);
+        Self {
+            identities: identities.map(|(address, _)| address).collect(),
+            rules: rules.gone.into_iter().chain(rules.put).collect(),
+        }
+    }
+
+    /// These addresses, too.
+    pub fn add_addresses<'a>(&mut self, addresses: impl IntoIterator<Item = &'a IpAddr>) {
+        self.identities.extend(addresses);
+    }
+
+    /// Those entries of the tables, and the small tables.
+    fn of(&self, tables: &Tables) -> Tables {
+        let identities = self.identities.iter().map(|address| convert::address(*address));
+        let rules = self.rules.iter().map(convert::rule);
+        Tables {
+            identities: identities
+                .filter_map(|key| Some((key, *tables.identities.get(&key)?)))
+                .collect(),
+            rules: rules.filter_map(|key| Some((key, *tables.rules.get(&key)?))).collect(),
+            active: tables.active,
+            pods: tables.pods.clone(),
+            blocks: tables.blocks.clone(),
+            host_ports: tables.host_ports.clone(),
+        }
+    }
+
+    /// The part of a set with those entries, and all that is small.
+    fn part(&self, set: &PolicySet) -> PolicySet {
+        let identities = self.identities.iter().filter_map(|ip| set.identities.get(ip));
+        let rules = self.rules.iter().filter_map(|rule| set.rules.get(&rule.key()));
+        PolicySet {
+            active: set.active,
+            pods: set.pods.clone(),
+            identities: identities.copied().collect(),
+            blocks: set.blocks.clone(),
+            rules: rules.copied().collect(),
+            names: BTreeMap::new(),
         }
     }
 }

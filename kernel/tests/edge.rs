@@ -142,7 +142,7 @@ impl Node {
                 .iter()
                 .map(|ip| (ip.parse::<IpAddr>().unwrap().into(), CLIENTS))
                 .collect(),
-            rules: vec![Rule { policy: INGRESS, identity: CLIENTS, ports, number: 300 }],
+            rules: [Rule { policy: INGRESS, identity: CLIENTS, ports, number: 300 }].into(),
             ..PolicySet::default()
         };
         let addresses = vec![v4(self.number, 5), v6(self.number, 5)];

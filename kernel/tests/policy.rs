@@ -10,6 +10,7 @@ use mesh_kernel::bpf::test_run::Input;
 use mesh_kernel::pods::{LinuxPodNetwork, PodNetwork, PodPort};
 use mesh_kernel::policy::{BpfPolicyTable, Place, PolicyReconciler, Tables};
 use mesh_model::ObjectKey;
+use mesh_model::parts::Element as _;
 use mesh_model::policy::{Flow, PodPolicy, PolicySet, Ports, Rule, Side, THIS_NODE};
 use mesh_model::snapshot::Protocol;
 
@@ -98,7 +99,7 @@ impl Bench {
             active: true,
             pods: [(key("one"), own), (key("two"), two)].into(),
             identities: [(IpAddr::from(NODE), THIS_NODE), (IpAddr::from(FAR), BOB)].into(),
-            rules,
+            rules: rules.into(),
             ..PolicySet::default()
         };
         let place = |name, port: &PodPort| Place {
@@ -126,9 +127,7 @@ impl Bench {
     }
 
     fn publish(&mut self) {
-        let mut set = self.set.clone();
-        set.rules.sort();
-        let wanted = Tables::wanted(&set, &self.places, &[(Protocol::Tcp, 10_250)]);
+        let wanted = Tables::wanted(&self.set, &self.places, &[(Protocol::Tcp, 10_250)]);
         let outcome = self.table.reconcile(&wanted).unwrap();
         assert!(outcome.failed.is_empty(), "{:?}", outcome.failed);
     }
@@ -262,9 +261,9 @@ fn a_change_applies_to_connections_under_way() {
     assert_eq!((bench.arrives(&inbound(SYN)), bench.sends(&answer)), (REDIRECT, NEXT));
     assert_eq!((bench.sends(&outbound(SYN)), bench.arrives(&answered)), (NEXT, REDIRECT));
     // Unrelated rules come and go: they go on.
-    bench.set.rules.push(rule(IN, 104, tcp(99)));
+    bench.set.rules.insert(rule(IN, 104, tcp(99)));
     bench.publish();
-    bench.set.rules.pop();
+    bench.set.rules.remove(&rule(IN, 104, tcp(99)).key());
     bench.publish();
     assert_eq!((bench.arrives(&inbound(ACK)), bench.sends(&answer)), (REDIRECT, NEXT));
     assert_eq!((bench.sends(&outbound(ACK)), bench.arrives(&answered)), (NEXT, REDIRECT));
@@ -280,7 +279,7 @@ fn a_change_applies_to_connections_under_way() {
     bench.publish();
     assert_eq!((bench.sends(&answer), bench.arrives(&inbound(ACK))), (NEXT, REDIRECT));
     // Bob is somebody else now.
-    bench.set.identities.insert(IpAddr::from(FAR), 105);
+    bench.set.identities.insert((IpAddr::from(FAR), 105));
     bench.publish();
     assert_eq!((bench.arrives(&inbound(ACK)), bench.sends(&answer)), (DROP, DROP));
 }
@@ -403,7 +402,7 @@ fn ipv6_and_sctp_are_no_different() {
     }
     let mut bench =
         Bench::new(IN, 0, vec![rule(IN, BOB, tcp(80)), rule(IN, BOB, Ports::of(Protocol::Sctp))]);
-    bench.set.identities.insert("fd10:244:0:2::7".parse().unwrap(), BOB);
+    bench.set.identities.insert(("fd10:244:0:2::7".parse().unwrap(), BOB));
     bench.publish();
     let six = |next, port: u16, fragment: Option<u16>| {
         packets::ipv6("fd10:244:0:2::7", "fd10:244:0:1::5", next, 40_000, port, fragment)
@@ -530,10 +529,9 @@ fn the_programs_agree_with_the_model() {
             egress: dice.of(&[0, OUT, OUT]),
         };
         bench.set.pods.insert(ObjectKey::new("default", "one"), pod);
-        bench.set.rules = random_rules(&mut dice);
-        bench.set.rules.sort();
+        bench.set.rules = random_rules(&mut dice).into();
         bench.set.identities = [(IpAddr::from(NODE), THIS_NODE), (IpAddr::from(FAR), BOB)].into();
-        bench.set.identities.insert(IpAddr::from([10, 244, 2, 8]), dice.of(&[104, ALICE]));
+        bench.set.identities.insert((IpAddr::from([10, 244, 2, 8]), dice.of(&[104, ALICE])));
         let ranges = ["192.0.2.0/24", "192.0.2.128/25", "10.244.0.0/16", "0.0.0.0/0", "::/0"];
         bench.set.blocks = BTreeMap::new();
         for range in ranges {
@@ -543,7 +541,7 @@ fn the_programs_agree_with_the_model() {
         }
         bench.publish();
         let mut known = bench.set.clone();
-        known.identities.insert(IpAddr::from(NEAR), BOB);
+        known.identities.insert((IpAddr::from(NEAR), BOB));
         for trial in 0..60_u16 {
             // Ports of clients that no earlier packet had: nothing is remembered.
             let client = 10_000 + round * 100 + trial;

@@ -61,7 +61,7 @@ impl Bench {
             active: true,
             pods: [(key.clone(), PodPolicy { identity: 100, ingress: IN, egress: 0 })].into(),
             identities: [(FAR.into(), BOB)].into(),
-            rules: vec![Rule { policy: IN, identity: BOB, ports, number: RULE }],
+            rules: [Rule { policy: IN, identity: BOB, ports, number: RULE }].into(),
             ..PolicySet::default()
         };
         let place =

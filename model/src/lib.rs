@@ -2,7 +2,7 @@
 //!
 //! Owns: the vocabulary that all programs share ([`names`], [`kinds`], [`wellknown`]), the cluster's
 //! address plan ([`cluster`]), the node's desired state ([`snapshot`]), the joining messages ([`join`]), the keys
-//! that pairs of nodes share ([`preshared`]), network policy as a node enforces it ([`policy`]), what agents report to
+//! that pairs of nodes share ([`preshared`]), network policy as a node enforces it ([`policy`], [`parts`]), what agents report to
 //! people ([`report`], [`flow`], [`trace`]) and what the check of encryption says to them ([`encryption`]).
 //!
 //! Never does: I/O, clocks, randomness, logging. Nothing here knows eBPF, netlink, HTTP or DNS messages.
@@ -16,6 +16,7 @@ pub mod flow;
 pub mod join;
 pub mod kinds;
 pub mod names;
+pub mod parts;
 pub mod policy;
 pub mod preshared;
 pub mod report;

@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::ObjectKey;
+use crate::parts::{self, Element, Parts};
 use crate::snapshot::Protocol;
 
 mod decide;
@@ -41,11 +42,13 @@ pub struct PolicySet {
     /// The node's own pods.
     pub pods: BTreeMap<ObjectKey, PodPolicy>,
     /// Identities of pods in the whole cluster, and of nodes, by address.
-    pub identities: BTreeMap<IpAddr, u32>,
+    #[serde(with = "parts::map")]
+    pub identities: Parts<(IpAddr, u32)>,
     /// Identities of ranges: which ipBlocks an address is in follows from the longest range around it.
     pub blocks: BTreeMap<IpNet, u32>,
-    /// What is allowed, ordered.
-    pub rules: Vec<Rule>,
+    /// What is allowed, a part for each policy.
+    #[serde(with = "parts::list")]
+    pub rules: Parts<Rule>,
     /// Names of policies and rules, for people.
     pub names: BTreeMap<u32, String>,
 }
@@ -74,6 +77,36 @@ pub struct Rule {
     pub ports: Ports,
     /// Number of the rule that it comes from.
     pub number: u32,
+}
+
+impl Element for Rule {
+    type Key = (u32, u32, Ports);
+    type Part = u32;
+
+    fn key(&self) -> Self::Key {
+        (self.policy, self.identity, self.ports)
+    }
+
+    fn part(key: &Self::Key) -> u32 {
+        key.0
+    }
+}
+
+/// Addresses that differ in their last eight bits only share a part: pods of one node, mostly.
+impl Element for (IpAddr, u32) {
+    type Key = IpAddr;
+    type Part = (bool, u128);
+
+    fn key(&self) -> IpAddr {
+        self.0
+    }
+
+    fn part(key: &IpAddr) -> Self::Part {
+        match key {
+            IpAddr::V4(v4) => (false, u128::from(v4.to_bits() >> 8)),
+            IpAddr::V6(v6) => (true, v6.to_bits() >> 8),
+        }
+    }
 }
 
 /// Ports of the side that is connected to.

@@ -40,7 +40,7 @@ pub(crate) enum Part {
     Start,
     /// Resident memory of each program
     Memory,
-    /// From a changed object to the maps of one node, with thousands of services; needs no cluster
+    /// From a changed object to the maps of one node, with thousands of services and policies; needs no cluster
     Scale,
 }
 
@@ -83,10 +83,11 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
 
 /// The agent's own measurement: it feeds its caches by hand, so that neither network nor control service is part of the figures.
 fn scale(secs: u64) -> Result<()> {
-    let test = ["observe::scale::figures", "--exact", "--ignored", "--nocapture"];
     let status = Command::new("cargo")
         .args(["test", "--release", "-p", "mesh-agent", "--lib", "--"])
-        .args(test)
+        .args(["observe::scale::figures", "observe::scale::policies::figures"])
+        .arg("observe::scale::pushes::figures")
+        .args(["--exact", "--ignored", "--nocapture", "--test-threads", "1"])
         .env("MESH_SCALE_SECS", secs.to_string())
         .status()
         .context("run cargo")?;

@@ -24,6 +24,9 @@ use crate::reconcile::drive;
 use crate::reconcile::services::Services;
 use crate::saved::Saved;
 
+mod policies;
+mod pushes;
+
 const CONCERN: &str = "services";
 /// Long enough that only a hang exceeds it.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -108,6 +111,16 @@ impl<K: Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + 'stat
     }
 }
 
+/// A cache of a kind of which there is nothing.
+fn empty<K>(news: &Arc<Notify>) -> Cache<K>
+where
+    K: Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + 'static,
+{
+    let (cache, mut hand) = by_hand(news);
+    hand.list(vec![]);
+    cache
+}
+
 /// The agent from its caches to the service table, and the hands that feed it.
 struct Rig {
     slices: Hand<EndpointSlice>,
@@ -132,13 +145,6 @@ impl Rig {
         let (nodes, mut node_hand) = by_hand::<Node>(&news);
         let (services, mut service_hand) = by_hand::<Service>(&news);
         let (endpoint_slices, mut slices) = by_hand::<EndpointSlice>(&news);
-        fn empty<K: Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + 'static>(
-            news: &Arc<Notify>,
-        ) -> Cache<K> {
-            let (cache, mut hand) = by_hand(news);
-            hand.list(vec![]);
-            cache
-        }
         let stores = Stores {
             nodes,
             namespaces: empty(&news),
@@ -257,10 +263,10 @@ struct Lab {
 }
 
 impl Lab {
-    fn new() -> Self {
+    fn new(name: &str) -> Self {
         let mount = tempfile::tempdir().unwrap();
         let root = mesh_kernel::bpf::cgroup2_mount().expect("a cgroup v2 hierarchy");
-        let cgroup = root.join(format!("mesh-scale-{}", std::process::id()));
+        let cgroup = root.join(format!("mesh-scale-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&cgroup).unwrap();
         mesh_kernel::bpf::ensure_mounted(mount.path()).unwrap();
         Self { mount, cgroup }
@@ -296,7 +302,7 @@ fn from_nothing(services: u32, endpoints: u32, dir: &Path) -> (Duration, Duratio
 }
 
 async fn measure(services: u32, endpoints: u32, secs: u32) {
-    let (lab, dir) = (Lab::new(), tempfile::tempdir().unwrap());
+    let (lab, dir) = (Lab::new("services"), tempfile::tempdir().unwrap());
     let mut options = LoadOptions::new(lab.mount.path().join("mesh"), &lab.cgroup);
     options.capacities = mesh_kernel::services::map_capacities(services * endpoints * 2);
     let programs = Programs::open_or_load(&options).unwrap();

@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 use mesh_kernel::PodNetwork;
 use mesh_kernel::pods::{Guard, PodPort};
 use mesh_kernel::policy::{
-    Outcome, Place, PolicyReconciler, PolicyTable, Step, Tables, pod_policy,
+    ObserveError, Outcome, Place, PolicyReconciler, PolicyTable, Step, Tables, Touched, pod_policy,
 };
+use mesh_model::policy::PolicySet;
 use mesh_model::snapshot::Protocol;
 use mesh_model::wellknown::{AGENT_PORT, DRAIN_PORT, PATHS_PORT};
 use mesh_model::{ObjectKey, Snapshot};
@@ -51,11 +52,20 @@ struct State<T> {
     reconciler: PolicyReconciler<T>,
     /// What the tables follow from.
     snapshot: Option<Arc<Snapshot>>,
+    /// Where pods were then, when that round was complete.
+    places: Option<BTreeMap<u32, Place>>,
+    /// Addresses of pods that came since.
+    placed: Vec<IpAddr>,
 }
 
 impl<T: PolicyTable> Policies<T> {
     pub(crate) fn new(table: T, desired: watch::Receiver<Option<Desired>>) -> Self {
-        let state = State { reconciler: PolicyReconciler::new(table), snapshot: None };
+        let state = State {
+            reconciler: PolicyReconciler::new(table),
+            snapshot: None,
+            places: None,
+            placed: vec![],
+        };
         Self(Arc::new(Shared { state: Mutex::new(state), applied: Condvar::new(), desired }))
     }
 
@@ -77,13 +87,17 @@ impl<T: PolicyTable> Policies<T> {
         if heal && state.reconciler.refresh().map_err(failed)? {
             tracing::warn!("somebody else changed the policy maps, repairing");
         }
-        let wanted = Tables::wanted(&snapshot.policy, &places, &host_ports(snapshot));
-        let outcome = state.reconciler.reconcile(&wanted).map_err(failed)?;
+        let outcome = state.follow(&snapshot.policy, &places, &host_ports(snapshot), heal);
+        let outcome = outcome.map_err(failed)?;
         if outcome.operations > 0 {
             tracing::debug!(operations = outcome.operations, "policy maps updated");
         }
         let result = failures(&outcome);
         state.snapshot = Some(Arc::clone(snapshot));
+        if result.is_ok() {
+            state.places = Some(places);
+            state.placed.clear();
+        }
         self.0.applied.notify_all();
         result
     }
@@ -110,6 +124,28 @@ impl<T: PolicyTable> Policies<T> {
     }
 }
 
+impl<T: PolicyTable> State<T> {
+    /// Compares what may differ since the last complete round; without one, everything.
+    fn follow(
+        &mut self,
+        set: &PolicySet,
+        places: &BTreeMap<u32, Place>,
+        host_ports: &[(Protocol, u16)],
+        heal: bool,
+    ) -> Result<Outcome, ObserveError> {
+        let before = self.snapshot.as_ref().map(|snapshot| Arc::clone(&snapshot.policy));
+        match before.zip(self.places.take()) {
+            Some((before, were)) if !heal && before.active == set.active => {
+                let mut touched = Touched::between(&before, set);
+                let all = were.values().chain(places.values());
+                touched.add_addresses(all.flat_map(|place| &place.addresses).chain(&self.placed));
+                self.reconciler.reconcile_touched(&touched, set, places, host_ports)
+            }
+            _ => self.reconciler.reconcile(&Tables::wanted(set, places, host_ports)),
+        }
+    }
+}
+
 impl<T: PolicyTable> Guard for Policies<T> {
     fn place(&self, port: &PodPort, ifindex: u32) -> io::Result<()> {
         let (mut state, newest) = self.newest();
@@ -117,6 +153,7 @@ impl<T: PolicyTable> Guard for Policies<T> {
             return Ok(());
         };
         let place = place(&snapshot, &port.owner, port.addresses().collect());
+        state.placed.extend(&place.addresses);
         let mut steps = vec![Step::PutPod(ifindex, pod_policy(&snapshot.policy, &place))];
         let known = place.pod.as_ref().and_then(|pod| snapshot.policy.pods.get(pod));
         match known {

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use mesh_model::parts::Element as _;
 use mesh_model::policy::{PodPolicy, PolicySet, Rule};
 use mesh_model::snapshot::{
     Announced, DnsService, Edge, EdgeService, Frontend, HealthCheck, L7Config, LocalNode, Peer,
@@ -250,26 +251,30 @@ struct PolicyChange {
 
 impl PolicyChange {
     fn between(old: &PolicySet, new: &PolicySet) -> Self {
-        let rules = differences::of_elements(old.rules.iter(), new.rules.iter(), |rule| *rule);
+        let identities = new.identities.differences(&old.identities);
+        let rules = new.rules.differences(&old.rules);
         Self {
             active: new.active,
             pods: MapChange::between(&old.pods, &new.pods),
-            identities: MapChange::between(&old.identities, &new.identities),
+            identities: MapChange {
+                gone: identities.gone.into_iter().map(|(address, _)| address).collect(),
+                put: identities.put,
+            },
             blocks: MapChange::between(&old.blocks, &new.blocks),
             names: MapChange::between(&old.names, &new.names),
             gone: rules.gone,
-            put: rules.put.into_iter().copied().collect(),
+            put: rules.put,
         }
     }
 
     fn carry_out(self, set: &mut PolicySet) {
         set.active = self.active;
         self.pods.carry_out(&mut set.pods);
-        self.identities.carry_out(&mut set.identities);
+        self.identities.gone.iter().for_each(|address| set.identities.remove(address));
+        self.identities.put.into_iter().for_each(|one| set.identities.insert(one));
         self.blocks.carry_out(&mut set.blocks);
         self.names.carry_out(&mut set.names);
-        set.rules.retain(|rule| self.gone.binary_search(rule).is_err());
-        set.rules.extend(self.put);
-        set.rules.sort_unstable();
+        self.gone.iter().for_each(|rule| set.rules.remove(&rule.key()));
+        self.put.into_iter().for_each(|rule| set.rules.insert(rule));
     }
 }

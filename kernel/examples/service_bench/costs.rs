@@ -96,7 +96,6 @@ fn tables(world: &World) -> Result<Tables> {
         let number = u32::try_from(rules.len())?;
         rules.push(Rule { policy, identity, ports: ports(crate::world::PORT), number });
     }
-    rules.sort();
     let mesh = world.mesh.as_ref().context("a node without our programs")?;
     let key = |number: u32| ObjectKey::new("default", format!("pod-{number}"));
     let place = |(at, (ifindex, port)): (u32, &(u32, mesh_kernel::pods::PodPort))| {
@@ -112,7 +111,7 @@ fn tables(world: &World) -> Result<Tables> {
         identities: (0..IDENTITIES)
             .map(|number| (IpAddr::from((0x0ac0_0000 + number).to_be_bytes()), identity(number)))
             .collect(),
-        rules,
+        rules: rules.into(),
         ..PolicySet::default()
     };
     let places = (0..).zip(&mesh.ports).map(place).collect();

@@ -1,6 +1,11 @@
 //! A mirror of the tables, so that a change costs what changed.
 
-use super::{ObserveError, PolicyTable, Step, StepError, Tables, plan};
+use std::collections::BTreeMap;
+
+use mesh_model::policy::PolicySet;
+use mesh_model::snapshot::Protocol;
+
+use super::{ObserveError, Place, PolicyTable, Step, StepError, Tables, Touched, plan};
 
 /// Keeps a [`PolicyTable`] as it should be.
 pub struct PolicyReconciler<T> {
@@ -34,6 +39,27 @@ impl<T: PolicyTable> PolicyReconciler<T> {
             None => self.table.observe()?,
         };
         let steps = plan(wanted, &present);
+        self.mirror = Some(present);
+        Ok(self.carry_out(steps))
+    }
+
+    /// The same where only touched entries may differ from what the last round made, which was complete.
+    ///
+    /// # Errors
+    /// When the tables are not known and cannot be read.
+    pub fn reconcile_touched(
+        &mut self,
+        touched: &Touched,
+        set: &PolicySet,
+        places: &BTreeMap<u32, Place>,
+        host_ports: &[(Protocol, u16)],
+    ) -> Result<Outcome, ObserveError> {
+        let wanted = Tables::wanted(&touched.part(set), places, host_ports);
+        let present = match self.mirror.take() {
+            Some(mirror) => mirror,
+            None => self.table.observe()?,
+        };
+        let steps = plan(&wanted, &touched.of(&present));
         self.mirror = Some(present);
         Ok(self.carry_out(steps))
     }
@@ -86,5 +112,85 @@ impl<T> std::fmt::Debug for PolicyReconciler<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let rules = self.mirror.as_ref().map(|mirror| mirror.rules.len());
         f.debug_struct("PolicyReconciler").field("rules", &rules).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use mesh_model::ObjectKey;
+    use mesh_model::policy::{PodPolicy, Ports, Rule};
+    use proptest::prelude::*;
+
+    use super::super::FakePolicyTable;
+    use super::*;
+
+    /// Three pods here; addresses, rules and ranges of few numbers, so that sets have much in common.
+    fn set() -> impl Strategy<Value = PolicySet> {
+        let few = || proptest::collection::vec((0..12_u32, 100..103_u32), 0..8);
+        let pods = proptest::collection::vec(0..3_u32, 0..3);
+        (proptest::bool::weighted(0.9), pods, few(), few(), few()).prop_map(
+            |(active, pods, identities, rules, blocks)| {
+                let pod = |(n, who): (usize, u32)| {
+                    let policy = PodPolicy { identity: 100 + who, ingress: 200 + who, egress: 0 };
+                    (ObjectKey::new("x", n.to_string()), policy)
+                };
+                let rule = |(n, number): (u32, u32)| {
+                    let ports = Ports::of(Protocol::Tcp);
+                    Rule { policy: 200 + n / 4, identity: 100 + n % 4, ports, number }
+                };
+                PolicySet {
+                    active,
+                    pods: pods.into_iter().enumerate().map(pod).collect(),
+                    identities: identities.into_iter().map(|(n, who)| (address(n), who)).collect(),
+                    rules: rules.into_iter().map(rule).collect(),
+                    blocks: blocks.into_iter().map(|(n, who)| (address(n).into(), who)).collect(),
+                    ..PolicySet::default()
+                }
+            },
+        )
+    }
+
+    fn address(n: u32) -> IpAddr {
+        // Two parts of the identities.
+        IpAddr::from([10, 244, u8::try_from(n % 2).unwrap(), u8::try_from(n).unwrap()])
+    }
+
+    /// Where pods are: some have addresses that the set knows, too.
+    fn places() -> impl Strategy<Value = BTreeMap<u32, Place>> {
+        let place = (0..3_u32, 0..12_u32).prop_map(|(pod, at)| Place {
+            pod: Some(ObjectKey::new("x", pod.to_string())),
+            addresses: vec![address(at)],
+        });
+        proptest::collection::btree_map(1..4_u32, place, 0..3)
+    }
+
+    proptest! {
+        /// Looking at what was touched finds what looking at everything finds.
+        #[test]
+        fn touched_entries_are_all_that_differ(
+            rounds in proptest::collection::vec((set(), places()), 2..6),
+        ) {
+            let mut reconciler = PolicyReconciler::new(FakePolicyTable::new());
+            let mut before: Option<(PolicySet, BTreeMap<u32, Place>)> = None;
+            for (set, places) in rounds {
+                let wanted = Tables::wanted(&set, &places, &[]);
+                let expected = plan(&wanted, &reconciler.table().tables());
+                match &before {
+                    Some((old, were)) if old.active == set.active => {
+                        let mut touched = Touched::between(old, &set);
+                        let all = were.values().chain(places.values());
+                        touched.add_addresses(all.flat_map(|place| &place.addresses));
+                        let done = reconciler.reconcile_touched(&touched, &set, &places, &[]);
+                        prop_assert!(done.unwrap().failed.is_empty());
+                    }
+                    _ => drop(reconciler.reconcile(&wanted).unwrap()),
+                }
+                prop_assert_eq!(reconciler.table().steps(), expected);
+                prop_assert_eq!(reconciler.table().tables(), wanted);
+                before = Some((set, places));
+            }
+        }
     }
 }

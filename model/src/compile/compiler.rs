@@ -33,7 +33,7 @@ pub struct Compiler {
     dns: dns::Memory,
     l7: l7::Memory,
     pods: pods::Memory,
-    policy: Arc<crate::policy::PolicySet>,
+    policy: policy::Memory,
 }
 
 impl fmt::Debug for Compiler {
@@ -58,7 +58,7 @@ impl Compiler {
             dns: dns::Memory::default(),
             l7: l7::Memory::default(),
             pods: pods::Memory::default(),
-            policy: Arc::default(),
+            policy: policy::Memory::default(),
         }
     }
 
@@ -71,10 +71,10 @@ impl Compiler {
         let config_maps = follow(&mut self.known.config_maps, &objects.config_maps);
         let secrets = follow(&mut self.known.secrets, &objects.secrets);
         let ingresses = follow(&mut self.known.ingresses, &objects.ingresses).any();
-        let own_pods = follow(&mut self.known.pods, &objects.pods).any();
-        let all_pods = follow(&mut self.known.cluster_pods, &objects.cluster_pods).any();
-        let policies = follow(&mut self.known.network_policies, &objects.network_policies).any();
-        let namespaces = follow(&mut self.known.namespaces, &objects.namespaces).any();
+        let own_pods = follow(&mut self.known.pods, &objects.pods);
+        let all_pods = follow(&mut self.known.cluster_pods, &objects.cluster_pods);
+        let policies = follow(&mut self.known.network_policies, &objects.network_policies);
+        let namespaces = follow(&mut self.known.namespaces, &objects.namespaces);
         self.known.cluster = objects.cluster.clone();
         let restart = !std::mem::replace(&mut self.begun, true);
 
@@ -85,16 +85,21 @@ impl Compiler {
         }
         let made = self.follow_services(&changed);
         self.edge.settle();
-        self.dns.follow(&self.known, &self.directory, cluster || namespaces, &made);
+        self.dns.follow(&self.known, &self.directory, cluster || namespaces.any(), &made);
         let routes = ingresses || secrets.any();
         let routes = (routes, moved || restart);
         self.l7.follow(&self.known, &self.directory, routes, &self.local, &changed);
         let touched = touched(&services, &config_maps, &secrets);
-        self.pods.follow(&self.known, &self.directory, &self.node, own_pods, &touched, &changed);
-        if restart || nodes || moved || own_pods || all_pods || policies || namespaces {
-            let set = policy::set(&self.known, &self.local);
-            share(&mut self.policy, set);
-        }
+        let mine = own_pods.any();
+        self.pods.follow(&self.known, &self.directory, &self.node, mine, &touched, &changed);
+        let news = policy::News {
+            nodes: restart || nodes || moved,
+            namespaces: &namespaces,
+            pods: &own_pods,
+            cluster_pods: &all_pods,
+            policies: &policies,
+        };
+        self.policy.follow(&news, &self.known, &self.local);
         Snapshot {
             cluster: self.known.cluster.clone(),
             node: self.local.clone(),
@@ -106,7 +111,7 @@ impl Compiler {
             pods: Arc::clone(self.pods.work()),
             node_addresses: self.addresses.clone(),
             revision: self.directory.revision(),
-            policy: Arc::clone(&self.policy),
+            policy: Arc::clone(self.policy.set()),
         }
     }
 
@@ -166,5 +171,7 @@ fn touched(
     pods::Touched { everywhere, namespaces: names.collect() }
 }
 
+#[cfg(test)]
+mod policies;
 #[cfg(test)]
 mod tests;

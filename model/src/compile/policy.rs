@@ -10,36 +10,48 @@
 //! The label `mesh.dev/isolation: namespace` on a Namespace stands for a NetworkPolicy that selects all its pods and lets them
 //! receive from the namespace itself and from nodes. Other policies allow more, as usual.
 
+//!
+//! [`Memory`] keeps what it made, and makes again what a change touches. Kept are: whom each policy selects among the node's own
+//! pods ([`subjects`]), who has which address in the cluster ([`crowd`]), and the table itself, of which an entry depends on one
+//! set of policies and one other side. Looked at in full are, when their number changes only: all pods, when policies begin or
+//! cease to speak of a label; the ipBlocks of the node's own policies.
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 
+use super::changes::Changes;
 use super::{Objects, nodes};
-use crate::ObjectKey;
 use crate::cluster::node_overlay_address;
-use crate::policy::{ANYBODY, OPEN, OTHER_NODE, PodPolicy, PolicySet, Rule, THIS_NODE};
+use crate::policy::{OTHER_NODE, PolicySet, THIS_NODE};
 use crate::snapshot::LocalNode;
 use crate::wellknown::{
-    ISOLATION_NAMESPACE, LABEL_ISOLATION, LABEL_NAMESPACE_NAME, NODE_LOCAL_ADDRESS,
-    NODE_LOCAL_ADDRESS_V6,
+    ISOLATION_NAMESPACE, LABEL_ISOLATION, NODE_LOCAL_ADDRESS, NODE_LOCAL_ADDRESS_V6,
 };
 
 mod blocks;
+mod counted;
+mod crowd;
 mod endpoint;
+mod laws;
 mod numbers;
 mod rules;
+mod subjects;
+mod table;
 #[cfg(test)]
 mod tests;
+mod words;
 
 use blocks::Blocks;
-use endpoint::{Endpoint, Vocabulary};
-use numbers::Numbers;
-use rules::{Applied, Direction};
-
-/// Stands for the other nodes where texts stand for identities.
-const NODES: &str = "nodes";
+use crowd::{Crowd, Source};
+use laws::Laws;
+use rules::{Applied, World};
+use subjects::Subjects;
+use table::{Table, Touched};
+use words::Vocabulary;
 
 pub(super) type Labels = BTreeMap<String, String>;
 
@@ -54,160 +66,110 @@ fn is_isolated(namespace: &Namespace) -> bool {
         == Some(ISOLATION_NAMESPACE)
 }
 
-/// What the policies of a cluster say, prepared for lookups.
-struct Cluster<'a> {
-    /// Labels of namespaces, with the name as every namespace has it.
-    namespaces: BTreeMap<&'a str, Labels>,
-    isolated: BTreeSet<&'a str>,
-    policies: BTreeMap<&'a str, Vec<(&'a str, &'a NetworkPolicy)>>,
+/// What policies depend on, as it changed.
+pub(super) struct News<'a> {
+    /// Nodes, or this node.
+    pub(super) nodes: bool,
+    pub(super) namespaces: &'a Changes<Namespace>,
+    pub(super) pods: &'a Changes<Pod>,
+    pub(super) cluster_pods: &'a Changes<Pod>,
+    pub(super) policies: &'a Changes<NetworkPolicy>,
 }
 
-impl<'a> Cluster<'a> {
-    fn new(objects: &'a Objects) -> Self {
-        let mut policies: BTreeMap<&str, Vec<(&str, &NetworkPolicy)>> = BTreeMap::new();
-        for policy in &objects.network_policies {
-            if let (Some(namespace), Some(name)) =
-                (&policy.metadata.namespace, &policy.metadata.name)
-            {
-                policies.entry(namespace).or_default().push((name, policy));
+impl News<'_> {
+    fn any(&self) -> bool {
+        self.nodes
+            || self.namespaces.any()
+            || self.pods.any()
+            || self.cluster_pods.any()
+            || self.policies.any()
+    }
+}
+
+/// The policies of a node, and what they were made of.
+#[derive(Default)]
+pub(super) struct Memory {
+    laws: Laws,
+    vocabulary: Vocabulary,
+    crowd: Crowd,
+    subjects: Subjects,
+    blocks: Blocks,
+    nodes: BTreeMap<IpAddr, u32>,
+    table: Table,
+}
+
+impl Memory {
+    /// One that numbers texts in another way.
+    #[cfg(test)]
+    pub(super) fn with_poor_numbers() -> Self {
+        Self { table: Table::numbered(numbers::poor), ..Self::default() }
+    }
+
+    pub(super) fn set(&self) -> &Arc<PolicySet> {
+        self.table.set()
+    }
+
+    /// Makes again what follows from the news. `objects` are read for nodes only.
+    pub(super) fn follow(&mut self, news: &News<'_>, objects: &Objects, local: &LocalNode) {
+        if !news.any() {
+            return;
+        }
+        let policies = self.laws.follow_policies(news.policies, &mut self.vocabulary);
+        let namespaces = self.laws.follow_namespaces(news.namespaces);
+        let words = self.vocabulary.settle();
+        self.crowd.respell(&words, &self.vocabulary);
+        self.crowd.follow(Source::Node, news.pods, &self.vocabulary);
+        self.crowd.follow(Source::Cluster, news.cluster_pods, &self.vocabulary);
+        let moves = self.crowd.settle();
+        let laws = (&policies, &namespaces);
+        let before = self.subjects.follow(news.pods, laws, &self.laws, &local.name);
+        let mut touched = Touched {
+            addresses: moves.addresses,
+            kinds_come: moves.come,
+            kinds_gone: moves.gone,
+            namespaces: namespaces.relabelled,
+            ..Touched::default()
+        };
+        if news.nodes {
+            touched.addresses.extend(self.follow_nodes(objects, local));
+        }
+        self.reapply(before, &mut touched);
+        let world = World { laws: &self.laws, crowd: &self.crowd, blocks: &self.blocks };
+        self.table.follow(touched, world, &self.subjects, &self.nodes);
+    }
+
+    /// Follows what applies: its texts, and the ipBlocks that it names.
+    fn reapply(&mut self, before: BTreeMap<String, Option<Applied>>, touched: &mut Touched) {
+        for (text, before) in before {
+            let now = self.subjects.get(&text);
+            for block in now.iter().flat_map(|now| now.blocks()) {
+                self.blocks.add(block);
             }
+            for block in before.iter().flat_map(|before| before.blocks()) {
+                self.blocks.remove(&block.text().to_owned());
+            }
+            self.table.learn(now);
+            self.table.forget(before.as_ref());
+            touched.applied.insert(text);
         }
-        policies.values_mut().for_each(|list| list.sort_by_key(|(name, _)| *name));
-        let named = || {
-            let all = objects.namespaces.iter();
-            all.filter_map(|namespace| Some((namespace.metadata.name.as_deref()?, &**namespace)))
-        };
-        let labels = |(name, namespace): (&'a str, &Namespace)| {
-            let mut labels = namespace.metadata.labels.clone().unwrap_or_default();
-            labels.insert(LABEL_NAMESPACE_NAME.to_owned(), name.to_owned());
-            (name, labels)
-        };
-        Self {
-            namespaces: named().map(labels).collect(),
-            isolated: named().filter(|(_, ns)| is_isolated(ns)).map(|(name, _)| name).collect(),
-            policies,
+        let redrawn = self.blocks.settle();
+        touched.blocks = redrawn.any;
+        touched.classes_come = redrawn.come;
+        touched.classes_gone = redrawn.gone;
+        if !redrawn.blocks.is_empty() {
+            let named = |one: &&Applied| one.blocks().any(|b| redrawn.blocks.contains(b.text()));
+            let all = self.subjects.applied().filter(named);
+            touched.applied.extend(all.map(|one| one.text.clone()));
         }
     }
 
-    fn all_policies(&self) -> impl Iterator<Item = &'a NetworkPolicy> {
-        self.policies.values().flatten().map(|(_, policy)| *policy)
+    /// Returns the addresses that are nodes' now and were not, or the other way round.
+    fn follow_nodes(&mut self, objects: &Objects, local: &LocalNode) -> BTreeSet<IpAddr> {
+        let now = addresses_of_nodes(objects, local);
+        let before = std::mem::replace(&mut self.nodes, now);
+        let all = before.keys().chain(self.nodes.keys());
+        all.filter(|address| before.get(address) != self.nodes.get(address)).copied().collect()
     }
-
-    /// What restricts a pod in a direction; nothing when nothing does.
-    fn applied(&self, pod: &Endpoint<'a>, direction: Direction) -> Option<Applied<'a>> {
-        let policies = self.policies.get(pod.key.namespace.as_str()).into_iter().flatten();
-        let policies: Vec<(&str, &NetworkPolicy)> = policies
-            .filter(|(_, policy)| direction.is_of(policy))
-            .filter(|(_, policy)| rules::selects(policy, pod.labels))
-            .copied()
-            .collect();
-        let isolated =
-            direction == Direction::Ingress && self.isolated.contains(pod.key.namespace.as_str());
-        (isolated || !policies.is_empty()).then(|| Applied {
-            direction,
-            namespace: pod.key.namespace.clone(),
-            named_ports: match direction {
-                Direction::Ingress => pod.named_ports_of(&policies),
-                Direction::Egress => BTreeMap::new(),
-            },
-            policies,
-            isolated,
-        })
-    }
-}
-
-/// The policies of a node.
-pub(super) fn set(objects: &Objects, local: &LocalNode) -> PolicySet {
-    let cluster = Cluster::new(objects);
-    let own: Vec<Endpoint> =
-        objects.pods.iter().filter_map(|pod| Endpoint::on_node(pod, &local.name)).collect();
-    let applied = |direction| -> BTreeMap<&ObjectKey, Applied> {
-        own.iter().filter_map(|pod| Some((&pod.key, cluster.applied(pod, direction)?))).collect()
-    };
-    let (ingress, egress) = (applied(Direction::Ingress), applied(Direction::Egress));
-    let mut set = PolicySet::default();
-    if !ingress.is_empty() || !egress.is_empty() {
-        let all: BTreeMap<String, &Applied> =
-            ingress.values().chain(egress.values()).map(|one| (one.text(), one)).collect();
-        let vocabulary = Vocabulary::of(cluster.all_policies());
-        let numbers = fill(&mut set, objects, &cluster, &vocabulary, &all);
-        let policy = |applied: Option<&Applied>| applied.map_or(OPEN, |a| numbers.of(&a.text()));
-        for pod in &own {
-            let found = PodPolicy {
-                identity: numbers.of(&pod.identity(&vocabulary)),
-                ingress: policy(ingress.get(&pod.key)),
-                egress: policy(egress.get(&pod.key)),
-            };
-            set.pods.insert(pod.key.clone(), found);
-        }
-        set.active = true;
-    }
-    set.identities.extend(addresses_of_nodes(objects, local));
-    set
-}
-
-/// Everything but the node's own pods.
-fn fill(
-    set: &mut PolicySet,
-    objects: &Objects,
-    cluster: &Cluster<'_>,
-    vocabulary: &Vocabulary<'_>,
-    applied: &BTreeMap<String, &Applied<'_>>,
-) -> Numbers {
-    let everybody = everybody(objects);
-    let mut kinds: BTreeMap<String, &Endpoint> = BTreeMap::new();
-    let mut identities: BTreeMap<IpAddr, String> = BTreeMap::new();
-    for (address, endpoint) in &everybody {
-        let text = endpoint.identity(vocabulary);
-        identities.insert(*address, text.clone());
-        kinds.entry(text).or_insert(endpoint);
-    }
-    let blocks = Blocks::of(applied.values().flat_map(|one| one.blocks()));
-    let mut rules = BTreeMap::new();
-    for (text, one) in applied {
-        one.rules(text, cluster, &kinds, &blocks, &mut rules);
-    }
-    let texts = kinds.keys().map(String::as_str).chain(blocks.texts());
-    let texts = texts.chain(applied.keys().map(String::as_str));
-    let numbers = Numbers::assign(texts.chain(rules.values().map(String::as_str)));
-    set.identities = identities.iter().map(|(ip, text)| (*ip, numbers.of(text))).collect();
-    set.blocks = blocks.classes().map(|(net, text)| (net, numbers.of(text))).collect();
-    let rule = |((policy, who, ports), text): (&rules::Key, &String)| Rule {
-        policy: numbers.of(policy),
-        identity: match who.as_deref() {
-            None => ANYBODY,
-            Some(NODES) => OTHER_NODE,
-            Some(who) => numbers.of(who),
-        },
-        ports: *ports,
-        number: numbers.of(text),
-    };
-    set.rules = rules.iter().map(rule).collect();
-    set.rules.sort_unstable();
-    let named = applied.iter().map(|(text, one)| (text, one.name()));
-    let named = named.chain(rules.values().map(|text| (text, text.clone())));
-    set.names = named.map(|(text, name)| (numbers.of(text), name)).collect();
-    numbers
-}
-
-/// Pods that have an address, in the whole cluster. An address that two claim belongs to the one that was made last.
-fn everybody(objects: &Objects) -> BTreeMap<IpAddr, Endpoint<'_>> {
-    let pods = objects.pods.iter().chain(&objects.cluster_pods);
-    let mut pods: Vec<(&Pod, Endpoint)> =
-        pods.filter_map(|pod| Some((&**pod, Endpoint::of(pod)?))).collect();
-    pods.sort_by(|(a, _), (b, _)| {
-        let made = |pod: &Pod| pod.metadata.creation_timestamp.clone();
-        (made(a), &a.metadata.namespace, &a.metadata.name).cmp(&(
-            made(b),
-            &b.metadata.namespace,
-            &b.metadata.name,
-        ))
-    });
-    let mut everybody = BTreeMap::new();
-    for (pod, endpoint) in pods {
-        everybody.extend(endpoint::addresses(pod).map(|address| (address, endpoint.clone())));
-    }
-    everybody
 }
 
 /// This node and the others, by all the addresses that are known of them.

@@ -59,7 +59,7 @@ impl PolicySet {
         if !self.active || policy == OPEN {
             return Decision::Unrestricted;
         }
-        let identity = self.identities.get(&other).copied();
+        let identity = self.identities.get(&other).map(|(_, who)| *who);
         if identity == Some(THIS_NODE) {
             return Decision::Node;
         }
@@ -84,10 +84,10 @@ impl PolicySet {
 
     /// The most specific entry that matches; entries are ordered by policy and identity.
     fn rule(&self, policy: u32, identity: u32, flow: &Flow) -> Option<&Rule> {
-        let from = self.rules.partition_point(|r| (r.policy, r.identity) < (policy, identity));
-        self.rules[from..]
+        let rules = self.rules.part(policy);
+        rules[rules.partition_point(|rule| rule.identity < identity)..]
             .iter()
-            .take_while(|rule| (rule.policy, rule.identity) == (policy, identity))
+            .take_while(|rule| rule.identity == identity)
             .filter(|rule| rule.ports.contain(flow.protocol, flow.port))
             .max_by_key(|rule| rule.ports.specificity())
     }

@@ -122,3 +122,64 @@ fn a_name_that_was_cut_is_found_by_its_address() {
     let found = place(&snapshot, "abc/eth0 10.244.1.5 - x/a-lo", vec![[10, 244, 1, 5].into()]);
     assert_eq!(found.pod, Some(ObjectKey::new("x", "a-long-name")));
 }
+
+/// The same pod under a policy that lets in pods with that label, and so many more elsewhere.
+fn restricted(app: &str, others: u8) -> Arc<Snapshot> {
+    let parse = |value| Arc::new(serde_json::from_value(value).unwrap());
+    let pod = |name: String, node: &str, app: &str, ip: [u8; 4]| {
+        parse(json!({
+            "metadata": {"namespace": "x", "name": name, "labels": {"app": app}},
+            "spec": {"nodeName": node, "containers": []},
+            "status": {"podIP": std::net::Ipv4Addr::from(ip)},
+        }))
+    };
+    let own = pod("a".to_owned(), "node-1", "own", [10, 244, 1, 5]);
+    let other = |n| {
+        pod(format!("o{n}"), "node-2", if n % 2 == 0 { "even" } else { "odd" }, [10, 244, 2, n])
+    };
+    let policy = json!({"metadata": {"namespace": "x", "name": "some"},
+        "spec": {"podSelector": {}, "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": app}}}]}]}});
+    let objects = Objects {
+        pods: vec![Arc::clone(&own)],
+        cluster_pods: (0..others).map(other).chain([own]).collect(),
+        network_policies: vec![Arc::new(serde_json::from_value(policy).unwrap())],
+        ..Objects::default()
+    };
+    Arc::new(compile(&objects, &"node-1".parse().unwrap()))
+}
+
+#[test]
+fn a_change_costs_what_changed_and_forgets_nothing() {
+    let first = restricted("even", 200);
+    let (_sender, receiver) = watch::channel(desired(&first));
+    let policies = Policies::new(FakePolicyTable::new(), receiver);
+    let pods = FakePodNetwork::new();
+    let attached = pods.attach(&port("x/a")).unwrap();
+    let steps = || policies.lock().reconciler.table().steps();
+    policies.round(&first, &pods, false).unwrap();
+    assert!(steps().len() > 200);
+    // Others are let in, and those that were are not; nobody's address has to be written for that.
+    let other = restricted("odd", 200);
+    policies.round(&other, &pods, false).unwrap();
+    let few = steps();
+    assert!(
+        matches!(few[..], [Step::PutRule(..), Step::DeleteRule(_), Step::NextGeneration]),
+        "{few:?}"
+    );
+    // A new pod has an address that somebody else had; it goes again before anybody hears of it.
+    let fleeting = PodPort { v4: Some([10, 244, 2, 7].into()), ..port("x/a") };
+    policies.place(&fleeting, attached.host_ifindex + 1).unwrap();
+    policies.round(&other, &pods, false).unwrap();
+    let wanted = |snapshot: &Arc<Snapshot>| {
+        let places = places(snapshot, &pods).unwrap();
+        Tables::wanted(&snapshot.policy, &places, &host_ports(snapshot))
+    };
+    assert_eq!(tables(&policies), wanted(&other));
+    // One that fails leaves the next round to look at everything.
+    policies.lock().reconciler.table().limit_rules(0);
+    let last = restricted("even", 201);
+    assert!(policies.round(&last, &pods, false).is_err());
+    policies.lock().reconciler.table().limit_rules(usize::MAX);
+    policies.round(&last, &pods, false).unwrap();
+    assert_eq!(tables(&policies), wanted(&last));
+}

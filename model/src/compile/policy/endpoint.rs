@@ -1,28 +1,38 @@
 //! Pods as policies see them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyPort};
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::Labels;
-use super::rules;
-use crate::policy::selector;
+use super::words::Vocabulary;
 use crate::snapshot::Protocol;
 use crate::{NodeName, ObjectKey};
 
 static NO_LABELS: Labels = BTreeMap::new();
 
+/// Ports by name and protocol.
+pub(super) type NamedPorts = BTreeMap<(String, Protocol), u16>;
+
 /// A pod with a network of its own.
-#[derive(Clone)]
+#[derive(PartialEq, Eq)]
 pub(super) struct Endpoint<'a> {
     pub(super) key: ObjectKey,
     pub(super) labels: &'a Labels,
     /// Ports of its containers that have a name; the first of a name counts.
     pub(super) named_ports: BTreeMap<(&'a str, Protocol), u16>,
+}
+
+/// Who a pod is, as far as any policy can tell: all pods of a kind are one.
+pub(super) struct Kind {
+    /// What tells it from others.
+    pub(super) text: String,
+    pub(super) namespace: String,
+    /// Labels and ports that policies speak of.
+    pub(super) labels: Labels,
+    pub(super) named_ports: NamedPorts,
 }
 
 impl<'a> Endpoint<'a> {
@@ -45,7 +55,7 @@ impl<'a> Endpoint<'a> {
             named_ports.entry((name, protocol)).or_insert(number);
         }
         Some(Self {
-            key: ObjectKey::new(pod.metadata.namespace.clone()?, pod.metadata.name.clone()?),
+            key: key(pod)?,
             labels: pod.metadata.labels.as_ref().unwrap_or(&NO_LABELS),
             named_ports,
         })
@@ -57,67 +67,39 @@ impl<'a> Endpoint<'a> {
         bound.then(|| Self::of(pod)).flatten()
     }
 
-    /// Who the pod is, as far as any policy can tell.
-    pub(super) fn identity(&self, vocabulary: &Vocabulary<'_>) -> String {
-        let mut text = format!("pods of {}", self.key.namespace);
-        for (key, value) in self.labels {
-            if vocabulary.labels.contains(key.as_str()) {
-                let _ = write!(text, " {key}={value}");
-            }
+    pub(super) fn kind(&self, vocabulary: &Vocabulary) -> Kind {
+        let labels = self.labels.iter().filter(|(key, _)| vocabulary.has_label(key));
+        let ports = self.named_ports.iter().filter(|((name, _), _)| vocabulary.has_port(name));
+        let owned = |(&(name, protocol), port): (&(&str, Protocol), &u16)| {
+            ((name.to_owned(), protocol), *port)
+        };
+        let mut kind = Kind {
+            text: format!("pods of {}", self.key.namespace),
+            namespace: self.key.namespace.clone(),
+            labels: labels.map(|(key, value)| (key.clone(), value.clone())).collect(),
+            named_ports: ports.map(owned).collect(),
+        };
+        for (key, value) in &kind.labels {
+            let _ = write!(kind.text, " {key}={value}");
         }
-        for ((name, protocol), port) in &self.named_ports {
-            if vocabulary.ports.contains(name) {
-                let _ = write!(text, " {name}:{port}/{protocol}");
-            }
+        for ((name, protocol), port) in &kind.named_ports {
+            let _ = write!(kind.text, " {name}:{port}/{protocol}");
         }
-        text
-    }
-
-    /// The named ports that ingress rules of these policies refer to, as this pod has them.
-    pub(super) fn named_ports_of(
-        &self,
-        policies: &[(&str, &NetworkPolicy)],
-    ) -> BTreeMap<(&'a str, Protocol), u16> {
-        let names: BTreeSet<&str> = policies
-            .iter()
-            .flat_map(|(_, policy)| rules::ingress_ports(policy))
-            .filter_map(name)
-            .collect();
-        let mut ports = self.named_ports.clone();
-        ports.retain(|(name, _), _| names.contains(name));
-        ports
+        kind
     }
 }
 
-fn name(port: &NetworkPolicyPort) -> Option<&str> {
-    match &port.port {
-        Some(IntOrString::String(name)) => Some(name),
-        _ => None,
-    }
+pub(super) fn key(pod: &Pod) -> Option<ObjectKey> {
+    Some(ObjectKey::new(pod.metadata.namespace.clone()?, pod.metadata.name.clone()?))
 }
 
-/// A pod's addresses.
-pub(super) fn addresses(pod: &Pod) -> impl Iterator<Item = IpAddr> {
+/// A pod's addresses, ordered.
+pub(super) fn addresses(pod: &Pod) -> Vec<IpAddr> {
     let status = pod.status.as_ref();
     let all = status.and_then(|s| s.pod_ips.as_ref()).into_iter().flatten().map(|ip| &ip.ip);
     let first = status.and_then(|s| s.pod_ip.as_ref());
-    all.chain(first).filter_map(|text| text.parse().ok())
-}
-
-/// The words that policies use: labels and ports that nobody speaks of make no difference.
-pub(super) struct Vocabulary<'a> {
-    labels: BTreeSet<&'a str>,
-    ports: BTreeSet<&'a str>,
-}
-
-impl<'a> Vocabulary<'a> {
-    pub(super) fn of(policies: impl Iterator<Item = &'a NetworkPolicy>) -> Self {
-        let (mut labels, mut ports) = (BTreeSet::new(), BTreeSet::new());
-        for policy in policies {
-            let selectors = rules::peers(policy).filter_map(|peer| peer.pod_selector.as_ref());
-            labels.extend(selectors.flat_map(selector::keys));
-            ports.extend(rules::egress_ports(policy).filter_map(name));
-        }
-        Self { labels, ports }
-    }
+    let mut addresses: Vec<IpAddr> = all.chain(first).filter_map(|ip| ip.parse().ok()).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses
 }

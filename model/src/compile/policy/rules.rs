@@ -1,15 +1,17 @@
 //! What NetworkPolicies allow, as entries of a table.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use k8s_openapi::api::networking::v1::{
-    IPBlock, NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort,
-};
+use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::blocks::Blocks;
-use super::endpoint::Endpoint;
-use super::{Cluster, Labels};
+use super::Labels;
+use super::blocks::{Block, Blocks};
+use super::crowd::Crowd;
+use super::endpoint::{Endpoint, Kind, NamedPorts};
+use super::laws::Laws;
+use super::words;
 use crate::policy::{Ports, matches};
 use crate::snapshot::Protocol;
 
@@ -45,159 +47,267 @@ pub(super) fn selects(policy: &NetworkPolicy, labels: &Labels) -> bool {
     spec.pod_selector.as_ref().is_none_or(|selector| matches(selector, labels))
 }
 
-/// One rule of either direction.
-struct Rule<'a> {
-    name: String,
-    peers: &'a [NetworkPolicyPeer],
-    ports: &'a [NetworkPolicyPort],
-}
+/// A rule: whom it means, and which ports.
+type Side<'a> = (&'a [NetworkPolicyPeer], &'a [NetworkPolicyPort]);
 
-fn rules<'a>(name: &str, policy: &'a NetworkPolicy, direction: Direction) -> Vec<Rule<'a>> {
-    let namespace = policy.metadata.namespace.as_deref().unwrap_or_default();
+fn sides(policy: &NetworkPolicy, direction: Direction) -> Vec<Side<'_>> {
     let Some(spec) = &policy.spec else { return vec![] };
-    let list: Vec<_> = match direction {
+    match direction {
         Direction::Ingress => {
             let all = spec.ingress.iter().flatten();
-            all.map(|rule| (rule.from.as_deref(), rule.ports.as_deref())).collect()
+            all.map(|rule| side(rule.from.as_deref(), rule.ports.as_deref())).collect()
         }
         Direction::Egress => {
             let all = spec.egress.iter().flatten();
-            all.map(|rule| (rule.to.as_deref(), rule.ports.as_deref())).collect()
+            all.map(|rule| side(rule.to.as_deref(), rule.ports.as_deref())).collect()
         }
-    };
-    let word = direction.name().to_lowercase();
-    let one = |(index, (peers, ports)): (usize, (Option<&'a [_]>, Option<&'a [_]>))| Rule {
-        name: format!("NetworkPolicy {namespace}/{name} {word}[{index}]"),
-        peers: peers.unwrap_or_default(),
-        ports: ports.unwrap_or_default(),
-    };
-    list.into_iter().enumerate().map(one).collect()
+    }
+}
+
+fn side<'a>(
+    peers: Option<&'a [NetworkPolicyPeer]>,
+    ports: Option<&'a [NetworkPolicyPort]>,
+) -> Side<'a> {
+    (peers.unwrap_or_default(), ports.unwrap_or_default())
 }
 
 /// All peers of a policy.
 pub(super) fn peers(policy: &NetworkPolicy) -> impl Iterator<Item = &NetworkPolicyPeer> {
     let directions = [Direction::Ingress, Direction::Egress];
-    directions.into_iter().flat_map(|direction| rules("", policy, direction)).flat_map(|r| r.peers)
+    directions.into_iter().flat_map(|direction| sides(policy, direction)).flat_map(|side| side.0)
 }
 
-/// All ports of a policy's ingress rules.
-pub(super) fn ingress_ports(policy: &NetworkPolicy) -> impl Iterator<Item = &NetworkPolicyPort> {
-    rules("", policy, Direction::Ingress).into_iter().flat_map(|rule| rule.ports)
-}
-
-/// All ports of a policy's egress rules.
-pub(super) fn egress_ports(policy: &NetworkPolicy) -> impl Iterator<Item = &NetworkPolicyPort> {
-    rules("", policy, Direction::Egress).into_iter().flat_map(|rule| rule.ports)
+/// All ports of a policy's rules of a direction.
+pub(super) fn ports(
+    policy: &NetworkPolicy,
+    direction: Direction,
+) -> impl Iterator<Item = &NetworkPolicyPort> {
+    sides(policy, direction).into_iter().flat_map(|side| side.1)
 }
 
 /// The policies that apply to a pod in a direction. Pods with equal ones share their entries.
-pub(super) struct Applied<'a> {
-    pub(super) direction: Direction,
-    pub(super) namespace: String,
-    pub(super) policies: Vec<(&'a str, &'a NetworkPolicy)>,
-    pub(super) isolated: bool,
+pub(super) struct Applied {
+    /// What tells it from others.
+    pub(super) text: String,
+    /// What people call it.
+    pub(super) name: String,
+    direction: Direction,
+    namespace: String,
+    isolated: bool,
+    policies: Vec<Arc<NetworkPolicy>>,
     /// Ports of the pod that ingress rules call by name.
-    pub(super) named_ports: BTreeMap<(&'a str, Protocol), u16>,
+    named_ports: NamedPorts,
+    /// Names of all rules, in order.
+    rules: Vec<String>,
 }
 
-/// Policy, other side (nobody in particular: everybody), ports.
-pub(super) type Key = (String, Option<String>, Ports);
-/// The rule that allows, by what it allows. Of several, the first by name.
-pub(super) type Table = BTreeMap<Key, String>;
+/// One rule.
+#[derive(Clone, Copy)]
+struct Rule<'a> {
+    name: &'a str,
+    peers: &'a [NetworkPolicyPeer],
+    ports: &'a [NetworkPolicyPort],
+}
 
-impl<'a> Applied<'a> {
-    /// What people call it.
-    pub(super) fn name(&self) -> String {
-        let isolation = self.isolated.then(|| format!("isolation of namespace {}", self.namespace));
-        let policies = self.policies.iter().map(|(name, _)| format!("{}/{name}", self.namespace));
-        let all: Vec<String> = isolation.into_iter().chain(policies).collect();
-        format!("{} policies: {}", self.direction.name().to_lowercase(), all.join(", "))
-    }
+/// What rules are read against.
+#[derive(Clone, Copy)]
+pub(super) struct World<'a> {
+    pub(super) laws: &'a Laws,
+    pub(super) crowd: &'a Crowd,
+    pub(super) blocks: &'a Blocks,
+}
 
-    /// What tells it from others.
-    pub(super) fn text(&self) -> String {
-        let ports = self.named_ports.iter();
+/// The other side of a connection.
+#[derive(Clone, Copy)]
+pub(super) enum Other<'a> {
+    Everybody,
+    Nodes,
+    Pods(&'a Kind),
+    /// Addresses that are in these ipBlocks.
+    Class(&'a str),
+}
+
+/// The rule that allows, by what it allows. Of several, the first by policy and place in it.
+pub(super) type Allowed<'a> = BTreeMap<Ports, &'a str>;
+
+impl Applied {
+    /// What restricts a pod in a direction; nothing when nothing does. `selecting` are the policies that select it, by name.
+    pub(super) fn to(
+        pod: &Endpoint<'_>,
+        selecting: &BTreeSet<String>,
+        direction: Direction,
+        laws: &Laws,
+    ) -> Option<Self> {
+        let namespace = pod.key.namespace.clone();
+        let policies =
+            selecting.iter().filter_map(|name| Some((name, laws.policy(&namespace, name)?)));
+        let policies: Vec<(&String, &Arc<NetworkPolicy>)> =
+            policies.filter(|(_, policy)| direction.is_of(policy)).collect();
+        let isolated = direction == Direction::Ingress && laws.is_isolated(&namespace);
+        if policies.is_empty() && !isolated {
+            return None;
+        }
+        let word = direction.name().to_lowercase();
+        let isolation = isolated.then(|| isolation(&namespace));
+        let names = policies.iter().map(|(name, _)| format!("{namespace}/{name}"));
+        let names: Vec<String> = isolation.into_iter().chain(names).collect();
+        let name = format!("{word} policies: {}", names.join(", "));
+        let rules = policies.iter().flat_map(|(name, policy)| {
+            let count = sides(policy, direction).len();
+            let (word, namespace) = (&word, &namespace);
+            (0..count).map(move |index| format!("NetworkPolicy {namespace}/{name} {word}[{index}]"))
+        });
+        let rules = rules.collect();
+        let policies: Vec<_> = policies.into_iter().map(|(_, policy)| Arc::clone(policy)).collect();
+        let named_ports = match direction {
+            Direction::Ingress => named_ports(pod, &policies),
+            Direction::Egress => NamedPorts::new(),
+        };
+        let ports = named_ports.iter();
         let ports: Vec<String> =
             ports.map(|((name, protocol), port)| format!(" {name}:{port}/{protocol}")).collect();
-        self.name() + &ports.concat()
+        let text = name.clone() + &ports.concat();
+        Some(Self { text, name, direction, namespace, isolated, policies, named_ports, rules })
+    }
+
+    /// Whether the same policies, as they were, are behind the same text.
+    pub(super) fn is_as(&self, other: &Self) -> bool {
+        self.policies.len() == other.policies.len()
+            && self.policies.iter().zip(&other.policies).all(|(a, b)| Arc::ptr_eq(a, b))
+    }
+
+    /// The names of all rules that may allow something.
+    pub(super) fn rule_names(&self) -> impl Iterator<Item = String> {
+        let isolation = self.isolated.then(|| isolation(&self.namespace));
+        self.rules.iter().cloned().chain(isolation)
+    }
+
+    fn rules(&self) -> impl Iterator<Item = Rule<'_>> {
+        let sides = self.policies.iter().flat_map(|policy| sides(policy, self.direction));
+        let named = self.rules.iter().zip(sides);
+        named.map(|(name, (peers, ports))| Rule { name, peers, ports })
     }
 
     /// All ipBlocks.
-    pub(super) fn blocks(&self) -> impl Iterator<Item = &'a IPBlock> {
-        let rules = self.policies.iter().flat_map(|(name, p)| rules(name, p, self.direction));
-        rules.flat_map(|rule| rule.peers).filter_map(|peer| peer.ip_block.as_ref())
+    pub(super) fn blocks(&self) -> impl Iterator<Item = Block> {
+        let peers = self.rules().flat_map(|rule| rule.peers);
+        peers.filter_map(|peer| Block::of(peer.ip_block.as_ref()?))
     }
 
-    /// Adds everything that is allowed.
-    pub(super) fn rules(
-        &self,
-        text: &str,
-        cluster: &Cluster<'_>,
-        kinds: &BTreeMap<String, &Endpoint<'_>>,
-        blocks: &Blocks,
-        table: &mut Table,
-    ) {
-        let mut allow = |who: Option<&str>, ports: Ports, rule: &str| {
-            let key = (text.to_owned(), who.map(str::to_owned), ports);
-            table.entry(key).or_insert_with(|| rule.to_owned());
-        };
-        for (name, policy) in &self.policies {
-            for rule in rules(name, policy, self.direction) {
-                for (who, endpoint) in self.others(&rule, cluster, kinds, blocks) {
-                    for ports in self.ports(&rule, endpoint) {
-                        allow(who, ports, &rule.name);
-                    }
-                }
-            }
-        }
-        if self.isolated {
-            let rule = format!("isolation of namespace {}", self.namespace);
-            let same = kinds.iter().filter(|(_, one)| one.key.namespace == self.namespace);
-            same.for_each(|(who, _)| allow(Some(who), Ports::Everything, &rule));
-            allow(Some(super::NODES), Ports::Everything, &rule);
-        }
-    }
-
-    /// The other sides that a rule means. Who has ports with names comes with them.
-    fn others<'b>(
-        &self,
-        rule: &Rule<'_>,
-        cluster: &Cluster<'_>,
-        kinds: &'b BTreeMap<String, &'b Endpoint<'b>>,
-        blocks: &'b Blocks,
-    ) -> Vec<(Option<&'b str>, Option<&'b Endpoint<'b>>)> {
-        let pods = kinds.iter().map(|(who, endpoint)| (Some(who.as_str()), Some(*endpoint)));
-        if rule.peers.is_empty() {
-            let by_name = self.direction == Direction::Egress && rule.ports.iter().any(is_named);
-            return [(None, None)].into_iter().chain(pods.filter(|_| by_name)).collect();
-        }
-        let mut others = Vec::new();
-        for peer in rule.peers {
-            match &peer.ip_block {
-                Some(block) => others.extend(blocks.containing(block).map(|who| (Some(who), None))),
-                None => others.extend(pods.clone().filter(|(_, endpoint)| {
-                    endpoint.is_some_and(|one| is_peer(peer, one, &self.namespace, cluster))
-                })),
-            }
-        }
+    /// Everybody who may be allowed something.
+    pub(super) fn others<'a>(&self, world: World<'a>) -> Vec<Other<'a>> {
+        let mut others = vec![Other::Everybody, Other::Nodes];
+        let peers = self.rules().flat_map(|rule| rule.peers);
+        let blocks = peers.filter_map(|peer| peer.ip_block.as_ref());
+        let classes: BTreeSet<&str> =
+            blocks.flat_map(|block| world.blocks.containing(block)).collect();
+        others.extend(classes.into_iter().map(Other::Class));
+        let namespaces = world.crowd.namespaces().filter(|name| self.may_mean(name, world.laws));
+        let kinds = namespaces.flat_map(|name| world.crowd.kinds(name));
+        others.extend(kinds.map(|kind| Other::Pods(kind)));
         others
     }
 
+    /// Whether it depends on the labels of namespaces who is meant.
+    pub(super) fn looks_at_namespaces(&self) -> bool {
+        let mut peers = self.rules().flat_map(|rule| rule.peers);
+        peers.any(|peer| peer.namespace_selector.is_some())
+    }
+
+    /// Whether pods of a namespace can be meant at all.
+    pub(super) fn may_mean(&self, namespace: &str, laws: &Laws) -> bool {
+        let mut peers = self.rules().flat_map(|rule| rule.peers);
+        self.isolated && namespace == self.namespace
+            || self.rules().any(|rule| self.is_by_name(&rule))
+            || peers.any(|peer| self.is_there(peer, namespace, laws))
+    }
+
+    /// Whether the ports of a rule for everybody depend on who it is.
+    fn is_by_name(&self, rule: &Rule<'_>) -> bool {
+        let mut ports = rule.ports.iter();
+        self.direction == Direction::Egress
+            && rule.peers.is_empty()
+            && ports.any(|port| words::name(port).is_some())
+    }
+
+    /// What the other side is allowed.
+    pub(super) fn allowed(&self, other: Other<'_>, world: World<'_>) -> Allowed<'_> {
+        let mut allowed = Allowed::new();
+        for rule in self.rules().filter(|rule| self.means(rule, other, world)) {
+            for ports in self.ports(&rule, other) {
+                allowed.entry(ports).or_insert(rule.name);
+            }
+        }
+        allowed
+    }
+
+    /// Whether the isolation of the namespace lets the other side in.
+    pub(super) fn lets_in(&self, other: Other<'_>) -> Option<String> {
+        let inside = match other {
+            Other::Nodes => true,
+            Other::Pods(kind) => kind.namespace == self.namespace,
+            Other::Everybody | Other::Class(_) => false,
+        };
+        (self.isolated && inside).then(|| isolation(&self.namespace))
+    }
+
+    fn means(&self, rule: &Rule<'_>, other: Other<'_>, world: World<'_>) -> bool {
+        match other {
+            Other::Nodes => false,
+            Other::Everybody => rule.peers.is_empty(),
+            Other::Class(class) => {
+                let mut blocks = rule.peers.iter().filter_map(|peer| peer.ip_block.as_ref());
+                blocks.any(|block| world.blocks.containing(block).any(|one| one == class))
+            }
+            Other::Pods(kind) => {
+                let is_peer = |peer: &NetworkPolicyPeer| {
+                    let selector = peer.pod_selector.as_ref();
+                    self.is_there(peer, &kind.namespace, world.laws)
+                        && selector.is_none_or(|selector| matches(selector, &kind.labels))
+                };
+                self.is_by_name(rule) || rule.peers.iter().any(is_peer)
+            }
+        }
+    }
+
+    /// Whether selectors mean pods of that namespace.
+    fn is_there(&self, peer: &NetworkPolicyPeer, namespace: &str, laws: &Laws) -> bool {
+        peer.ip_block.is_none()
+            && match &peer.namespace_selector {
+                None => namespace == self.namespace,
+                Some(selector) => {
+                    laws.labels(namespace).is_some_and(|labels| matches(selector, labels))
+                }
+            }
+    }
+
     /// The ports of a rule, for that other side.
-    fn ports(&self, rule: &Rule<'_>, other: Option<&Endpoint<'_>>) -> Vec<Ports> {
+    fn ports(&self, rule: &Rule<'_>, other: Other<'_>) -> Vec<Ports> {
         if rule.ports.is_empty() {
             return vec![Ports::Everything];
         }
-        let named = |name: &str, protocol| match self.direction {
-            Direction::Ingress => self.named_ports.get(&(name, protocol)).copied(),
-            Direction::Egress => other?.named_ports.get(&(name, protocol)).copied(),
+        let named = |name: &str, protocol| {
+            let ports = match (self.direction, other) {
+                (Direction::Ingress, _) => &self.named_ports,
+                (Direction::Egress, Other::Pods(kind)) => &kind.named_ports,
+                (Direction::Egress, _) => return None,
+            };
+            ports.get(&(name.to_owned(), protocol)).copied()
         };
         rule.ports.iter().flat_map(|port| one_port(port, named)).collect()
     }
 }
 
-fn is_named(port: &NetworkPolicyPort) -> bool {
-    matches!(port.port, Some(IntOrString::String(_)))
+fn isolation(namespace: &str) -> String {
+    format!("isolation of namespace {namespace}")
+}
+
+/// The named ports that ingress rules of these policies refer to, as the pod has them.
+fn named_ports(pod: &Endpoint<'_>, policies: &[Arc<NetworkPolicy>]) -> NamedPorts {
+    let all = policies.iter().flat_map(|policy| ports(policy, Direction::Ingress));
+    let names: BTreeSet<&str> = all.filter_map(words::name).collect();
+    let ports = pod.named_ports.iter().filter(|((name, _), _)| names.contains(name));
+    ports.map(|(&(name, protocol), port)| ((name.to_owned(), protocol), *port)).collect()
 }
 
 fn one_port(port: &NetworkPolicyPort, named: impl Fn(&str, Protocol) -> Option<u16>) -> Vec<Ports> {
@@ -211,21 +321,4 @@ fn one_port(port: &NetworkPolicyPort, named: impl Fn(&str, Protocol) -> Option<u
         }
     };
     range.map_or_else(Vec::new, |(first, last)| Ports::range(protocol, first, last))
-}
-
-/// Whether selectors mean the pod, in a policy of that namespace.
-fn is_peer(
-    peer: &NetworkPolicyPeer,
-    pod: &Endpoint<'_>,
-    namespace: &str,
-    cluster: &Cluster<'_>,
-) -> bool {
-    let in_namespace = match &peer.namespace_selector {
-        None => pod.key.namespace == namespace,
-        Some(selector) => {
-            let labels = cluster.namespaces.get(pod.key.namespace.as_str());
-            labels.is_some_and(|labels| matches(selector, labels))
-        }
-    };
-    in_namespace && peer.pod_selector.as_ref().is_none_or(|selector| matches(selector, pod.labels))
 }
