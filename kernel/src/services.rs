@@ -69,6 +69,24 @@ impl Observed {
         Some((0..entry.count).filter_map(|i| self.slots.get(&(entry.id, i)).copied()).collect())
     }
 
+    /// Carries out steps.
+    fn apply_all(&mut self, steps: &[Step]) {
+        let (members, slots) = beginning(steps);
+        let (first, rest) = steps.split_at(members);
+        let put = first.iter().filter_map(|step| match *step {
+            Step::PutMember { service, backend, member } => Some(((service, backend), member)),
+            _ => None,
+        });
+        add(&mut self.members, put, members);
+        let (second, rest) = rest.split_at(slots);
+        let put = second.iter().filter_map(|step| match *step {
+            Step::PutSlot { service, slot, backend } => Some(((service, slot), backend)),
+            _ => None,
+        });
+        add(&mut self.slots, put, slots);
+        rest.iter().for_each(|step| self.apply(step));
+    }
+
     /// Carries out one step.
     pub fn apply(&mut self, step: &Step) {
         match *step {
@@ -91,6 +109,22 @@ impl Observed {
                 self.members.remove(&(service, backend));
             }
         }
+    }
+}
+
+/// How many steps at the start of these make members known, and how many behind them fill places.
+fn beginning(steps: &[Step]) -> (usize, usize) {
+    let members = steps.iter().take_while(|step| matches!(step, Step::PutMember { .. })).count();
+    let slots = steps[members..].iter();
+    (members, slots.take_while(|step| matches!(step, Step::PutSlot { .. })).count())
+}
+
+/// Adds entries. Many to few are put together anew, which takes a fraction of adding them one by one.
+fn add<K: Ord, V>(map: &mut BTreeMap<K, V>, entries: impl Iterator<Item = (K, V)>, count: usize) {
+    if count < map.len() {
+        map.extend(entries);
+    } else {
+        map.append(&mut entries.collect());
     }
 }
 
@@ -259,8 +293,8 @@ pub trait ServiceTable: Send + Sync {
 }
 
 /// Carries out steps one by one; after a failed step the service's later ones are left out.
-fn apply_each(
-    steps: &[Step],
+fn apply_each<'a>(
+    steps: impl IntoIterator<Item = &'a Step>,
     mut carry_out: impl FnMut(&Step) -> Result<(), StepError>,
 ) -> Applied {
     let mut applied = Applied::default();

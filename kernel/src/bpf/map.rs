@@ -108,29 +108,38 @@ impl<K: Plain, V: Plain> Map<K, V> {
 
     /// Adds or replaces entries in order, many at once. Returns how many were written before one failed; none where the kernel
     /// cannot do that (before 5.6).
-    pub(crate) fn put_many(&self, entries: &[(K, V)]) -> usize {
+    pub(crate) fn put_many(&self, entries: impl IntoIterator<Item = (K, V)>) -> usize {
+        let mut entries = entries.into_iter();
         let mut written = 0;
-        for part in entries.chunks(BATCH) {
-            let (keys, values): (Vec<K>, Vec<V>) = part.iter().copied().unzip();
+        let (mut keys, mut values) = (Vec::with_capacity(BATCH), Vec::with_capacity(BATCH));
+        loop {
+            keys.clear();
+            values.clear();
+            for (key, value) in entries.by_ref().take(BATCH) {
+                keys.push(key);
+                values.push(value);
+            }
+            if keys.is_empty() {
+                return written;
+            }
             let mut attr = BatchAttr {
                 in_batch: 0,
                 out_batch: 0,
                 keys: keys.as_ptr() as u64,
                 values: values.as_ptr() as u64,
-                count: u32::try_from(part.len()).expect("at most a small constant"),
+                count: u32::try_from(keys.len()).expect("at most a small constant"),
                 map: sys::raw(self.fd.as_fd()),
                 element_flags: 0,
                 flags: 0,
             };
             // SAFETY: both buffers hold `count` entries of the map's sizes, which the kernel only reads.
             match unsafe { sys::bpf(sys::BPF_MAP_UPDATE_BATCH, &mut attr) } {
-                Ok(_) => written += part.len(),
+                Ok(_) => written += keys.len(),
                 // An old kernel leaves the count as it was.
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return written,
-                Err(_) => return written + (attr.count as usize).min(part.len()),
+                Err(_) => return written + (attr.count as usize).min(keys.len()),
             }
         }
-        written
     }
 
     /// The value of a key.

@@ -45,33 +45,44 @@ pub(super) fn plan_changes<F: Borrow<Frontend>>(
     planner.finish()
 }
 
-/// A frontend as it should be.
+/// A frontend as it should be. Both lists are ordered.
 struct Wanted {
     affinity_secs: u32,
     /// How many places each backend has.
-    places: BTreeMap<SocketAddr, u32>,
-    members: BTreeMap<SocketAddr, Member>,
+    places: Vec<(SocketAddr, u32)>,
+    members: Vec<(SocketAddr, Member)>,
 }
 
 impl Wanted {
     fn new(frontend: &Frontend) -> Self {
         let family = |address: IpAddr| address.is_ipv4() == frontend.vip.is_ipv4();
-        let mut backends: Vec<_> = frontend.backends.iter().filter(|b| family(b.address)).collect();
-        backends.sort_by_key(|b| (b.address, b.port));
-        backends.dedup_by_key(|b| (b.address, b.port));
-        let weights: Vec<u16> = backends.iter().map(|b| b.weight).collect();
-        let addresses = backends.iter().map(|b| SocketAddr::new(b.address, b.port));
-        let leaving = frontend.leaving.iter().filter(|l| family(l.address.ip()));
-        let leaving =
-            leaving.map(|l| (l.address, Member { leaving: true, terminating: l.terminating }));
-        let mut members: BTreeMap<SocketAddr, Member> = leaving.collect();
-        members.extend(addresses.clone().map(|address| (address, Member::default())));
+        let backends = frontend.backends.iter().filter(|backend| family(backend.address));
+        let mut backends: Vec<(SocketAddr, u16)> =
+            backends.map(|b| (SocketAddr::new(b.address, b.port), b.weight)).collect();
+        backends.sort_by_key(|(address, _)| *address);
+        backends.dedup_by_key(|(address, _)| *address);
+        let weights: Vec<u16> = backends.iter().map(|(_, weight)| *weight).collect();
+        let mut members: Vec<(SocketAddr, Member)> =
+            backends.iter().map(|(address, _)| (*address, Member::default())).collect();
+        for leaving in frontend.leaving.iter().filter(|one| family(one.address.ip())) {
+            let member = Member { leaving: true, terminating: leaving.terminating };
+            match find(&members, &leaving.address) {
+                Ok(place) if members[place].1.leaving => members[place].1 = member,
+                Ok(_) => {}
+                Err(place) => members.insert(place, (leaving.address, member)),
+            }
+        }
+        let addresses = backends.into_iter().map(|(address, _)| address);
         Self {
             affinity_secs: frontend.affinity_secs.unwrap_or(0),
             places: addresses.zip(places(&weights)).collect(),
             members,
         }
     }
+}
+
+fn find<T>(list: &[(SocketAddr, T)], backend: &SocketAddr) -> Result<usize, usize> {
+    list.binary_search_by(|(address, _)| address.cmp(backend))
 }
 
 fn key(frontend: &Frontend) -> FrontendKey {
@@ -127,49 +138,67 @@ impl<'a> Planner<'a> {
     fn frontend(&mut self, key: FrontendKey, wanted: &Wanted) {
         let current = self.observed.entries.get(&key).filter(|e| e.id != 0).copied();
         let current = current.filter(|entry| self.taken.insert(entry.id));
-        let entry =
-            current.unwrap_or_else(|| Entry { id: self.fresh_id(), count: 0, affinity_secs: 0 });
-        let count = wanted.places.values().sum();
-        self.member_list(key, entry.id, &wanted.members);
-        self.slot_list(entry, count, &wanted.places);
-        let new = Entry { id: entry.id, count, affinity_secs: wanted.affinity_secs };
+        let count = wanted.places.iter().map(|(_, places)| places).sum();
+        let id = match current {
+            Some(entry) => {
+                self.member_list(key, entry.id, &wanted.members);
+                self.slot_list(entry, count, &wanted.places);
+                entry.id
+            }
+            None => self.fresh(wanted),
+        };
+        let new = Entry { id, count, affinity_secs: wanted.affinity_secs };
         if current != Some(new) {
             self.switch.push(Step::PutEntry { key, entry: new });
         }
+    }
+
+    /// Members and places of a service that is new: under its number there is nothing yet.
+    fn fresh(&mut self, wanted: &Wanted) -> u32 {
+        let service = self.fresh_id();
+        let member = |&(backend, member)| Step::PutMember { service, backend, member };
+        self.members.extend(wanted.members.iter().map(member));
+        let places = wanted.places.iter();
+        let backends = places.flat_map(|(b, places)| std::iter::repeat_n(*b, *places as usize));
+        let slot = |(slot, backend)| Step::PutSlot { service, slot, backend };
+        self.slots.extend((0..).zip(backends).map(slot));
+        service
     }
 
     fn member_list(
         &mut self,
         frontend: FrontendKey,
         service: u32,
-        wanted: &BTreeMap<SocketAddr, Member>,
+        wanted: &[(SocketAddr, Member)],
     ) {
-        let known: BTreeMap<SocketAddr, Member> = members_of(self.observed, service).collect();
-        for (&backend, &member) in wanted {
+        let known: Vec<(SocketAddr, Member)> = members_of(self.observed, service).collect();
+        for &(backend, member) in wanted {
             let step = Step::PutMember { service, backend, member };
-            match known.get(&backend) {
-                Some(now) if *now == member => {}
+            match find(&known, &backend).ok().map(|place| known[place].1) {
+                Some(now) if now == member => {}
                 // First it loses its places: what chooses meanwhile would stick to it in vain.
                 Some(now) if member.leaving && !now.leaving => self.delete.push(step),
                 _ => self.members.push(step),
             }
         }
-        for (&backend, member) in known.iter().filter(|(backend, _)| !wanted.contains_key(backend))
-        {
-            self.delete.push(Step::DeleteMember { service, backend });
-            self.gone.push(Gone { frontend, backend, terminating: member.terminating });
+        for (backend, member) in known {
+            if find(wanted, &backend).is_err() {
+                self.delete.push(Step::DeleteMember { service, backend });
+                self.gone.push(Gone { frontend, backend, terminating: member.terminating });
+            }
         }
     }
 
     /// Keeps each wanted backend where it is if that place remains, puts the others into the free places, then
     /// behind the end.
-    fn slot_list(&mut self, entry: Entry, count: u32, wanted: &BTreeMap<SocketAddr, u32>) {
+    fn slot_list(&mut self, entry: Entry, count: u32, wanted: &[(SocketAddr, u32)]) {
         let service = entry.id;
-        let mut open = wanted.clone();
+        let mut open = wanted.to_vec();
         let mut free = Vec::new();
         for slot in 0..count {
             let backend = self.observed.slots.get(&(service, slot));
-            match backend.and_then(|backend| open.get_mut(backend)) {
+            let place = backend.and_then(|backend| find(&open, backend).ok());
+            match place.map(|place| &mut open[place].1) {
                 Some(left) if *left > 0 => *left -= 1,
                 _ => free.push(slot),
             }

@@ -64,10 +64,9 @@ impl<T: ServiceTable> ServiceReconciler<T> {
     fn carry_out(&mut self, plan: Plan, mirror: Observed) -> Outcome {
         let applied = self.table.apply(&plan);
         let mirror = self.mirror.insert(mirror);
-        for step in &applied.done {
-            mirror.apply(step);
-            self.next_id = self.next_id.max(step.service().saturating_add(1));
-        }
+        mirror.apply_all(&applied.done);
+        let highest = applied.done.iter().map(Step::service).max();
+        self.next_id = self.next_id.max(highest.map_or(0, |id| id.saturating_add(1)));
         self.table.holds(mirror);
         Outcome { operations: applied.done.len(), failed: applied.failed, gone: plan.gone }
     }

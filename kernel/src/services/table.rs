@@ -6,7 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use mesh_abi as abi;
 
-use super::{Applied, ObserveError, Observed, Plan, ServiceTable, Step, StepError, apply_each};
+use super::{
+    Applied, ObserveError, Observed, Plan, ServiceTable, Step, StepError, apply_each, beginning,
+};
 use crate::bpf::Map;
 use crate::convert;
 
@@ -44,32 +46,27 @@ impl BpfServiceTable {
         ]))
     }
 
-    /// Writes what lies together at the start of the steps. Returns how many steps that were; what follows, or failed, goes
-    /// one by one.
-    fn write_many(&self, steps: &[Step]) -> usize {
-        if steps.len() < MANY {
-            return 0;
-        }
-        let members = steps.iter().map_while(|step| match step {
+    /// Writes members, and places that no list reaches yet: both at once, because nobody looks at either. Returns how many of
+    /// each were written before one failed.
+    fn write_many(&self, members: &[Step], slots: &[Step]) -> (usize, usize) {
+        let members = members.iter().filter_map(|step| match step {
             Step::PutMember { service, backend, member } => Some((
                 abi::MemberKey::new(*service, convert::slot(*backend)),
                 convert::member_value(*member),
             )),
             _ => None,
         });
-        let members: Vec<_> = members.collect();
-        let written = self.members.put_many(&members);
-        if written < members.len() {
-            return written;
-        }
-        let slots = steps[written..].iter().map_while(|step| match step {
+        let slots = slots.iter().filter_map(|step| match step {
             Step::PutSlot { service, slot, backend } => {
                 Some((abi::SlotKey { service: *service, slot: *slot }, convert::slot(*backend)))
             }
             _ => None,
         });
-        let slots: Vec<_> = slots.collect();
-        written + self.slots.put_many(&slots)
+        std::thread::scope(|scope| {
+            let members = scope.spawn(|| self.members.put_many(members));
+            let slots = self.slots.put_many(slots);
+            (members.join().unwrap_or(0), slots)
+        })
     }
 
     fn carry_out(&self, step: &Step) -> Result<(), StepError> {
@@ -162,9 +159,17 @@ impl ServiceTable for BpfServiceTable {
     }
 
     fn apply(&self, plan: &Plan) -> Applied {
-        let (written, rest) = plan.steps.split_at(self.write_many(&plan.steps));
-        let mut applied = apply_each(rest, |step| self.carry_out(step));
-        applied.done.splice(0..0, written.iter().copied());
+        let (members, slots) = beginning(&plan.steps);
+        if members + slots < MANY {
+            return apply_each(&plan.steps, |step| self.carry_out(step));
+        }
+        let (first, rest) = plan.steps.split_at(members);
+        let (second, rest) = rest.split_at(slots);
+        let (written, filled) = self.write_many(first, second);
+        let left = first[written..].iter().chain(&second[filled..]).chain(rest);
+        let mut applied = apply_each(left, |step| self.carry_out(step));
+        let written = first[..written].iter().chain(&second[..filled]);
+        applied.done.splice(0..0, written.copied());
         applied
     }
 }
