@@ -1,14 +1,15 @@
 //! What connections there are on this node: read from the programs, remembered for a while, told to who asks.
 //!
-//! Reading costs a copy for each event. Names are looked up for those only that are told, and by what was known when an event
+//! Reading costs a copy for each event, and no wake-up: the thread that reads looks from time to time, rarely when nobody follows, and
+//! at once for who asks. Names are looked up for those only that are told, and by what was known when an event
 //! happened: an address that has another pod by now keeps the name it had.
 
 mod names;
+mod reading;
 mod report;
 mod serve;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::os::fd::AsFd as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,25 +17,24 @@ use mesh_kernel::flows::{Event, FlowError, FlowReader, Settings, Tally, monotoni
 use mesh_kernel::pods::{LinuxPodNetwork, PodNetwork as _};
 use mesh_kernel::{NetNs, Programs};
 use mesh_model::NodeName;
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::board::Board;
 use crate::errors::chain;
 use crate::observe::Desired;
 use names::Names;
+use reading::Reading;
 pub(crate) use report::wall_offset;
 pub(crate) use serve::Follow;
 
-/// How long events gather before they are read: one wake-up for many of them.
-const GATHER: Duration = Duration::from_millis(10);
-/// Events that are read in one go.
-const BATCH: usize = 4096;
+/// How late a follower may see an event.
+const FOLLOWED: Duration = Duration::from_millis(100);
+/// How often events are read when nobody follows. Who asks for what is remembered does not wait for it.
+const QUIET: Duration = Duration::from_secs(1);
+/// Events that are read in one go: a little more than the ring holds.
+const BATCH: usize = 8192;
 /// Batches that a slow follower may be behind.
 const BEHIND: usize = 32;
-/// How soon the thread notices that nobody follows any more, milliseconds.
-const LOOK_UP_MS: u16 = 2000;
 const RETRY: Duration = Duration::from_secs(10);
 
 /// The node's flows; cheap to clone.
@@ -49,6 +49,8 @@ struct Shared {
     names: Mutex<Names>,
     feed: broadcast::Sender<Arc<Batch>>,
     followers: watch::Sender<usize>,
+    /// The thread that reads, while there is one.
+    reading: Mutex<Option<Arc<Reading>>>,
 }
 
 #[derive(Default)]
@@ -80,6 +82,7 @@ impl Flows {
             names: Mutex::default(),
             feed: broadcast::Sender::new(BEHIND),
             followers: watch::Sender::new(0),
+            reading: Mutex::default(),
         }))
     }
 
@@ -89,6 +92,18 @@ impl Flows {
 
     fn names(&self) -> MutexGuard<'_, Names> {
         self.0.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn reading(&self) -> MutexGuard<'_, Option<Arc<Reading>>> {
+        self.0.reading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until all that has been told so far is remembered.
+    async fn catch_up(&self) {
+        let reading = self.reading().clone();
+        if let Some(reading) = reading {
+            reading.turn().await;
+        }
     }
 
     /// The kernel's name of one of its reasons to drop a packet.
@@ -168,20 +183,23 @@ impl Flows {
         }
     }
 
-    /// Reads on a thread of its own, which sleeps until there is something, until nobody wants it any more.
+    /// Reads on a thread of its own, which sleeps most of the time, until nobody wants it any more.
     fn drain(&self, mut reader: FlowReader) -> Result<(), ReadError> {
         let followers = self.0.followers.subscribe();
-        while self.0.kept > 0 || *followers.borrow() > 0 {
-            let mut waiting = [PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
-            match poll(&mut waiting, PollTimeout::from(LOOK_UP_MS)) {
-                Ok(0) | Err(Errno::EINTR) => {}
-                Ok(_) => std::thread::sleep(GATHER),
-                Err(error) => return Err(ReadError::Wait(error)),
+        let reading = Arc::new(Reading::new(reader.bell()));
+        *self.reading() = Some(Arc::clone(&reading));
+        let _ended = Ended(self, &reading);
+        loop {
+            let followed = *followers.borrow() > 0;
+            if self.0.kept == 0 && !followed {
+                return Ok(());
             }
+            reader.wait(if followed { FOLLOWED } else { QUIET })?;
+            let asked = reading.asked();
             self.add(take(&mut reader));
             self.history().tally = reader.tally()?;
+            reading.answer(asked);
         }
-        Ok(())
     }
 
     fn add(&self, events: Vec<Event>) {
@@ -217,7 +235,17 @@ impl Flows {
     }
 }
 
-/// What is there, but for what is left to the next turn.
+/// Nobody reads any more: nobody is to wait for it.
+struct Ended<'a>(&'a Flows, &'a Reading);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        *self.0.reading() = None;
+        self.1.end();
+    }
+}
+
+/// What is there.
 fn take(reader: &mut FlowReader) -> Vec<Event> {
     std::iter::from_fn(|| reader.next_event()).take(BATCH).collect()
 }
@@ -227,8 +255,6 @@ fn take(reader: &mut FlowReader) -> Vec<Event> {
 enum ReadError {
     #[error(transparent)]
     Flows(#[from] FlowError),
-    #[error("wait for events")]
-    Wait(#[source] Errno),
     #[error("start a thread")]
     Thread(#[source] std::io::Error),
     #[error("a task of the agent ended")]

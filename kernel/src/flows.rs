@@ -2,24 +2,31 @@
 //!
 //! [`FlowReader`] switches them on and takes them out of the ring buffer. While there is none, the programs tell nothing and
 //! cost a look at one word. There can be one at a time: a ring buffer has one place that it is read to.
+//!
+//! To be woken for each event would cost more than the event. So a reader looks as often as suits it, and [`FlowReader::wait`]
+//! ends early when the ring fills, or somebody rings its [`Bell`].
 
 mod btf;
+mod wait;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use aya::maps::{Map as AyaMap, MapData, MapError, RingBuf};
 use mesh_abi as abi;
 use mesh_abi::{FlowConfig, FlowCounter, FlowEvent};
 
+pub use wait::Bell;
+
 pub use mesh_abi::{FlowDirection as Direction, FlowEnd as End, FlowKind as Kind, Reason};
 
 use crate::bpf::Map;
 use crate::{NetNs, Programs, convert};
 use btf::Btf;
+use wait::Waiting;
 
 /// What is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +103,9 @@ pub enum FlowError {
     /// The ring buffer cannot be opened.
     #[error("open the ring buffer of events")]
     Ring(#[source] Box<MapError>),
+    /// Nothing to wait with can be made, or waiting fails.
+    #[error("wait for events")]
+    Wait(#[source] io::Error),
     /// A map cannot be read or written.
     #[error("access map {map}")]
     Map {
@@ -119,6 +129,7 @@ pub fn monotonic() -> Duration {
 /// Takes events out of the ring buffer. Dropped, it switches them off.
 pub struct FlowReader {
     ring: RingBuf<MapData>,
+    waiting: Waiting,
     config: Map<u32, FlowConfig>,
     counters: Map<u32, u64>,
     reasons: BTreeMap<u32, String>,
@@ -144,6 +155,7 @@ impl FlowReader {
         let path = programs.map_path(abi::maps::FLOWS);
         let ring = MapData::from_pin(path).and_then(AyaMap::from_map_data);
         let ring = ring.and_then(RingBuf::try_from).map_err(|e| FlowError::Ring(Box::new(e)))?;
+        let waiting = Waiting::new(&ring).map_err(FlowError::Wait)?;
         let mut lacking = programs.lacking().to_vec();
         let btf = Btf::of_kernel().map_err(|error| lacking.push(error.to_string())).ok();
         let mut config = btf.as_ref().map(offsets).unwrap_or_default();
@@ -168,6 +180,7 @@ impl FlowReader {
         let reasons = btf.map(|btf| btf.enumerators("skb_drop_reason")).unwrap_or_default();
         Ok(Self {
             ring,
+            waiting,
             config: programs.flow_config.clone(),
             counters: programs.flow_counters.clone(),
             reasons: reasons.into_iter().map(|(name, number)| (number, short(&name))).collect(),
@@ -189,6 +202,20 @@ impl FlowReader {
                 return Some(event);
             }
         }
+    }
+
+    /// Sleeps for that long; less when a good part of the ring is full, somebody rings, or a signal comes. Returns whether it was
+    /// less.
+    ///
+    /// # Errors
+    /// When the kernel refuses to wait.
+    pub fn wait(&self, time: Duration) -> Result<bool, FlowError> {
+        self.waiting.sleep(time).map_err(FlowError::Wait)
+    }
+
+    /// What ends [`wait`](Self::wait), for other threads.
+    pub fn bell(&self) -> Bell {
+        self.waiting.bell()
     }
 
     /// The kernel's names of its reasons to drop a packet, such as `no_socket`, by number.
@@ -216,19 +243,6 @@ impl FlowReader {
             lost: sum(FlowCounter::Lost)?,
             limited: sum(FlowCounter::Limited)?,
         })
-    }
-}
-
-impl AsFd for FlowReader {
-    /// Readable when there is an event.
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.ring.as_fd()
-    }
-}
-
-impl AsRawFd for FlowReader {
-    fn as_raw_fd(&self) -> RawFd {
-        self.as_fd().as_raw_fd()
     }
 }
 

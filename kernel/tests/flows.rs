@@ -5,10 +5,12 @@
 //!   node --veth-- pod
 //! ```
 
-use std::net::SocketAddr;
+use std::io::Read as _;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use aya::maps::{Array, Map, MapData};
 use mesh_kernel::flows::{Direction, End, Event, FlowReader, Kind, Reason, Settings};
 use mesh_kernel::pods::{LinuxPodNetwork, PodNetwork, PodPort};
 use mesh_kernel::services::ServiceReconciler;
@@ -65,6 +67,47 @@ fn expect(reader: &mut FlowReader, wanted: impl Fn(&Event) -> bool) -> Event {
     panic!("not among {seen:#?}");
 }
 
+/// All events up to one that is as wanted.
+#[track_caller]
+fn until(reader: &mut FlowReader, wanted: impl Fn(&Event) -> bool) -> Vec<Event> {
+    let seen = std::cell::RefCell::default();
+    expect(reader, |event| {
+        let seen: &mut Vec<Event> = &mut seen.borrow_mut();
+        seen.push(*event);
+        wanted(event)
+    });
+    seen.into_inner()
+}
+
+/// What a server says, in bytes.
+const SERVED: u64 = "served".len() as u64;
+
+/// Reads all that a server says; returns the client's address.
+fn speak(server: SocketAddr) -> SocketAddr {
+    let mut stream = TcpStream::connect_timeout(&server, PATIENCE).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.read_to_end(&mut Vec::new()).unwrap();
+    stream.local_addr().unwrap()
+}
+
+/// How many places of the table of connections are taken.
+fn taken(lab: &Lab) -> usize {
+    let path = lab.bpf_dir().join(format!("v{}/maps/FLOW_SLOTS", mesh_abi::VERSION));
+    let map = MapData::from_pin(path).unwrap();
+    let slots: Array<_, [u64; 2]> = Map::Array(map).try_into().unwrap();
+    slots.iter().filter(|slot| slot.as_ref().unwrap()[0] != 0).count()
+}
+
+/// Waits until that is so: the last packets of a connection may be on their way.
+#[track_caller]
+fn until_taken(lab: &Lab, wanted: usize) {
+    let start = Instant::now();
+    while taken(lab) != wanted {
+        assert!(start.elapsed() < PATIENCE, "{} places are taken, not {wanted}", taken(lab));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 #[test]
 fn a_connection_through_a_service_is_told_from_opening_to_end() {
     if !privileged() {
@@ -81,25 +124,114 @@ fn a_connection_through_a_service_is_told_from_opening_to_end() {
     assert_eq!(client.ask("tcp 10.96.0.1:80"), "served from 10.96.0.1:80");
 
     let vip = Some("10.96.0.1:80".parse().unwrap());
-    let opened = expect(&mut reader, |e| e.kind == Kind::Opened && e.service == vip);
+    let told = until(&mut reader, |e| e.kind == Kind::Closed);
+    let [opened, closed] = told[..] else { panic!("the opener tells all: {told:#?}") };
+    assert_eq!((opened.kind, opened.service), (Kind::Opened, vip));
     assert_eq!((opened.direction, opened.protocol), (Direction::Egress, TCP));
     assert_eq!(opened.destination, backend);
     assert_eq!(opened.netns, net.handle().cookie().unwrap());
-    let accepted = expect(&mut reader, |e| e.kind == Kind::Opened);
-    assert_eq!((accepted.direction, accepted.service), (Direction::Ingress, None));
-    assert_eq!((accepted.source, accepted.destination), (opened.source, backend));
-
-    let mut ends =
-        [(); 2].map(|()| expect(&mut reader, |e| e.kind == Kind::Closed && e.protocol == TCP));
-    ends.sort_by_key(|event| event.direction);
-    let [closed, served] = ends;
-    assert_eq!((closed.socket, closed.service), (opened.socket, vip));
-    assert_eq!((closed.end, served.end), (End::Finished, End::Finished));
-    let text = u64::try_from("served".len()).unwrap();
-    assert_eq!((closed.sent_bytes, closed.received_bytes), (0, text));
-    assert_eq!((served.sent_bytes, served.received_bytes), (text, 0));
+    assert_eq!((closed.direction, closed.socket), (Direction::Egress, opened.socket));
+    assert_eq!((closed.source, closed.destination), (opened.source, backend));
+    assert_eq!((closed.service, closed.end), (vip, End::Finished));
+    assert_eq!((closed.sent_bytes, closed.received_bytes), (0, SERVED));
     assert!(closed.duration > Duration::ZERO && closed.duration < PATIENCE, "{closed:?}");
     assert!(closed.rtt > Duration::ZERO, "{closed:?}");
+    assert_eq!(reader.tally().unwrap().lost, 0);
+    until_taken(&lab, 0);
+}
+
+#[test]
+fn who_is_spoken_to_tells_what_its_opener_does_not() {
+    if !privileged() {
+        return;
+    }
+    let (lab, net) = (Lab::new(), Net::new());
+    let programs = lab.load();
+    let mut reader = open(&programs, &net.handle());
+    let mut server = Client::start(&lab.cgroup, &net);
+    let address: SocketAddr = server.ask("serve 127.0.0.1:0").parse().unwrap();
+    // The opener is none of this node's processes.
+    let source = net.run(|| speak(address));
+    let told = until(&mut reader, |e| e.kind == Kind::Closed);
+    let [opened, closed] = told[..] else { panic!("{told:#?}") };
+    assert_eq!((opened.kind, opened.direction), (Kind::Opened, Direction::Ingress));
+    assert_eq!((opened.source, opened.destination), (source, address));
+    assert_eq!((closed.source, closed.destination), (source, address));
+    assert_eq!((closed.direction, closed.end), (Direction::Ingress, End::Finished));
+    assert_eq!((closed.sent_bytes, closed.received_bytes), (SERVED, 0));
+    assert!(closed.duration > Duration::ZERO && closed.duration < PATIENCE, "{closed:?}");
+    until_taken(&lab, 0);
+}
+
+#[test]
+fn a_connection_without_a_place_in_the_table_is_told_by_both_ends() {
+    if !privileged() {
+        return;
+    }
+    let (lab, net) = (Lab::new(), Net::new());
+    let programs = lab.load_with(&[("FLOW_SLOTS", 1)]);
+    let mut reader = open(&programs, &net.handle());
+    let mut server = Client::start(&lab.cgroup, &net);
+    let address: SocketAddr = server.ask("serve 127.0.0.1:0").parse().unwrap();
+    let mut client = Client::start(&lab.cgroup, &net);
+    client.ask(&format!("tcp {address}"));
+    let mut ends = [(); 2].map(|()| expect(&mut reader, |e| e.kind == Kind::Closed));
+    ends.sort_by_key(|event| event.direction);
+    let [opener, other] = ends;
+    assert_eq!((opener.direction, other.direction), (Direction::Egress, Direction::Ingress));
+    assert_eq!((opener.received_bytes, other.sent_bytes), (SERVED, SERVED));
+    assert_eq!((opener.end, other.end), (End::Finished, End::Finished));
+    for end in ends {
+        assert!(end.duration > Duration::ZERO && end.duration < PATIENCE, "{end:?}");
+    }
+}
+
+#[test]
+fn who_begins_to_read_in_between_is_told_what_began_while_somebody_did() {
+    if !privileged() {
+        return;
+    }
+    let (lab, net) = (Lab::new(), Net::new());
+    let programs = lab.load();
+    let server = net.greeter("127.0.0.1:0", "hello");
+    let [mut early, mut known, mut unheard] = [(); 3].map(|()| Client::start(&lab.cgroup, &net));
+    early.ask(&format!("tcp-hold {server}"));
+    let mut reader = open(&programs, &net.handle());
+    for client in [&mut known, &mut unheard] {
+        client.ask(&format!("tcp-hold {server}"));
+    }
+    let opened = [(); 2].map(|()| expect(&mut reader, |e| e.kind == Kind::Opened));
+    until_taken(&lab, 2);
+    // One ends while nobody reads.
+    drop(reader);
+    drop(unheard);
+    until_taken(&lab, 1);
+    let mut reader = open(&programs, &net.handle());
+    drop(early);
+    drop(known);
+    let told = until(&mut reader, |e| e.kind == Kind::Closed);
+    let [closed] = told[..] else { panic!("{told:#?}") };
+    assert_eq!((closed.source, closed.socket), (opened[0].source, opened[0].socket));
+    assert!(closed.duration > Duration::ZERO && closed.duration < PATIENCE, "{closed:?}");
+    until_taken(&lab, 0);
+}
+
+#[test]
+fn a_reader_is_woken_when_the_ring_fills_and_not_before() {
+    if !privileged() {
+        return;
+    }
+    let lab = Node::new();
+    let settings = Settings { connections: false, rate_per_sec: u32::MAX, ..Settings::default() };
+    let mut reader = FlowReader::open(&lab.programs, &lab.node.handle(), settings).unwrap();
+    assert!(!reader.wait(Duration::ZERO).unwrap());
+    lab.spoof(500);
+    assert!(!reader.wait(Duration::ZERO).unwrap());
+    lab.spoof(2_000);
+    assert!(reader.wait(PATIENCE).unwrap());
+    assert_eq!(std::iter::from_fn(|| reader.next_event()).count(), 2_500);
+    reader.bell().ring();
+    assert!(reader.wait(PATIENCE).unwrap());
     assert_eq!(reader.tally().unwrap().lost, 0);
 }
 
@@ -221,6 +353,17 @@ impl Node {
         let ifindex = network.attach(&port).unwrap().host_ifindex;
         Self { programs, node, pod, port, ifindex, _lab: lab }
     }
+
+    /// Lets the pod send that many datagrams from an address that is not its own.
+    fn spoof(&self, repeat: u32) {
+        let mut packet = self.port.host_mac().0.to_vec();
+        packet.extend(self.port.pod_mac().0);
+        packet.extend([8, 0]);
+        packet.extend(crate::packets::udp([10, 244, 1, 99], 4096, [10, 244, 2, 7], 53));
+        let ifindex = self.ifindex;
+        let input = mesh_kernel::bpf::test_run::Input { packet: &packet, ifindex, repeat };
+        self.node.run(|| self.programs.test_run("from_pod", &input)).unwrap();
+    }
 }
 
 #[test]
@@ -284,24 +427,14 @@ fn told_and_held_back_are_all_that_was_dropped_on_however_many_cpus() {
     let lab = Node::new();
     let settings = Settings { connections: false, rate_per_sec: 5, ..Settings::default() };
     let mut reader = FlowReader::open(&lab.programs, &lab.node.handle(), settings).unwrap();
-    let mut packet = lab.port.host_mac().0.to_vec();
-    packet.extend(lab.port.pod_mac().0);
-    packet.extend([8, 0]);
-    packet.extend(crate::packets::udp([10, 244, 1, 99], 4096, [10, 244, 2, 7], 53));
     std::thread::scope(|scope| {
         for _ in 0..THREADS {
-            scope.spawn(|| {
-                let (ifindex, repeat) = (lab.ifindex, EACH);
-                let input = mesh_kernel::bpf::test_run::Input { packet: &packet, ifindex, repeat };
-                lab.node.run(|| lab.programs.test_run("from_pod", &input)).unwrap();
-            });
+            scope.spawn(|| lab.spoof(EACH));
         }
     });
     // The next second tells what was held back in this one.
     std::thread::sleep(Duration::from_millis(1100));
-    let input =
-        mesh_kernel::bpf::test_run::Input { packet: &packet, ifindex: lab.ifindex, repeat: 1 };
-    lab.node.run(|| lab.programs.test_run("from_pod", &input)).unwrap();
+    lab.spoof(1);
     let spoofed = Reason::SpoofedAddress as u32;
     let events = std::iter::from_fn(|| reader.next_event());
     let told: Vec<Event> = events.filter(|event| event.reason == spoofed).collect();

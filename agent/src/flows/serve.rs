@@ -113,6 +113,7 @@ impl Follower {
     }
 
     async fn tell(&mut self) -> Result<(), Gone> {
+        self.flows.catch_up().await;
         let (remembered, mut feed) = self.flows.subscribe(self.query.tail);
         self.send_losses().await?;
         self.send(self.flows.lines(&remembered.events, &self.query)).await?;
@@ -161,6 +162,10 @@ impl Follow {
         let counted = follow.then(|| flows.clone());
         if let Some(flows) = &counted {
             flows.0.followers.send_modify(|n| *n += 1);
+            // It may be asleep for longer than a follower likes to wait.
+            if let Some(reading) = &*flows.reading() {
+                reading.wake();
+            }
         }
         Self(counted)
     }

@@ -1,9 +1,15 @@
 //! What the programs tell about connections: one [`FlowEvent`] per opening, end, refusal or drop, in a ring buffer.
 //!
-//! Writers: the socket hooks, `sock_ops`, the TC programs and `kernel_drop`. Reader: one process, the agent. A ring that is
-//! full costs events, never packets; [`FlowCounter`] tells how many.
+//! Writers: the socket hooks, `sock_ops`, the TC programs and `kernel_drop`. Reader: one process, the agent, which looks when it
+//! likes, and is woken when a good part of the ring is full ([`WAKE_BYTES`]). A ring that is full costs events, never packets;
+//! [`FlowCounter`] tells how many.
 
 use crate::{Address, plain};
+
+/// Size of the ring.
+pub const RING_BYTES: u32 = 1 << 20;
+/// So many bytes that wait to be read wake the reader; below that it comes by its own clock.
+pub const WAKE_BYTES: u32 = RING_BYTES / 4;
 
 /// One event. Source and destination are those of the connection: the source is who opened it, or who sent the packet.
 #[repr(C)]
@@ -241,7 +247,28 @@ pub struct DatagramKey {
 }
 plain!(DatagramKey, 32);
 
-/// Where a socket's last datagram went, and since when the TCP connection is established; storage of the socket.
+/// Where a TCP connection of a socket of this node is remembered while it lasts: at a place that follows from its two ends, so
+/// that it costs no memory of its own. When the place is taken, [`FlowSocket`] remembers it.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FlowSlot {
+    /// Whose it is: a hash of the ends as the socket sees them, with [`FlowSlot::TAKEN`] and maybe [`FlowSlot::ACTIVE`]; 0: nobody's.
+    pub owner: u64,
+    /// When it was opened, nanoseconds of the monotonic clock. While it ends: where the kernel keeps the socket.
+    pub since_ns: u64,
+}
+plain!(FlowSlot, 16);
+
+impl FlowSlot {
+    /// Number of places; a power of two. 1 MiB.
+    pub const COUNT: u32 = 1 << 16;
+    /// Set in each owner.
+    pub const TAKEN: u64 = 1;
+    /// The owner has opened the connection.
+    pub const ACTIVE: u64 = 2;
+}
+
+/// Where a socket's last datagram went, and since when a TCP connection lasts that has no [`FlowSlot`]; storage of the socket.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct FlowSocket {

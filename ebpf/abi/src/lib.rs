@@ -23,7 +23,7 @@ pub use edge::{
 };
 pub use flow::{
     DatagramKey, FlowConfig, FlowCounter, FlowDirection, FlowEnd, FlowEvent, FlowKind, FlowLimit,
-    FlowLimitKey, FlowSocket,
+    FlowLimitKey, FlowSlot, FlowSocket,
 };
 pub use pod::{Counter, LocalPod, NodeConfig, PodPort, Reason, RemoteBlock, RemoteBlockKey};
 pub use policy::{
@@ -175,6 +175,8 @@ pub mod maps {
     pub const FLOW_COUNTERS: &str = "FLOW_COUNTERS";
     /// [`FlowLimitKey`](crate::FlowLimitKey) -> [`FlowLimit`](crate::FlowLimit), LRU.
     pub const FLOW_LIMITS: &str = "FLOW_LIMITS";
+    /// [`FlowSlot`](crate::FlowSlot) at a place that follows from the two ends of a connection; written by `sock_ops`.
+    pub const FLOW_SLOTS: &str = "FLOW_SLOTS";
     /// Socket storage: [`FlowSocket`](crate::FlowSocket).
     pub const FLOW_SOCKETS: &str = "FLOW_SOCKETS";
     /// [`DatagramKey`](crate::DatagramKey) -> time of the last event, nanoseconds of the monotonic clock, LRU.
@@ -226,6 +228,7 @@ pub mod maps {
         (FLOW_CONFIG, 4, size::<crate::FlowConfig>()),
         (FLOW_COUNTERS, 4, 8),
         (FLOW_LIMITS, size::<crate::FlowLimitKey>(), size::<crate::FlowLimit>()),
+        (FLOW_SLOTS, 4, size::<crate::FlowSlot>()),
         (FLOW_SOCKETS, 4, size::<crate::FlowSocket>()),
         (DATAGRAMS, size::<crate::DatagramKey>(), 8),
         (NAMESPACES, 8, 4),

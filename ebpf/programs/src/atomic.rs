@@ -34,3 +34,17 @@ pub unsafe fn take_word(word: *mut u32) -> u32 {
     unsafe { asm!("{1} = xchg32_32({0} + 0, {1})", in(reg) word, inout(wreg) value) }
     value
 }
+
+/// Writes `new` where zero is, and says whether it did.
+///
+/// # Safety
+/// As for [`increment`].
+#[inline(always)]
+pub unsafe fn claim(word: *mut u64, new: u64) -> bool {
+    let mut found = 0_u64;
+    // SAFETY: the caller's word.
+    unsafe {
+        asm!("r0 = cmpxchg_64({0} + 0, r0, {1})", in(reg) word, in(reg) new, inout("r0") found);
+    }
+    found == 0
+}

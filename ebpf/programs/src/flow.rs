@@ -4,9 +4,12 @@
 //! changes a verdict, and a full ring costs events only.
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST};
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_NOEXIST, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP,
+};
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns};
 use aya_ebpf::programs::{SockAddrContext, TcContext};
+use mesh_abi::flow::WAKE_BYTES;
 use mesh_abi::{
     Address, DatagramKey, FlowConfig, FlowCounter, FlowDirection, FlowEvent, FlowKind, FlowLimit,
     FlowLimitKey, FlowSocket, Reason,
@@ -19,6 +22,8 @@ use crate::packet::{IPPROTO_UDP, Ipv4, Ipv6, has_ports, ifindex};
 /// After so long without a change of destination, the same one is told again when the socket comes back to it.
 const FORGET_NS: u64 = 60 * SECOND_NS;
 const SECOND_NS: u64 = 1_000_000_000;
+/// What may be put into the ring at the same time by others while one looks how full it is.
+const AT_ONCE_BYTES: u64 = 4096;
 
 /// Tells that one of our programs drops the packet, whose IP header begins at `network` if it has one.
 #[inline(always)]
@@ -130,7 +135,7 @@ fn tell_within_rate(event: &mut FlowEvent, of: u32) {
     let key = FlowLimitKey { kind, reason: 0, netns, ifindex: of, pad: 0 };
     if let Some(unreported) = within_rate(&key, event.time_ns, config.rate_per_sec) {
         event.unreported = unreported;
-        tell(event);
+        tell(|told| *told = *event);
     }
 }
 
@@ -146,13 +151,30 @@ pub fn now_ns() -> u64 {
     unsafe { bpf_ktime_get_ns() }
 }
 
-/// Puts an event into the ring.
+/// Puts an event into the ring, written where it stays: it is zero before.
 #[inline(always)]
-pub fn tell(event: &FlowEvent) {
+pub fn tell(write: impl FnOnce(&mut FlowEvent)) {
     let Some(mut entry) = FLOWS.reserve::<FlowEvent>(0) else { return count(FlowCounter::Lost) };
-    entry.write(*event);
-    entry.submit(0);
+    let event = entry.as_mut_ptr();
+    // SAFETY: room for one event, which is filled as a whole before anything is read of it.
+    let event = unsafe {
+        *event = FlowEvent::default();
+        &mut *event
+    };
+    write(event);
+    entry.submit(urgency());
     count(FlowCounter::Told);
+}
+
+/// The reader comes by its own clock. To wake it costs more than the event, so that is done only when the ring fills, and once
+/// for many events: by those alone that pass the mark.
+#[inline(always)]
+fn urgency() -> u64 {
+    let waiting = FLOWS.query(BPF_RB_AVAIL_DATA.into());
+    if waiting.wrapping_sub(WAKE_BYTES.into()) < AT_ONCE_BYTES {
+        return BPF_RB_FORCE_WAKEUP.into();
+    }
+    BPF_RB_NO_WAKEUP.into()
 }
 
 #[inline(always)]
@@ -206,23 +228,15 @@ fn packet(skb: *mut __sk_buff, network: u32, kind_and_direction: u32, reason: u3
     let time_ns = now_ns();
     let key = FlowLimitKey { kind, reason, netns: 0, ifindex, pad: 0 };
     let Some(unreported) = within_rate(&key, time_ns, config.rate_per_sec) else { return };
-    // Written where it stays: the stack is short where packets are dropped.
-    let Some(mut entry) = FLOWS.reserve::<FlowEvent>(0) else { return count(FlowCounter::Lost) };
-    let event = entry.as_mut_ptr();
-    // SAFETY: room for one event, which is filled as a whole before anything is read of it.
-    let event = unsafe {
-        *event = FlowEvent::default();
-        &mut *event
-    };
-    event.time_ns = time_ns;
-    event.kind = kind as u8;
-    event.direction = kind_and_direction as u8;
-    event.reason = reason;
-    event.ifindex = ifindex;
-    event.unreported = unreported;
-    read_headers(&ctx, network as usize, event);
-    entry.submit(0);
-    count(FlowCounter::Told);
+    tell(|event| {
+        event.time_ns = time_ns;
+        event.kind = kind as u8;
+        event.direction = kind_and_direction as u8;
+        event.reason = reason;
+        event.ifindex = ifindex;
+        event.unreported = unreported;
+        read_headers(&ctx, network as usize, event);
+    });
 }
 
 /// Addresses, protocol and ports, as far as they can be read.

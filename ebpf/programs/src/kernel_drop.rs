@@ -47,7 +47,7 @@ fn look(ctx: &RawTracePointContext) -> Option<()> {
     let kind = u32::from(event.kind);
     let key = FlowLimitKey { kind, reason, netns, ifindex, pad: 0 };
     event.unreported = within_rate(&key, time_ns, config.rate_per_sec)?;
-    tell(&event);
+    tell(|told| *told = event);
     Some(())
 }
 

@@ -1,4 +1,9 @@
 //! The life of TCP sockets: established, ended, or never established.
+//!
+//! Two sockets of this node that speak to each other are one connection, and who opened it tells all that there is to tell. The
+//! other one finds out by the opener's place in `FLOW_SLOTS`, which both can name; it asks for no more calls then.
+
+mod slot;
 
 use core::ptr::from_ref;
 
@@ -20,6 +25,7 @@ use mesh_abi::{
 use crate::flow::{now_ns, tell, wanted};
 use crate::maps::{FLOW_SOCKETS, PEERS};
 use crate::packet::IPPROTO_TCP;
+use slot::Ends;
 
 const AF_INET: u32 = 2;
 
@@ -44,35 +50,31 @@ macro_rules! field {
 }
 
 pub fn run(ctx: &SockOpsContext) {
-    let op = field!(ctx, op);
-    let known = [
-        BPF_SOCK_OPS_TCP_CONNECT_CB,
-        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB,
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
-        BPF_SOCK_OPS_STATE_CB,
-    ];
-    if !known.contains(&op) {
-        return;
+    match field!(ctx, op) {
+        BPF_SOCK_OPS_TCP_CONNECT_CB if is_wanted() => watch(ctx, &ends(ctx), true),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB if is_wanted() => opened(ctx, &ends(ctx), true),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB if is_wanted() => accepted(ctx),
+        // Only the way into the last state counts.
+        BPF_SOCK_OPS_STATE_CB if field!(ctx, __bindgen_anon_1.args[1]) == CLOSE => closed(ctx),
+        _ => {}
     }
-    let Some(config) = wanted(FlowConfig::CONNECTIONS) else { return };
-    match op {
-        BPF_SOCK_OPS_TCP_CONNECT_CB => watch(ctx, true),
-        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => opened(ctx, true),
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => {
-            watch(ctx, false);
-            opened(ctx, false);
-        }
-        _ => changed(ctx, config),
-    }
+}
+
+#[inline(always)]
+fn is_wanted() -> bool {
+    wanted(FlowConfig::CONNECTIONS).is_some()
 }
 
 /// Asks to be called when the state of the socket changes, and remembers who opened it, and when.
 #[inline(always)]
-fn watch(ctx: &SockOpsContext, active: bool) {
+fn watch(ctx: &SockOpsContext, ends: &Ends, active: bool) {
     // SAFETY: a valid context. On failure its end is not told.
     let _ = unsafe { bpf_sock_ops_cb_flags_set(ctx.ops, BPF_SOCK_OPS_STATE_CB_FLAG as i32) };
-    let mut first =
-        FlowSocket { since_ns: now_ns(), active: active.into(), ..FlowSocket::default() };
+    let since_ns = now_ns();
+    if slot::take(ends, active, since_ns) {
+        return;
+    }
+    let mut first = FlowSocket { since_ns, active: active.into(), ..FlowSocket::default() };
     if let Some(stored) = storage(ctx, from_ref(&FLOW_SOCKETS), Some(&mut first)) {
         // SAFETY: the storage belongs to the socket of this call, which is locked.
         unsafe { *stored = first };
@@ -80,87 +82,129 @@ fn watch(ctx: &SockOpsContext, active: bool) {
 }
 
 #[inline(always)]
-fn opened(ctx: &SockOpsContext, active: bool) {
-    let mut event = event(ctx, FlowKind::Opened, active);
-    add_service(ctx, &mut event);
-    tell(&event);
-}
-
-/// Only the way into the last state counts.
-#[inline(always)]
-fn changed(ctx: &SockOpsContext, config: &FlowConfig) {
-    let before = field!(ctx, __bindgen_anon_1.args[0]);
-    let after = field!(ctx, __bindgen_anon_1.args[1]);
-    if after != CLOSE {
-        return;
+fn accepted(ctx: &SockOpsContext) {
+    let ends = ends(ctx);
+    if !slot::is_told_by_opener(&ends) {
+        watch(ctx, &ends, false);
+        opened(ctx, &ends, false);
     }
-    let Some(stored) = storage::<_, FlowSocket>(ctx, from_ref(&FLOW_SOCKETS), None) else { return };
-    // SAFETY: the storage belongs to the socket of this call, which is locked.
-    let stored = unsafe { &mut *stored };
-    let kind = if before == SYN_SENT { FlowKind::Failed } else { FlowKind::Closed };
-    let mut event = event(ctx, kind, stored.active != 0);
-    let hidden = hidden(ctx, config, before, stored);
-    event.end = end(before, hidden.error) as u8;
-    event.duration_ns = event.time_ns.wrapping_sub(stored.since_ns);
-    // The kernel counts the beginning and the end of a stream as a byte each.
-    let beginning = u64::from(stored.active);
-    let end = u64::from(matches!(before, FIN_WAIT2 | TIME_WAIT | LAST_ACK | CLOSING));
-    event.sent_bytes = field!(ctx, bytes_acked).saturating_sub(beginning + end);
-    event.received_bytes = field!(ctx, bytes_received).saturating_sub(hidden.their_end.into());
-    // The kernel keeps it in eighths.
-    event.rtt_us = field!(ctx, srtt_us) >> 3;
-    event.retransmits = field!(ctx, total_retrans);
-    add_service(ctx, &mut event);
-    tell(&event);
 }
 
 #[inline(always)]
-fn event(ctx: &SockOpsContext, kind: FlowKind, active: bool) -> FlowEvent {
+fn opened(ctx: &SockOpsContext, ends: &Ends, active: bool) {
+    tell(|event| {
+        describe(ctx, ends, FlowKind::Opened, active, event);
+        add_service(ctx, event);
+    });
+}
+
+/// What is remembered of a connection until its end.
+struct Watched {
+    since_ns: u64,
+    active: bool,
+    /// Room for a word, of this socket alone.
+    room: *mut u64,
+}
+
+#[inline(always)]
+fn closed(ctx: &SockOpsContext) {
+    let ends = ends(ctx);
+    if let Some(stored) = storage::<_, FlowSocket>(ctx, from_ref(&FLOW_SOCKETS), None) {
+        // SAFETY: the storage belongs to the socket of this call, which is locked.
+        let stored = unsafe { &mut *stored };
+        if stored.since_ns != 0 {
+            let (since_ns, active) = (stored.since_ns, stored.active != 0);
+            ended(ctx, &ends, &Watched { since_ns, active, room: &raw mut stored.kernel_address });
+            // The socket may be connected again.
+            stored.since_ns = 0;
+            return;
+        }
+    }
+    let Some(slot) = slot::find(&ends) else { return };
+    // SAFETY: a place of the map that this socket has taken, aligned.
+    let watched = unsafe {
+        let room = &raw mut (*slot).since_ns;
+        Watched { since_ns: room.read_volatile(), active: slot::is_active(slot), room }
+    };
+    ended(ctx, &ends, &watched);
+    slot::free(slot);
+}
+
+#[inline(always)]
+fn ended(ctx: &SockOpsContext, ends: &Ends, watched: &Watched) {
+    let Some(config) = wanted(FlowConfig::CONNECTIONS) else { return };
+    let before = field!(ctx, __bindgen_anon_1.args[0]);
+    let kind = if before == SYN_SENT { FlowKind::Failed } else { FlowKind::Closed };
+    let hidden = hidden(ctx, config, before, watched.room);
+    // The kernel counts the beginning and the end of a stream as a byte each.
+    let beginning = u64::from(watched.active);
+    let end = u64::from(matches!(before, FIN_WAIT2 | TIME_WAIT | LAST_ACK | CLOSING));
+    tell(|event| {
+        describe(ctx, ends, kind, watched.active, event);
+        event.end = self::end(before, hidden.error) as u8;
+        event.duration_ns = event.time_ns.wrapping_sub(watched.since_ns);
+        event.sent_bytes = field!(ctx, bytes_acked).saturating_sub(beginning + end);
+        event.received_bytes = field!(ctx, bytes_received).saturating_sub(hidden.their_end.into());
+        // The kernel keeps it in eighths.
+        event.rtt_us = field!(ctx, srtt_us) >> 3;
+        event.retransmits = field!(ctx, total_retrans);
+        add_service(ctx, event);
+    });
+}
+
+#[inline(always)]
+fn describe(
+    ctx: &SockOpsContext,
+    ends: &Ends,
+    kind: FlowKind,
+    active: bool,
+    event: &mut FlowEvent,
+) {
+    event.time_ns = now_ns();
+    // SAFETY: a valid context.
+    (event.socket, event.netns) =
+        unsafe { (bpf_get_socket_cookie(ctx.as_ptr()), bpf_get_netns_cookie(ctx.as_ptr())) };
+    let (direction, source, destination) = if active {
+        (FlowDirection::Egress, &ends.local, &ends.remote)
+    } else {
+        (FlowDirection::Ingress, &ends.remote, &ends.local)
+    };
+    (event.source, event.source_port_be) = *source;
+    (event.destination, event.destination_port_be) = *destination;
+    (event.protocol, event.kind, event.direction) = (IPPROTO_TCP, kind as u8, direction as u8);
+}
+
+#[inline(always)]
+fn ends(ctx: &SockOpsContext) -> Ends {
     let (local, remote) = addresses(ctx);
     let local_port_be = (field!(ctx, local_port) as u16).to_be();
     // The kernel gives it in network order, in the upper half of the word.
     let remote_port_be = (field!(ctx, remote_port) >> 16) as u16;
-    let (direction, source, destination) = if active {
-        (FlowDirection::Egress, (local, local_port_be), (remote, remote_port_be))
-    } else {
-        (FlowDirection::Ingress, (remote, remote_port_be), (local, local_port_be))
-    };
-    // SAFETY: a valid context.
-    let (socket, netns) =
-        unsafe { (bpf_get_socket_cookie(ctx.as_ptr()), bpf_get_netns_cookie(ctx.as_ptr())) };
-    FlowEvent {
-        time_ns: now_ns(),
-        netns,
-        socket,
-        source: source.0,
-        source_port_be: source.1,
-        destination: destination.0,
-        destination_port_be: destination.1,
-        protocol: IPPROTO_TCP,
-        kind: kind as u8,
-        direction: direction as u8,
-        ..FlowEvent::default()
-    }
+    Ends { local: (local, local_port_be), remote: (remote, remote_port_be) }
 }
 
+/// Reads those of both families, whichever it is: of branches that differ in the field only, the compiler makes one with an address
+/// that it calculates, which the verifier refuses.
 #[inline(always)]
 fn addresses(ctx: &SockOpsContext) -> (Address, Address) {
-    if field!(ctx, family) == AF_INET {
-        return (Address::v4(field!(ctx, local_ip4)), Address::v4(field!(ctx, remote_ip4)));
-    }
-    let local = [
+    let (local_v4, remote_v4) = (field!(ctx, local_ip4), field!(ctx, remote_ip4));
+    let local_v6 = [
         field!(ctx, local_ip6[0]),
         field!(ctx, local_ip6[1]),
         field!(ctx, local_ip6[2]),
         field!(ctx, local_ip6[3]),
     ];
-    let remote = [
+    let remote_v6 = [
         field!(ctx, remote_ip6[0]),
         field!(ctx, remote_ip6[1]),
         field!(ctx, remote_ip6[2]),
         field!(ctx, remote_ip6[3]),
     ];
-    (Address { words: local }, Address { words: remote })
+    if field!(ctx, family) == AF_INET {
+        (Address::v4(local_v4), Address::v4(remote_v4))
+    } else {
+        (Address { words: local_v6 }, Address { words: remote_v6 })
+    }
 }
 
 /// The service that the connect hook has translated.
@@ -201,24 +245,18 @@ struct Hidden {
 }
 
 #[inline(always)]
-fn hidden(
-    ctx: &SockOpsContext,
-    config: &FlowConfig,
-    before: u32,
-    stored: &mut FlowSocket,
-) -> Hidden {
+fn hidden(ctx: &SockOpsContext, config: &FlowConfig, before: u32, room: *mut u64) -> Hidden {
     let guessed = matches!(before, TIME_WAIT | CLOSE_WAIT | LAST_ACK | CLOSING);
     if config.sock_err == 0 || config.sock_flags == 0 {
         return Hidden { error: None, their_end: guessed };
     }
     let socket = field!(ctx, __bindgen_anon_2.sk);
-    let place = &raw mut stored.kernel_address;
     // SAFETY: the address goes through memory, because the verifier forbids to calculate with a pointer to a socket. What is
     // read by it is checked by the helper.
     unsafe {
-        place.cast::<*mut bpf_sock>().write_volatile(socket);
-        let socket = place.read_volatile();
-        place.write_volatile(0);
+        room.cast::<*mut bpf_sock>().write_volatile(socket);
+        let socket = room.read_volatile();
+        room.write_volatile(0);
         let flags = bpf_probe_read_kernel((socket + u64::from(config.sock_flags)) as *const u64);
         Hidden {
             error: bpf_probe_read_kernel((socket + u64::from(config.sock_err)) as *const i32).ok(),

@@ -32,8 +32,12 @@ fn compare(
     mut measure: impl FnMut(bool, &'static str) -> Result<Turn>,
 ) -> Result<Figures> {
     let mut figures = Figures::default();
+    let wanted =
+        |load: &&&str| settings.loads.is_empty() || settings.loads.iter().any(|l| l == **load);
+    let loads: Vec<&'static str> = loads.iter().filter(wanted).copied().collect();
+    ensure!(!loads.is_empty(), "none of {:?} is among these loads", settings.loads);
     for round in 0..settings.rounds * 2 {
-        for load in loads {
+        for &load in &loads {
             for on in [round % 2 == 0, round % 2 != 0] {
                 figures.add(if on { with } else { without }, measure(on, load)?);
             }

@@ -4,7 +4,7 @@
 //! ```text
 //! cargo xtask bench lb          # installs the others, builds this, runs it
 //! cargo run --release -p mesh-kernel --example service_bench -- [--parts PART,..] [--services N,..] [--rounds N]
-//!     [--turn-ms N] [--sync SERVICESxENDPOINTS] [--sync-others SERVICESxENDPOINTS] [--slow] [--object FILE]
+//!     [--turn-ms N] [--loads LOAD,..] [--sync SERVICESxENDPOINTS] [--sync-others SERVICESxENDPOINTS] [--slow] [--object FILE]
 //! ```
 //!
 //! Needs root, and touches only namespaces, a cgroup and a BPF file system that it makes. A turn is short, and contestants take
@@ -43,6 +43,8 @@ struct Settings {
     services: Vec<u32>,
     rounds: usize,
     turn: Duration,
+    /// Loads of events, policies and clients outside; all when empty.
+    loads: Vec<String>,
     sync: (u32, u32),
     sync_others: (u32, u32),
     slow: bool,
@@ -89,6 +91,7 @@ fn settings(words: &[String]) -> Result<Settings> {
         services: vec![1, 1_000, 10_000],
         rounds: 7,
         turn: Duration::from_millis(200),
+        loads: vec![],
         sync: (5_000, 50),
         sync_others: (500, 10),
         slow: false,
@@ -109,6 +112,7 @@ fn settings(words: &[String]) -> Result<Settings> {
             }
             "--rounds" => settings.rounds = value.parse()?,
             "--turn-ms" => settings.turn = Duration::from_millis(value.parse()?),
+            "--loads" => settings.loads = list().collect(),
             "--sync" => settings.sync = size(value)?,
             "--object" => settings.object = Some(std::fs::read(value).context("read programs")?),
             "--sync-others" => settings.sync_others = size(value)?,

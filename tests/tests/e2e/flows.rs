@@ -26,6 +26,7 @@ fn flows_tell_connections_and_drops(world: &World) -> Result<()> {
     let (a, b) = world.two_pods()?;
     let (vip, _) = world.vips()?;
     a.get(&format!("http://{vip}/"))?;
+    a.get(&format!("http://{}:8080/", b.v4()?))?;
     a.get(&format!("udp://{vip}:9001/whoami"))?;
     ensure!(a.get(&format!("tcp://{}:9999", b.v4()?)).is_err(), "nobody listens there");
     let a_name = format!("default/{}", a.name);
@@ -35,21 +36,27 @@ fn flows_tell_connections_and_drops(world: &World) -> Result<()> {
         all.iter().find(from_a).cloned().with_context(|| format!("none of {} in {all:#?}", a.name))
     };
 
-    wait_until("an ended connection is told by both nodes", TOLD, || {
+    wait_until("an ended connection to a service, told by its opener", TOLD, || {
         let closed = through(&["--service", "web", "--verdict", "closed", "--protocol", "tcp"])?;
         ensure!(closed["service"]["name"] == "default/web", "{closed:#}");
         ensure!(closed["service"]["address"] == format!("{vip}:80").as_str(), "{closed:#}");
         ensure!(closed["node"] == a.node.name() && closed["side"] == "egress", "{closed:#}");
-        ensure!(closed["stats"]["receivedBytes"].as_u64() > Some(0), "{closed:#}");
         let target = &closed["destination"]["pod"];
         ensure!(target.as_str().is_some_and(|p| p.starts_with("default/web-")), "{closed:#}");
+        Ok(())
+    })?;
+    wait_until("an ended connection between nodes, told by both", TOLD, || {
+        let to_b = &["--pod", &b.name, "--verdict", "closed", "--port", "8080"];
+        let closed = through(to_b)?;
+        ensure!(closed["node"] == a.node.name() && closed["side"] == "egress", "{closed:#}");
+        ensure!(closed["stats"]["receivedBytes"].as_u64() > Some(0), "{closed:#}");
         let same = |flow: &Value| {
             flow["side"] == "ingress"
+                && flow["node"] == b.node.name()
                 && flow["source"]["port"] == closed["source"]["port"]
-                && flow["destination"]["pod"] == *target
                 && flow["stats"]["sentBytes"] == closed["stats"]["receivedBytes"]
         };
-        let all = flows(world, &["--pod", &a.name, "--verdict", "closed"])?;
+        let all = flows(world, to_b)?;
         ensure!(all.iter().any(same), "the other side of {closed:#} is not among {all:#?}");
         Ok(())
     })?;
