@@ -10,6 +10,7 @@ use std::time::Duration;
 use mesh_kernel::{LoadOptions, NetNs, Programs};
 use nix::mount::{MntFlags, umount2};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Long enough that only a hang exceeds it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -28,6 +29,12 @@ pub(crate) fn privileged() -> bool {
     assert!(std::env::var_os("CI").is_none(), "cannot run: {why}");
     println!("skipped: {why}");
     false
+}
+
+/// Lets this process open as many files as root may: each connection of a test has both ends in it.
+pub(crate) fn allow_many_files() {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
 }
 
 fn unique() -> String {

@@ -7,7 +7,7 @@ use mesh_model::snapshot::Protocol;
 use super::{
     CLIENT, CLIENT6, Published, World, ask, at, echo, frontends, say, udp_teller, unchanged, v4,
 };
-use crate::lab::{Net, PATIENCE, privileged};
+use crate::lab::{Net, PATIENCE, allow_many_files, privileged};
 
 #[test]
 fn a_connection_stays_where_it_is_while_backends_come_and_go() {
@@ -97,6 +97,7 @@ fn new_connections_do_not_fail_when_the_memory_of_connections_is_full() {
     const ENTRIES: u32 = 128;
     const OPEN: usize = 400;
     const NEW: usize = 2_000;
+    allow_many_files();
     let world = World::with(&[("EDGE_FLOWS", ENTRIES), ("CONNECTIONS", ENTRIES)]);
     for (node, name) in [(0, "one"), (1, "two")] {
         world.nodes[node].restrict(&[CLIENT, CLIENT6]);
