@@ -1,5 +1,7 @@
 //! The eBPF programs' build: another compiler, another target, and only when something changed.
 
+mod stack;
+
 use std::env;
 use std::ffi::OsString;
 use std::fs;
@@ -90,7 +92,7 @@ pub(crate) fn search_path() -> OsString {
     env::join_paths(all).unwrap_or(old)
 }
 
-/// Builds `target/bpf/mesh.bpf.o`; returns at once when sources, flags and compiler are those of the last build.
+/// Builds `target/bpf/mesh.bpf.o`, and refuses one that older kernels would; returns at once when sources, flags and compiler are those of the last build.
 pub(crate) fn build() -> Result<()> {
     let compiler = Compiler::find().context("no eBPF compiler: run `cargo xtask tools`")?;
     let folder = artifacts::target().join("bpf");
@@ -113,13 +115,16 @@ pub(crate) fn build() -> Result<()> {
         command.env_remove(inherited);
     }
     programs::call(command)?;
-    replace_if_other(&built.join(TARGET).join("release/mesh"), &object)?;
+    let new = built.join(TARGET).join("release/mesh");
+    let bytes = fs::read(&new).with_context(|| format!("read {}", new.display()))?;
+    let chain = stack::check(&bytes)?;
+    say::step(&format!("the deepest chain of calls takes {} bytes of stack", chain.bytes));
+    replace_if_other(&bytes, &object)?;
     fs::write(&stamp, wanted).context("write the stamp of the eBPF build")
 }
 
 /// An unchanged object keeps its time, so that nothing that embeds it is built again.
-fn replace_if_other(new: &Path, object: &Path) -> Result<()> {
-    let bytes = fs::read(new).with_context(|| format!("read {}", new.display()))?;
+fn replace_if_other(bytes: &[u8], object: &Path) -> Result<()> {
     if fs::read(object).is_ok_and(|old| old == bytes) {
         return Ok(());
     }
