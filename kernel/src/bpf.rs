@@ -1,9 +1,9 @@
 //! Loading, pinning, attaching and replacing the eBPF programs.
 //!
 //! ```text
-//! BPF_DIR/v3/maps/SERVICES ...           pinned maps, reused by the next agent
-//! BPF_DIR/v3/links/cgroup-connect4 ...   pinned links: programs stay attached without an agent
-//! BPF_DIR/v3/links/overlay-mesh-wg
+//! BPF_DIR/v4/maps/SERVICES ...           pinned maps, reused by the next agent
+//! BPF_DIR/v4/links/cgroup-connect4 ...   pinned links: programs stay attached without an agent
+//! BPF_DIR/v4/links/overlay-mesh-wg
 //! ```
 //!
 //! Pods' veths carry a clsact filter instead of a link (see `netlink/tc.rs`): it lives and dies with the device.
@@ -293,22 +293,23 @@ impl Programs {
         ifindex: u32,
     ) -> Result<(), AttachError> {
         let pin = overlay_pin(name);
-        self.attach_ingress(socket, &pin, abi::programs::FROM_OVERLAY, ifindex)
+        self.attach_tc(socket, &pin, abi::programs::FROM_OVERLAY, ifindex, tc::Hook::Ingress)
     }
 
-    /// Attaches a program to what a device of the calling thread's namespace receives.
-    fn attach_ingress(
+    /// Attaches a program to a device of the calling thread's namespace.
+    fn attach_tc(
         &self,
         socket: &mut RouteSocket,
         pin: &str,
         name: &'static str,
         ifindex: u32,
+        hook: tc::Hook,
     ) -> Result<(), AttachError> {
-        match self.attach(pin, name, &LinkSpec::tcx_ingress(ifindex)) {
+        match self.attach(pin, name, &LinkSpec::tcx(ifindex, hook)) {
             // A kernel before 6.6 does not know the kind of link.
             Err(AttachError::Create(error)) if error.raw_os_error() == Some(libc::EINVAL) => {
                 let program = self.program(name).map_err(AttachError::Create)?.as_fd();
-                let filter = tc::attach(ifindex, tc::Hook::Ingress, program, name);
+                let filter = tc::attach(ifindex, hook, program, name);
                 attach_filters(socket, ifindex, filter).map_err(AttachError::Filter)
             }
             other => other,
@@ -322,8 +323,21 @@ impl Programs {
         name: &str,
         ifindex: u32,
     ) -> Result<bool, NetlinkError> {
-        Ok(link::is_attached(&self.pins.link(&overlay_pin(name)), ifindex)
-            || tc::is_attached(socket, ifindex, tc::Hook::Ingress, abi::programs::FROM_OVERLAY)?)
+        let pin = overlay_pin(name);
+        self.is_tc_attached(socket, &pin, abi::programs::FROM_OVERLAY, ifindex, tc::Hook::Ingress)
+    }
+
+    /// Whether a program is attached to a device, in the one way or the other.
+    fn is_tc_attached(
+        &self,
+        socket: &mut RouteSocket,
+        pin: &str,
+        name: &str,
+        ifindex: u32,
+        hook: tc::Hook,
+    ) -> Result<bool, NetlinkError> {
+        Ok(link::is_attached(&self.pins.link(pin), &LinkSpec::tcx(ifindex, hook))
+            || tc::is_attached(socket, ifindex, hook, name)?)
     }
 
     fn program(&self, name: &str) -> io::Result<&OwnedFd> {
@@ -342,6 +356,7 @@ impl Programs {
             let program = match name.split_once('-') {
                 Some((OVERLAY_PIN, _)) => abi::programs::FROM_OVERLAY,
                 Some((edge::UPLINK_PIN, _)) => abi::programs::FROM_UPLINK,
+                Some((edge::ANSWERS_PIN, _)) => abi::programs::TO_UPLINK,
                 _ => continue,
             };
             let attach = |source| LoadError::Attach { name: name.clone(), source };

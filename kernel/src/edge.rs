@@ -45,7 +45,7 @@ pub struct Service {
     pub local_only: bool,
     /// Clients that are let in; nothing lets in all.
     pub sources: Option<BTreeSet<IpNet>>,
-    /// Backends: of this node, or of the node with this address on the overlay.
+    /// Backends: of this node, or of the node with this address on the overlay. One with a node's own address is a process there.
     pub backends: BTreeMap<SocketAddr, Option<IpAddr>>,
 }
 
@@ -67,8 +67,10 @@ pub struct Uplink {
     pub ifindex: u32,
     /// Its MAC address.
     pub mac: [u8; 6],
-    /// Whether our TC program is attached.
+    /// Whether our TC program for what comes in is attached.
     pub program: bool,
+    /// Whether the one for answers of this node's own processes is.
+    pub answers: bool,
 }
 
 /// What the kernel has.
@@ -86,6 +88,8 @@ pub struct Observed {
     pub nodes: BTreeMap<IpAddr, u32>,
     /// This node's addresses on the overlay.
     pub own: BTreeSet<IpAddr>,
+    /// Its addresses on the underlay, where backends may be that are no pods of the overlay.
+    pub addresses: BTreeSet<IpAddr>,
     /// Devices that have one of the wanted addresses, by name.
     pub uplinks: BTreeMap<String, Uplink>,
     /// Devices that the programs know.
@@ -103,6 +107,8 @@ pub enum Step {
     PutNode(IpAddr, u32),
     /// Tell the programs this node's addresses on the overlay.
     SetOwn(BTreeSet<IpAddr>),
+    /// Tell the programs an address of this node on the underlay.
+    PutAddress(IpAddr),
     /// Put a backend in its place.
     PutBackend {
         /// Service number.
@@ -134,12 +140,21 @@ pub enum Step {
         /// Its name.
         name: String,
     },
+    /// Attach the program that puts answers of this node's own processes right.
+    AttachAnswers {
+        /// Index of the device.
+        ifindex: u32,
+        /// Its name.
+        name: String,
+    },
     /// Answer for an address.
     PutOwned(IpAddr),
     /// Answer for it no more.
     DeleteOwned(IpAddr),
-    /// Detach our program.
+    /// Detach our programs.
     DetachUplink(String),
+    /// Detach the one for answers alone.
+    DetachAnswers(String),
     /// Forget a device.
     DeleteUplink(u32),
     /// Remove a frontend.
@@ -152,6 +167,8 @@ pub enum Step {
     DeleteSource(u32, IpNet),
     /// Forget a node.
     DeleteNode(IpAddr),
+    /// Forget an address of this node.
+    DeleteAddress(IpAddr),
 }
 
 impl Observed {
@@ -172,6 +189,10 @@ impl Observed {
                     uplink.program = true;
                 }
             }
+            Step::AttachAnswers { name, .. } => self.set_answers(name, true),
+            Step::DetachAnswers(name) => self.set_answers(name, false),
+            Step::PutAddress(address) => drop(self.addresses.insert(*address)),
+            Step::DeleteAddress(address) => drop(self.addresses.remove(address)),
             Step::PutOwned(address) => drop(self.owned.insert(*address)),
             Step::DeleteOwned(address) => drop(self.owned.remove(address)),
             Step::DetachUplink(name) => drop(self.stray.remove(name)),
@@ -183,6 +204,12 @@ impl Observed {
             }
             Step::DeleteSource(service, net) => drop(self.sources.remove(&(*service, *net))),
             Step::DeleteNode(address) => drop(self.nodes.remove(address)),
+        }
+    }
+
+    fn set_answers(&mut self, uplink: &str, attached: bool) {
+        if let Some(uplink) = self.uplinks.get_mut(uplink) {
+            uplink.answers = attached;
         }
     }
 }

@@ -12,6 +12,7 @@ mod collision;
 mod errors;
 mod golden;
 mod gone;
+mod host;
 mod memory;
 mod neighbours;
 mod reach;

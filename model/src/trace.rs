@@ -76,6 +76,8 @@ pub enum StepHook {
     FromOverlay,
     /// What comes in from outside.
     FromUplink,
+    /// What the node's own processes answer to outside.
+    ToUplink,
     /// The kernel itself.
     Kernel,
 }
@@ -89,6 +91,7 @@ impl StepHook {
             Self::ToPod => "to_pod",
             Self::FromOverlay => "from_overlay",
             Self::FromUplink => "from_uplink",
+            Self::ToUplink => "to_uplink",
             Self::Kernel => "kernel",
         }
     }

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use ipnet::IpNet;
 use mesh_kernel::LinuxEdge;
 use mesh_kernel::edge::{Desired as Wanted, Observed, Service, plan};
 use mesh_kernel::services::FrontendKey;
 use mesh_model::Snapshot;
 use mesh_model::cluster::node_overlay_address;
-use mesh_model::snapshot::Peer;
+use mesh_model::snapshot::{Backend, Peer};
 
 use super::{Concern, Failures};
 use crate::announce::{Announcer, owned};
@@ -48,6 +49,7 @@ impl PartialEq for Outside {
     fn eq(&self, other: &Self) -> bool {
         let snapshot = self.0.edge == other.0.edge
             && self.0.peers == other.0.peers
+            && self.0.node_addresses == other.0.node_addresses
             && self.0.node == other.0.node;
         snapshot && self.1.away == other.1.away && self.1.mtus == other.1.mtus
     }
@@ -124,7 +126,7 @@ fn wanted(snapshot: &Snapshot, outlook: &Outlook, mtu: u16) -> Wanted {
     for service in outlook.edge(snapshot) {
         let key = FrontendKey { vip: service.vip, protocol: service.protocol, port: service.port };
         let places = service.backends.iter().filter_map(|backend| {
-            let via = place(snapshot, backend.address)?;
+            let via = place(snapshot, backend)?;
             Some((SocketAddr::new(backend.address, backend.port), via))
         });
         wanted.services.insert(
@@ -150,17 +152,20 @@ fn overlay_addresses(peer: &Peer) -> impl Iterator<Item = IpAddr> {
     of_each_family::<Vec<IpAddr>>(peer.allowed_ips.iter().map(node_overlay_address)).into_iter()
 }
 
-/// Where a backend is: on this node, or on the one with this address. Nothing when it is no pod: packets to a node's own
-/// processes could not be followed back.
-fn place(snapshot: &Snapshot, backend: IpAddr) -> Option<Option<IpAddr>> {
-    if snapshot.node.blocks.iter().any(|block| block.contains(&backend)) {
+/// Where a backend is: on this node, or on the one with this address. Nothing when it is neither a pod nor a process in a node's own
+/// network: answers could not be followed back.
+fn place(snapshot: &Snapshot, backend: &Backend) -> Option<Option<IpAddr>> {
+    let (node, address) = (&snapshot.node, backend.address);
+    let in_any = |blocks: &[IpNet]| blocks.iter().any(|block| block.contains(&address));
+    if in_any(&node.blocks) || node.addresses.contains(&address) {
         return Some(None);
     }
-    let peer = snapshot
-        .peers
-        .iter()
-        .find(|peer| peer.allowed_ips.iter().any(|block| block.contains(&backend)))?;
-    overlay_addresses(peer).find(|a| a.is_ipv4() == backend.is_ipv4()).map(Some)
+    let is_node = snapshot.node_addresses.contains(&address);
+    let has = |peer: &&Peer| {
+        in_any(&peer.allowed_ips) || is_node && backend.node.as_ref() == Some(&peer.node)
+    };
+    let peer = snapshot.peers.iter().find(has)?;
+    overlay_addresses(peer).find(|a| a.is_ipv4() == address.is_ipv4()).map(Some)
 }
 
 #[cfg(test)]

@@ -212,6 +212,7 @@ fn hook(hook: Hook) -> StepHook {
         Hook::ToPod => StepHook::ToPod,
         Hook::FromOverlay => StepHook::FromOverlay,
         Hook::FromUplink => StepHook::FromUplink,
+        Hook::ToUplink => StepHook::ToUplink,
         Hook::Kernel => StepHook::Kernel,
     }
 }

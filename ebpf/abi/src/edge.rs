@@ -235,25 +235,35 @@ pub enum EdgeReason {
     Chosen = 6,
     /// Question for an address of ours on the local network, answered.
     Answered = 7,
-    /// Refused: the service has no backend, or the connection's is gone.
-    NoBackend = 8,
+    /// From a client, delivered to a process in this node's own network.
+    ClientToHost = 8,
+    /// By another node from a client, delivered to a process in this node's own network.
+    NodeToHost = 9,
+    /// From a process in this node's own network, sent to the client.
+    HostToClient = 10,
+    /// From a process in this node's own network, sent to the node that the client uses.
+    HostToNode = 11,
+    /// Refused: the service has no backend, or the connection's is gone. What comes before is on its way, what follows has ended.
+    NoBackend = 12,
     /// Refused: larger than what the way to the backend carries.
-    TooBig = 9,
+    TooBig = 13,
     /// Dropped: the client is in none of the service's ranges.
-    NotAllowed = 10,
+    NotAllowed = 14,
     /// Dropped: the service has no backend on this node, and is not to use others.
-    NotHere = 11,
+    NotHere = 15,
     /// Dropped: another node sent what only a client or a backend may have sent.
-    Forged = 12,
+    Forged = 16,
     /// Dropped: the packet could not be prepared.
-    NoRoom = 13,
+    NoRoom = 17,
     /// Dropped: a piece of a packet whose first piece has not been seen.
-    LostFragment = 14,
+    LostFragment = 18,
+    /// Dropped: from or to a loopback address, which no other machine has any business with.
+    Loopback = 19,
 }
 
 impl EdgeReason {
     /// Number of reasons, and of entries in the counters map.
-    pub const COUNT: u32 = 15;
+    pub const COUNT: u32 = 20;
 
     /// All of them, in order.
     pub const ALL: [Self; Self::COUNT as usize] = [
@@ -265,6 +275,10 @@ impl EdgeReason {
         Self::NodeToClient,
         Self::Chosen,
         Self::Answered,
+        Self::ClientToHost,
+        Self::NodeToHost,
+        Self::HostToClient,
+        Self::HostToNode,
         Self::NoBackend,
         Self::TooBig,
         Self::NotAllowed,
@@ -272,6 +286,7 @@ impl EdgeReason {
         Self::Forged,
         Self::NoRoom,
         Self::LostFragment,
+        Self::Loopback,
     ];
 
     /// A stable name for metrics.
@@ -285,6 +300,10 @@ impl EdgeReason {
             Self::NodeToClient => "node_to_client",
             Self::Chosen => "chosen",
             Self::Answered => "answered",
+            Self::ClientToHost => "client_to_host",
+            Self::NodeToHost => "node_to_host",
+            Self::HostToClient => "host_to_client",
+            Self::HostToNode => "host_to_node",
             Self::NoBackend => "no_backend",
             Self::TooBig => "too_big",
             Self::NotAllowed => "not_allowed",
@@ -292,6 +311,7 @@ impl EdgeReason {
             Self::Forged => "forged",
             Self::NoRoom => "no_room",
             Self::LostFragment => "lost_fragment",
+            Self::Loopback => "loopback",
         }
     }
 }

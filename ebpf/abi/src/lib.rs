@@ -37,7 +37,7 @@ pub use service::{
 pub use trace::{TraceEvent, TraceHook, TraceKey, TraceKind, TraceState};
 
 /// Version of this layout. Increase it with every change that an older program or agent would misread.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Plain data: any bit pattern is a value, and there is no padding.
 ///
@@ -164,6 +164,8 @@ pub mod maps {
     pub const EDGE_UPLINKS: &str = "EDGE_UPLINKS";
     /// [`Address`](crate::Address) that this node answers for on the local network -> 0; written by user space.
     pub const EDGE_OWNED: &str = "EDGE_OWNED";
+    /// [`Address`](crate::Address) of this node on the underlay -> 0; written by user space.
+    pub const EDGE_ADDRESSES: &str = "EDGE_ADDRESSES";
     /// Per-CPU [`Counter`](crate::Counter) at each [`EdgeReason`](crate::EdgeReason); written by the TC programs.
     pub const EDGE_COUNTERS: &str = "EDGE_COUNTERS";
 
@@ -242,6 +244,7 @@ pub mod maps {
         (EDGE_CONFIG, 4, size::<crate::EdgeConfig>()),
         (EDGE_UPLINKS, 4, size::<crate::EdgeUplink>()),
         (EDGE_OWNED, size::<crate::Address>(), 4),
+        (EDGE_ADDRESSES, size::<crate::Address>(), 4),
         (EDGE_COUNTERS, 4, size::<crate::Counter>()),
         (POLICY_STATE, 4, size::<crate::PolicyState>()),
         (POD_POLICIES, 4, size::<crate::PodPolicy>()),
@@ -291,6 +294,8 @@ pub mod programs {
     pub const KERNEL_DROP: &str = "kernel_drop";
     /// TC ingress of a device by which clients come in.
     pub const FROM_UPLINK: &str = "from_uplink";
+    /// TC egress of such a device, where a process in the node's own network answers for a service.
+    pub const TO_UPLINK: &str = "to_uplink";
 }
 
 #[cfg(test)]

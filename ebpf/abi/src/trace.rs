@@ -109,6 +109,8 @@ pub enum TraceHook {
     FromUplink = 5,
     /// `kernel_drop`.
     Kernel = 6,
+    /// `to_uplink`.
+    ToUplink = 7,
 }
 
 impl TraceHook {
@@ -121,6 +123,7 @@ impl TraceHook {
             4 => Self::FromOverlay,
             5 => Self::FromUplink,
             6 => Self::Kernel,
+            7 => Self::ToUplink,
             _ => return None,
         })
     }

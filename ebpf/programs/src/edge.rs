@@ -2,10 +2,13 @@
 //!
 //! ```text
 //! client --from_uplink--> inbound: choose, translate --+--> pod on this node
-//!                                                      +--> tunnel::enter --overlay--> from_overlay: tunnel::leave --> pod
-//! pod --from_pod--> outbound --+--> translate back --> client
-//!                              +--> tunnel::enter --overlay--> from_overlay: tunnel::leave, outbound --> client
+//!                                                      +--> process of this node, by its stack
+//!                                                      +--> tunnel::enter --overlay--> from_overlay: tunnel::receive --> pod, process
+//! pod -----from_pod---+--> outbound --+--> translate back --> client
+//! process --to_uplink-+               +--> tunnel::enter --overlay--> from_overlay: tunnel::receive, outbound --> client
 //! ```
+//!
+//! A process is a pod in the node's own network, whose address is the node's.
 //!
 //! The client's address is never changed. A packet for another node goes there inside a packet from node to node, because
 //! WireGuard lets no foreign source through; the answer comes back the same way, since only the node that the client knows can
@@ -26,9 +29,9 @@ pub mod tunnel;
 use aya_ebpf::bindings::TC_ACT_SHOT;
 use aya_ebpf::helpers::generated::bpf_redirect_neigh;
 use aya_ebpf::programs::TcContext;
-use mesh_abi::{EdgeReason, Flow, TraceKind};
+use mesh_abi::{Address, EdgeReason, Flow, TraceKind};
 
-use crate::maps::{EDGE_COUNTERS, EDGE_SCRATCH};
+use crate::maps::{EDGE_ADDRESSES, EDGE_COUNTERS, EDGE_SCRATCH};
 use crate::trace;
 use packet::Packet;
 
@@ -45,6 +48,13 @@ fn scratch() -> Option<&'static mut Scratch> {
     // SAFETY: a per-CPU value; no program is interrupted by another one on its CPU, and each takes it once. All zeroes is a value,
     // and nobody but these programs writes any other.
     EDGE_SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+}
+
+/// Whether the address is one of this node's on the underlay, where its own processes are reached.
+#[inline(always)]
+fn is_own(address: &Address) -> bool {
+    // SAFETY: only its presence matters.
+    unsafe { EDGE_ADDRESSES.get(address) }.is_some()
 }
 
 /// Counts the packet under `reason`, and tells it where it is traced.

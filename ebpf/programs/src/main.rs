@@ -42,6 +42,7 @@ mod service;
 mod sock_addr;
 mod sock_ops;
 mod to_pod;
+mod to_uplink;
 mod trace;
 
 use aya_ebpf::macros::{
@@ -115,6 +116,11 @@ pub fn kernel_drop(ctx: RawTracePointContext) -> i32 {
 #[classifier]
 pub fn from_uplink(ctx: TcContext) -> i32 {
     from_uplink::run(&ctx)
+}
+
+#[classifier]
+pub fn to_uplink(ctx: TcContext) -> i32 {
+    to_uplink::run(&ctx)
 }
 
 #[classifier]

@@ -95,6 +95,9 @@ pub static EDGE_UPLINKS: HashMap<u32, abi::EdgeUplink> =
 #[map]
 pub static EDGE_OWNED: HashMap<abi::Address, u32> =
     HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
+#[map]
+pub static EDGE_ADDRESSES: HashMap<abi::Address, u32> =
+    HashMap::with_max_entries(256, BPF_F_NO_PREALLOC);
 /// Not pinned: it holds nothing between two packets.
 #[map]
 pub static EDGE_SCRATCH: PerCpuArray<crate::edge::Scratch> = PerCpuArray::with_max_entries(1, 0);

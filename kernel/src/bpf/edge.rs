@@ -14,6 +14,8 @@ use crate::netlink::{NetlinkError, RouteSocket, tc};
 
 /// The name of an uplink's pinned link is this, and the device's name.
 pub(super) const UPLINK_PIN: &str = "uplink";
+/// As [`UPLINK_PIN`], of the link for answers.
+pub(super) const ANSWERS_PIN: &str = "answers";
 
 /// How long a listed pressure is good enough.
 const SAMPLED_FOR: Duration = Duration::from_secs(60);
@@ -31,6 +33,7 @@ pub(crate) struct EdgeMaps {
     pub(crate) config: Map<u32, abi::EdgeConfig>,
     pub(crate) uplinks: Map<u32, abi::EdgeUplink>,
     pub(crate) owned: Map<abi::Address, u32>,
+    pub(crate) addresses: Map<abi::Address, u32>,
     flows: Map<abi::FlowKey, abi::Flow>,
     /// The pressure as it was seen last, and when.
     sampled: Mutex<Option<(Instant, Pressure)>>,
@@ -48,6 +51,7 @@ impl EdgeMaps {
             config: Map::open(pins, maps::EDGE_CONFIG)?,
             uplinks: Map::open(pins, maps::EDGE_UPLINKS)?,
             owned: Map::open(pins, maps::EDGE_OWNED)?,
+            addresses: Map::open(pins, maps::EDGE_ADDRESSES)?,
             flows: Map::open(pins, maps::EDGE_FLOWS)?,
             sampled: Mutex::default(),
             counters: Map::open(pins, maps::EDGE_COUNTERS)?,
@@ -115,7 +119,19 @@ impl Programs {
         name: &str,
         ifindex: u32,
     ) -> Result<(), AttachError> {
-        self.attach_ingress(socket, &pin(name), abi::programs::FROM_UPLINK, ifindex)
+        let pin = pin(UPLINK_PIN, name);
+        self.attach_tc(socket, &pin, abi::programs::FROM_UPLINK, ifindex, tc::Hook::Ingress)
+    }
+
+    /// Attaches `to_uplink` to a device of the calling thread's namespace.
+    pub(crate) fn attach_answers(
+        &self,
+        socket: &mut RouteSocket,
+        name: &str,
+        ifindex: u32,
+    ) -> Result<(), AttachError> {
+        let pin = pin(ANSWERS_PIN, name);
+        self.attach_tc(socket, &pin, abi::programs::TO_UPLINK, ifindex, tc::Hook::Egress)
     }
 
     /// Whether the device carries our program.
@@ -125,14 +141,35 @@ impl Programs {
         name: &str,
         ifindex: u32,
     ) -> Result<bool, NetlinkError> {
-        Ok(link::is_attached(&self.pins.link(&pin(name)), ifindex)
-            || tc::is_attached(socket, ifindex, tc::Hook::Ingress, abi::programs::FROM_UPLINK)?)
+        let pin = pin(UPLINK_PIN, name);
+        self.is_tc_attached(socket, &pin, abi::programs::FROM_UPLINK, ifindex, tc::Hook::Ingress)
     }
 
-    /// Takes the program from a device. A link that is only let go of is taken off later, and until then the same program
-    /// cannot be attached again.
+    /// Whether the device carries our program for answers.
+    pub(crate) fn is_answers_attached(
+        &self,
+        socket: &mut RouteSocket,
+        name: &str,
+        ifindex: u32,
+    ) -> Result<bool, NetlinkError> {
+        let pin = pin(ANSWERS_PIN, name);
+        self.is_tc_attached(socket, &pin, abi::programs::TO_UPLINK, ifindex, tc::Hook::Egress)
+    }
+
+    /// Takes the programs from a device.
     pub(crate) fn detach_uplink(&self, name: &str) -> io::Result<()> {
-        let pin = self.pins.link(&pin(name));
+        self.detach_answers(name)?;
+        self.detach(UPLINK_PIN, name)
+    }
+
+    /// Takes the program for answers from a device.
+    pub(crate) fn detach_answers(&self, name: &str) -> io::Result<()> {
+        self.detach(ANSWERS_PIN, name)
+    }
+
+    /// A link that is only let go of is taken off later, and until then the same program cannot be attached again.
+    fn detach(&self, kind: &str, device: &str) -> io::Result<()> {
+        let pin = self.pins.link(&pin(kind, device));
         link::detach(&pin)?;
         remove_file(&pin)
     }
@@ -141,13 +178,13 @@ impl Programs {
     pub(crate) fn uplinks(&self) -> io::Result<Vec<String>> {
         let names = self.pins.link_names()?;
         let device = |name: &String| match name.split_once('-') {
-            Some((UPLINK_PIN, device)) => Some(device.to_owned()),
+            Some((UPLINK_PIN | ANSWERS_PIN, device)) => Some(device.to_owned()),
             _ => None,
         };
         Ok(names.iter().filter_map(device).collect())
     }
 }
 
-fn pin(device: &str) -> String {
-    format!("{UPLINK_PIN}-{device}")
+fn pin(kind: &str, device: &str) -> String {
+    format!("{kind}-{device}")
 }

@@ -9,6 +9,7 @@ use std::path::Path;
 use super::bpffs::remove_file;
 use super::sys;
 use crate::netlink::NetlinkError;
+use crate::netlink::tc::Hook;
 
 /// A program could not be attached.
 #[derive(Debug, thiserror::Error)]
@@ -48,10 +49,13 @@ impl<'a> LinkSpec<'a> {
         Ok(Self { kind: sys::BPF_LINK_TYPE_CGROUP, attach_type, target })
     }
 
-    /// TC ingress of an interface of the calling thread's namespace.
-    pub(super) fn tcx_ingress(ifindex: u32) -> Self {
-        let target = Target::Interface(ifindex);
-        Self { kind: sys::BPF_LINK_TYPE_TCX, attach_type: sys::BPF_TCX_INGRESS, target }
+    /// A TC hook of an interface of the calling thread's namespace.
+    pub(super) fn tcx(ifindex: u32, hook: Hook) -> Self {
+        let attach_type = match hook {
+            Hook::Ingress => sys::BPF_TCX_INGRESS,
+            Hook::Egress => sys::BPF_TCX_EGRESS,
+        };
+        Self { kind: sys::BPF_LINK_TYPE_TCX, attach_type, target: Target::Interface(ifindex) }
     }
 
     fn raw_target(&self) -> u32 {
@@ -124,9 +128,8 @@ pub(super) fn detach(pin: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether the pinned link is attached to the ingress of this interface.
-pub(super) fn is_attached(pin: &Path, ifindex: u32) -> bool {
-    let spec = LinkSpec::tcx_ingress(ifindex);
+/// Whether the pinned link is attached there.
+pub(super) fn is_attached(pin: &Path, spec: &LinkSpec<'_>) -> bool {
     let info = sys::open_pinned(pin).and_then(|link| sys::info(link.as_fd()));
     info.is_ok_and(|info| spec.matches(&info))
 }

@@ -108,7 +108,7 @@ pub enum LoadError {
 }
 
 /// All programs that the object must have.
-const PROGRAMS: [&str; 12] = [
+const PROGRAMS: [&str; 13] = [
     abi::programs::CONNECT4,
     abi::programs::CONNECT6,
     abi::programs::SENDMSG4,
@@ -120,6 +120,7 @@ const PROGRAMS: [&str; 12] = [
     abi::programs::FROM_POD,
     abi::programs::FROM_OVERLAY,
     abi::programs::FROM_UPLINK,
+    abi::programs::TO_UPLINK,
     abi::programs::TO_POD,
 ];
 

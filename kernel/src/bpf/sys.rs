@@ -32,6 +32,7 @@ pub(super) const BPF_CGROUP_UDP6_RECVMSG: u32 = 20;
 pub(super) const BPF_CGROUP_INET4_GETPEERNAME: u32 = 29;
 pub(super) const BPF_CGROUP_INET6_GETPEERNAME: u32 = 30;
 pub(super) const BPF_TCX_INGRESS: u32 = 46;
+pub(super) const BPF_TCX_EGRESS: u32 = 47;
 
 // enum bpf_link_type
 pub(super) const BPF_LINK_TYPE_CGROUP: u32 = 3;

@@ -73,7 +73,8 @@ impl LinuxEdge {
             };
             let ifindex = device.ifindex;
             let program = self.programs.is_uplink_attached(socket, &device.name, ifindex)?;
-            observed.uplinks.insert(device.name, Uplink { ifindex, mac, program });
+            let answers = self.programs.is_answers_attached(socket, &device.name, ifindex)?;
+            observed.uplinks.insert(device.name, Uplink { ifindex, mac, program, answers });
         }
         let attached = self.programs.uplinks().map_err(failed("links"))?;
         observed.stray =
@@ -106,6 +107,8 @@ impl LinuxEdge {
         for (ifindex, uplink) in edge.uplinks.entries().map_err(failed(maps::EDGE_UPLINKS))? {
             observed.known_uplinks.insert(ifindex, uplink.mac);
         }
+        let addresses = edge.addresses.entries().map_err(failed(maps::EDGE_ADDRESSES))?;
+        observed.addresses = addresses.into_iter().map(|(a, _)| convert::ip(a)).collect();
         let owned = edge.owned.entries().map_err(failed(maps::EDGE_OWNED))?;
         observed.owned = owned.into_iter().map(|(address, _)| convert::ip(address)).collect();
         Ok(())
@@ -139,6 +142,12 @@ impl LinuxEdge {
         match step {
             Step::AttachUplink { ifindex, name } => {
                 self.programs.attach_uplink(socket, name, *ifindex).map_err(EdgeError::from)
+            }
+            Step::AttachAnswers { ifindex, name } => {
+                self.programs.attach_answers(socket, name, *ifindex).map_err(EdgeError::from)
+            }
+            Step::DetachAnswers(name) => {
+                self.programs.detach_answers(name).map_err(failed("links"))
             }
             Step::DetachUplink(name) => self.programs.detach_uplink(name).map_err(failed("links")),
             _ => self.write(step),
@@ -175,6 +184,9 @@ impl LinuxEdge {
                 let value = abi::EdgeUplink { mac: *mac, pad: 0 };
                 (maps::EDGE_UPLINKS, edge.uplinks.put(ifindex, &value))
             }
+            Step::PutAddress(address) => {
+                (maps::EDGE_ADDRESSES, edge.addresses.put(&convert::address(*address), &0))
+            }
             Step::PutOwned(address) => {
                 (maps::EDGE_OWNED, edge.owned.put(&convert::address(*address), &0))
             }
@@ -188,6 +200,9 @@ impl LinuxEdge {
         let (map, result) = match step {
             Step::DeleteOwned(address) => {
                 (maps::EDGE_OWNED, edge.owned.delete(&convert::address(*address)))
+            }
+            Step::DeleteAddress(address) => {
+                (maps::EDGE_ADDRESSES, edge.addresses.delete(&convert::address(*address)))
             }
             Step::DeleteUplink(ifindex) => (maps::EDGE_UPLINKS, edge.uplinks.delete(ifindex)),
             Step::DeleteEntry(key) => {

@@ -18,6 +18,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     }
     planner.leftovers(desired);
     planner.uplinks();
+    planner.processes(desired);
     planner.owned(desired);
     let Steps { mut add, switch, delete } = planner.steps;
     add.extend(switch);
@@ -169,6 +170,32 @@ impl Planner<'_> {
         let live: BTreeSet<u32> = self.observed.uplinks.values().map(|u| u.ifindex).collect();
         let gone = self.observed.known_uplinks.keys().filter(|ifindex| !live.contains(ifindex));
         delete.extend(gone.copied().map(Step::DeleteUplink));
+    }
+
+    /// What backends with an address of this node itself need. The program for their answers stays for as long as there are services:
+    /// connections outlive the place in a table.
+    fn processes(&mut self, desired: &Desired) {
+        let Steps { add, delete, .. } = &mut self.steps;
+        let new = desired.addresses.difference(&self.observed.addresses);
+        add.extend(new.copied().map(Step::PutAddress));
+        let here = desired
+            .services
+            .values()
+            .flat_map(|service| &service.backends)
+            .any(|(backend, via)| via.is_none() && desired.addresses.contains(&backend.ip()));
+        for (name, uplink) in &self.observed.uplinks {
+            match (uplink.answers, here) {
+                (false, true) => {
+                    add.push(Step::AttachAnswers { ifindex: uplink.ifindex, name: name.clone() });
+                }
+                (true, false) if desired.services.is_empty() => {
+                    delete.push(Step::DetachAnswers(name.clone()));
+                }
+                _ => {}
+            }
+        }
+        let gone = self.observed.addresses.difference(&desired.addresses);
+        delete.extend(gone.copied().map(Step::DeleteAddress));
     }
 
     fn owned(&mut self, desired: &Desired) {

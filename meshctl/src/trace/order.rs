@@ -43,7 +43,10 @@ impl Crossings {
 
 /// Whether the step gives the packet to the tunnel.
 pub(super) fn enters(step: &TraceStep) -> bool {
-    matches!(step.decision.as_str(), "pod_to_overlay" | "edge_client_to_node" | "edge_pod_to_node")
+    matches!(
+        step.decision.as_str(),
+        "pod_to_overlay" | "edge_client_to_node" | "edge_pod_to_node" | "edge_host_to_node"
+    )
 }
 
 /// Whether the step takes the packet out of the tunnel.

@@ -9,8 +9,14 @@ fn object<T: serde::de::DeserializeOwned>(value: Value) -> Arc<T> {
     Arc::new(serde_json::from_value(value).unwrap())
 }
 
-/// Three nodes; a service with a load balancer's address and a pod on each of the first two.
+/// Three nodes; a service with a load balancer's address, a pod on each of the first two, and on the third one a process in the
+/// node's own network, and one that somebody says is there whose address is no node's.
 fn snapshot(policy: &str) -> Snapshot {
+    snapshot_of("n1", policy)
+}
+
+/// As that node sees them.
+fn snapshot_of(node_name: &str, policy: &str) -> Snapshot {
     let node = |n: u8| {
         let key = mesh_model::snapshot::WgKey([n; 32]).to_string();
         let (v4, v6) = (format!("10.244.{n}.0/24"), format!("fd10:244:0:{n}::/64"));
@@ -34,11 +40,12 @@ fn snapshot(policy: &str) -> Snapshot {
             "addressType": "IPv4", "ports": [{"port": 8080}],
             "endpoints": [{"addresses": ["10.244.1.5"], "nodeName": "n1"},
                           {"addresses": ["10.244.2.5"], "nodeName": "n2"},
-                          {"addresses": ["192.0.2.3"], "nodeName": "n3"}]
+                          {"addresses": ["192.0.2.3"], "nodeName": "n3"},
+                          {"addresses": ["198.51.100.9"], "nodeName": "n3"}]
         }))],
         ..Objects::default()
     };
-    compile(&objects, &"n1".parse().unwrap())
+    compile(&objects, &node_name.parse().unwrap())
 }
 
 fn away(nodes: &[&str]) -> Outlook {
@@ -55,11 +62,12 @@ fn backends(wanted: &Wanted, vip: &str) -> Vec<(String, Option<String>)> {
 }
 
 #[test]
-fn backends_are_here_or_behind_their_node_and_never_on_a_host() {
+fn backends_are_here_or_behind_their_node_and_so_are_processes_of_nodes() {
     let wanted = wanted(&snapshot("Cluster"), &Outlook::default(), 1420);
     let expected = vec![
         ("10.244.1.5:8080".to_owned(), None),
         ("10.244.2.5:8080".to_owned(), Some("10.244.2.1".to_owned())),
+        ("192.0.2.3:8080".to_owned(), Some("10.244.3.1".to_owned())),
     ];
     assert_eq!(backends(&wanted, "192.0.2.1"), expected);
     assert_eq!(backends(&wanted, "192.0.2.200"), expected);
@@ -76,7 +84,11 @@ fn a_node_that_is_away_gets_nothing_and_a_narrow_way_is_respected() {
     let mut outlook = away(&["n2"]);
     outlook.mtus = [(snapshot.peers[0].public_key, 1300)].into();
     let wanted = wanted(&snapshot, &outlook, 1420);
-    assert_eq!(backends(&wanted, "192.0.2.1"), [("10.244.1.5:8080".to_owned(), None)]);
+    let there = Some("10.244.3.1".to_owned());
+    assert_eq!(
+        backends(&wanted, "192.0.2.1"),
+        [("10.244.1.5:8080".to_owned(), None), ("192.0.2.3:8080".to_owned(), there)]
+    );
     assert_eq!(wanted.nodes[&"10.244.2.1".parse::<IpAddr>().unwrap()], 1300);
     assert_eq!(wanted.nodes[&"10.244.3.1".parse::<IpAddr>().unwrap()], 1420);
 }
@@ -93,4 +105,16 @@ fn local_traffic_stays_and_only_the_load_balancers_address_is_restricted() {
     }
     let checks = &snapshot.edge.health_checks;
     assert_eq!((checks.len(), checks[0].port, checks[0].local_endpoints), (1, 30_999, 1));
+}
+
+#[test]
+fn a_process_in_the_nodes_own_network_is_a_backend_here() {
+    let there = Some("10.244.1.1".to_owned());
+    let own = ("192.0.2.3:8080".to_owned(), None);
+    let all = wanted(&snapshot_of("n3", "Cluster"), &Outlook::default(), 1420);
+    let found = backends(&all, "192.0.2.3");
+    assert_eq!((found.len(), &found[0]), (3, &("10.244.1.5:8080".to_owned(), there)));
+    assert_eq!(found[2], own);
+    let local = wanted(&snapshot_of("n3", "Local"), &Outlook::default(), 1420);
+    assert_eq!(backends(&local, "192.0.2.3"), [own]);
 }

@@ -82,6 +82,12 @@ pub fn put(key: &FlowKey, flow: &Flow) {
     let _ = EDGE_FLOWS.insert(key, flow, 0);
 }
 
+/// Forgets an entry, if there is one.
+#[inline(always)]
+pub fn forget(key: &FlowKey) {
+    let _ = EDGE_FLOWS.remove(key);
+}
+
 #[inline(always)]
 fn leads_the_same_way(one: &Flow, other: &Flow) -> bool {
     one.address == other.address

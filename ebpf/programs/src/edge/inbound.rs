@@ -4,15 +4,15 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
 use mesh_abi::{
-    Address, EdgeBackend, EdgeReason, EdgeService, EdgeSource, Flow, FlowKey, LocalPod, Reason,
-    ServiceKey,
+    Address, EdgeBackend, EdgeReason, EdgeService, EdgeSource, Flow, FlowKey, HostPort, LocalPod,
+    Reason, ServiceKey,
 };
 
 use super::packet::{self, Packet, Part, TCP, has_ports};
 use super::translate::{Side, clamp, put_port, rewrite};
-use super::{Scratch, choose, count, drop, flow, icmp, refuse, scratch, tunnel};
+use super::{Scratch, choose, count, drop, flow, icmp, is_own, refuse, scratch, tunnel};
 use crate::deliver::{local_pod, to_pod};
-use crate::maps::{EDGE_SERVICES, EDGE_SOURCES, REMOTE_BLOCKS};
+use crate::maps::{EDGE_SERVICES, EDGE_SOURCES, HOST_PORTS, REMOTE_BLOCKS};
 use crate::packet::{ETH_HLEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, NEXT, ifindex};
 use crate::policy::{self, Ends};
 use crate::trace;
@@ -36,7 +36,10 @@ pub fn from_client(ctx: &TcContext, v4: bool) -> i32 {
     if !has_ports(packet.protocol) || !packet.recall_ports() {
         return NEXT;
     }
-    let Some(service) = service(packet) else { return NEXT };
+    let Some(service) = service(packet) else {
+        forget_way_back(packet);
+        return NEXT;
+    };
     packet.remember_ports();
     if service.flags & EdgeService::RESTRICTED != 0 && !is_allowed(&service, &packet.source) {
         return drop(ctx, EdgeReason::NotAllowed);
@@ -178,6 +181,15 @@ fn remember_way_back(packet: &Packet, flow: &Flow) {
     flow::put(&key, &back);
 }
 
+/// A client that begins a connection with a process here, not with a service: the port may be one from which it has reached the same
+/// process as a service's, and answers would go on coming from there.
+#[inline(always)]
+fn forget_way_back(packet: &Packet) {
+    if flow::opens(packet) && is_own(&packet.destination) {
+        flow::forget(&FlowKey { direction: FlowKey::OUTBOUND, ..flow::inbound_key(packet) });
+    }
+}
+
 #[inline(always)]
 fn way_back(packet: &Packet, flow: &Flow) -> FlowKey {
     let other = flow.client_port_be != 0;
@@ -201,10 +213,10 @@ fn deliver(ctx: &TcContext, packet: &Packet, flow: &Flow) -> i32 {
             return refuse::unreachable(ctx, packet);
         };
         if refuse::is_too_big(ctx, room) {
-            return refuse::too_big(ctx, packet, room);
+            return refuse::too_big(ctx, packet, room, 0);
         }
         clamp(ctx, packet, room);
-    } else if local_pod(&flow.address).is_none() {
+    } else if local_pod(&flow.address).is_none() && !is_own(&flow.address) {
         return refuse::unreachable(ctx, packet);
     }
     if !rewrite(ctx, packet, Side::Destination, &flow.address, flow.port_be)
@@ -222,7 +234,10 @@ fn onward(ctx: &TcContext, v4: bool, backend: &Address, via: &Address) -> i32 {
         return tunnel::enter(ctx, v4, via, EdgeReason::ClientToNode);
     }
     let Some(pod) = local_pod(backend) else {
-        // An error about what a pod sent that is gone meanwhile.
+        // For a process of the node; or an error about what a pod sent that is gone meanwhile.
+        if is_own(backend) {
+            count(ctx, EdgeReason::ClientToHost);
+        }
         return NEXT;
     };
     hand_over(ctx.skb.skb, &pod, v4, EdgeReason::ClientToPod) as i32
@@ -248,24 +263,38 @@ pub fn is_pods(address: &Address) -> bool {
     local_pod(address).is_some() || REMOTE_BLOCKS.get(Key::new(128, *address)).is_some()
 }
 
-/// A client's packet that another node has sent here: to a pod of this node, and the way back is remembered. For a pod that is gone
-/// it is refused, back through that node: the client would wait for nothing.
+/// A client's packet that another node has sent here: to a pod or process of this node, and the way back is remembered. For a pod that
+/// is gone it is refused, back through that node: the client would wait for nothing.
 #[inline(always)]
 pub fn from_node(ctx: &TcContext, packet: &mut Packet, from: &Address) -> i32 {
     // No node can lend its clients the address of a pod.
     if is_pods(&packet.source) {
         return drop(ctx, EdgeReason::Forged);
     }
-    let Some(pod) = local_pod(&packet.destination) else {
+    let pod = local_pod(&packet.destination);
+    if pod.is_none() && !is_own(&packet.destination) {
         return refuse::unreachable_by(ctx, packet, from);
-    };
+    }
     if has_ports(packet.protocol) && packet.recall_ports() {
         packet.remember_ports();
         remember_node(packet, from);
     } else if packet.part == Part::Later {
         return drop(ctx, EdgeReason::LostFragment);
     }
+    let Some(pod) = pod else { return to_host(ctx, packet) };
     hand_over(ctx.skb.skb, &pod, packet.v4, EdgeReason::NodeToPod) as i32
+}
+
+/// To a process of this node, but to none of Mesh: what is between nodes alone is for no node's clients.
+#[inline(always)]
+fn to_host(ctx: &TcContext, packet: &Packet) -> i32 {
+    let (port_be, protocol) = (packet.destination_port_be, packet.protocol);
+    // SAFETY: only its presence matters.
+    if unsafe { HOST_PORTS.get(&HostPort { port_be, protocol, pad: 0 }) }.is_some() {
+        return drop(ctx, EdgeReason::Forged);
+    }
+    count(ctx, EdgeReason::NodeToHost);
+    NEXT
 }
 
 #[inline(never)]

@@ -1,12 +1,13 @@
 //! From a backend to a client.
 
+use aya_ebpf::bindings::BPF_F_INGRESS;
 use aya_ebpf::programs::TcContext;
 use mesh_abi::{Address, EdgeReason, Flow, FlowKey};
 
 use super::packet::{self, Packet, has_ports};
 use super::translate::{Side, clamp, put_port, rewrite};
-use super::{Scratch, drop, flow, icmp, refuse, scratch, to_client, tunnel};
-use crate::packet::{ETHERTYPE_IPV4, NEXT};
+use super::{Scratch, count, drop, flow, icmp, is_own, refuse, scratch, to_client, tunnel};
+use crate::packet::{ETHERTYPE_IPV4, NEXT, ifindex};
 
 /// A packet that leaves one of this node's pods for an address that is no pod's. Nothing when it is no answer to a client.
 #[inline(always)]
@@ -26,21 +27,42 @@ fn answer(ctx: &TcContext, v4: bool) -> i32 {
     if flow.via == Address::UNSPECIFIED {
         return translated(ctx, packet, flow, EdgeReason::PodToClient);
     }
-    let Some(room) = tunnel::room(&flow.via, packet.v4) else { return NEXT };
-    if refuse::is_too_big(ctx, room) {
-        return refuse::too_big(ctx, packet, room);
-    }
-    clamp(ctx, packet, room);
-    tunnel::enter(ctx, packet.v4, &flow.via, EdgeReason::PodToNode)
+    to_node(ctx, packet, flow, EdgeReason::PodToNode, 0)
 }
 
-/// An answer that another node has sent here, because the client knows this one.
+/// A packet that this node sends out by an uplink: an answer of one of its own processes, or nothing of ours.
 #[inline(always)]
-pub fn from_node(ctx: &TcContext, packet: &mut Packet, flow: &mut Flow) -> i32 {
-    if !find(ctx, packet, flow) || flow.via != Address::UNSPECIFIED {
-        return drop(ctx, EdgeReason::Forged);
+pub fn from_host(ctx: &TcContext, v4: bool) -> i32 {
+    let Some(Scratch { packet, flow }) = scratch() else { return NEXT };
+    // What is forwarded for others has another source.
+    if !packet::parse(ctx, v4, packet) || !is_own(&packet.source) || !find(ctx, packet, flow) {
+        return NEXT;
     }
-    translated(ctx, packet, flow, EdgeReason::NodeToClient)
+    if flow.via == Address::UNSPECIFIED {
+        return translated(ctx, packet, flow, EdgeReason::HostToClient);
+    }
+    // The sender that has to hear of a packet that is too large is the node's own stack.
+    to_node(ctx, packet, flow, EdgeReason::HostToNode, BPF_F_INGRESS)
+}
+
+/// An answer to a client of another node's, that has to go out from there. `back` is how what is refused goes back.
+#[inline(always)]
+fn to_node(ctx: &TcContext, packet: &Packet, flow: &Flow, reason: EdgeReason, back: u32) -> i32 {
+    let Some(room) = tunnel::room(&flow.via, packet.v4) else { return NEXT };
+    if refuse::is_too_big(ctx, room) {
+        return refuse::too_big(ctx, packet, room, back);
+    }
+    clamp(ctx, packet, room);
+    tunnel::enter(ctx, packet.v4, &flow.via, reason)
+}
+
+/// An answer that another node has sent here, because the client knows this one. Nothing when it answers to nobody.
+#[inline(always)]
+pub fn from_node(ctx: &TcContext, packet: &mut Packet, flow: &mut Flow) -> Option<i32> {
+    if !find(ctx, packet, flow) || flow.via != Address::UNSPECIFIED {
+        return None;
+    }
+    Some(translated(ctx, packet, flow, EdgeReason::NodeToClient))
 }
 
 /// The connection that the packet belongs to, or is an error about.
@@ -69,7 +91,8 @@ fn find_own(packet: &mut Packet, found: &mut Flow) -> bool {
     true
 }
 
-#[inline(always)]
+/// A function of its own: what it keeps on the stack is not there for what else its callers do.
+#[inline(never)]
 fn translated(ctx: &TcContext, packet: &Packet, flow: &Flow, reason: EdgeReason) -> i32 {
     let done = if has_ports(packet.protocol) {
         rewrite(ctx, packet, Side::Source, &flow.address, flow.port_be)
@@ -77,5 +100,13 @@ fn translated(ctx: &TcContext, packet: &Packet, flow: &Flow, reason: EdgeReason)
     } else {
         icmp::rewrite(ctx, packet, Side::Source, flow)
     };
-    if done { to_client(ctx, flow.ifindex, reason) } else { drop(ctx, EdgeReason::NoRoom) }
+    if !done {
+        return drop(ctx, EdgeReason::NoRoom);
+    }
+    // Already on its way out by that device.
+    if ifindex(ctx) == flow.ifindex {
+        count(ctx, reason);
+        return NEXT;
+    }
+    to_client(ctx, flow.ifindex, reason)
 }

@@ -14,7 +14,7 @@ use crate::packet::{ETH_HLEN, Ethernet, Ipv4, Ipv6, ifindex};
 #[inline(always)]
 pub fn unreachable(ctx: &TcContext, packet: &Packet) -> i32 {
     let done = turned(ctx, packet).then_some(());
-    send_back(ctx, done)
+    send_back(ctx, done, 0)
 }
 
 /// The same for a packet that another node has sent here for a client: the answer goes back to that node.
@@ -40,16 +40,17 @@ fn turned(ctx: &TcContext, packet: &Packet) -> bool {
     done.is_some()
 }
 
-/// The way to the backend takes packets of `room` bytes at most (RFC 1191, RFC 8201).
+/// The way on takes packets of `room` bytes at most (RFC 1191, RFC 8201). `back` is how the answer goes back by the packet's
+/// device: out of it, or as if it came in there (`BPF_F_INGRESS`).
 #[inline(never)]
-pub fn too_big(ctx: &TcContext, packet: &Packet, room: u32) -> i32 {
+pub fn too_big(ctx: &TcContext, packet: &Packet, room: u32, back: u32) -> i32 {
     if packet.part == Part::Later {
         // Its first piece, which is as long, has been answered.
         return drop(ctx, EdgeReason::TooBig);
     }
     count(ctx, EdgeReason::TooBig);
     let done = error(ctx, packet, if packet.v4 { (3, 4, room) } else { (2, 0, room) });
-    send_back(ctx, done)
+    send_back(ctx, done, back)
 }
 
 /// Whether the packet, or one of those that it will be cut into, is longer than that.
@@ -63,7 +64,7 @@ pub fn is_too_big(ctx: &TcContext, room: u32) -> bool {
 }
 
 #[inline(always)]
-fn send_back(ctx: &TcContext, done: Option<()>) -> i32 {
+fn send_back(ctx: &TcContext, done: Option<()>, back: u32) -> i32 {
     let turned = done.and_then(|()| {
         let header = ctx.load::<Ethernet>(0).ok()?;
         let Ethernet { destination, source, ethertype_be } = header;
@@ -72,7 +73,7 @@ fn send_back(ctx: &TcContext, done: Option<()>) -> i32 {
     });
     match turned {
         // SAFETY: takes integers.
-        Some(()) => unsafe { bpf_redirect(ifindex(ctx), 0) as i32 },
+        Some(()) => unsafe { bpf_redirect(ifindex(ctx), back.into()) as i32 },
         None => TC_ACT_SHOT,
     }
 }

@@ -9,7 +9,7 @@ use aya_ebpf::programs::TcContext;
 use mesh_abi::{Address, EdgeReason};
 
 use super::packet::{self, Packet};
-use super::{Scratch, count, drop, inbound, outbound, scratch};
+use super::{Scratch, count, drop, inbound, is_own, outbound, scratch};
 use crate::deliver::local_pod;
 use crate::maps::{EDGE_CONFIG, EDGE_NODES, NODE};
 use crate::packet::{ETH_HLEN, Ipv4, Ipv6};
@@ -101,11 +101,12 @@ pub fn fold(sum: u32) -> u16 {
 /// looks so is left to the stack, which has nobody who would unwrap it.
 #[inline(always)]
 pub fn receive(ctx: &TcContext) -> Option<i32> {
-    let (from, v4) = match ctx.load::<u8>(0).ok()? >> 4 {
-        4 => (wrapped_v4(ctx)?, true),
-        6 => (wrapped_v6(ctx)?, false),
-        _ => return None,
-    };
+    let mut from = Address::UNSPECIFIED;
+    let version = wrapped(ctx, &mut from);
+    if version == 0 {
+        return None;
+    }
+    let v4 = version == 4;
     // SAFETY: only its presence matters.
     unsafe { EDGE_NODES.get(&from) }?;
     // SAFETY: a valid context.
@@ -116,14 +117,33 @@ pub fn receive(ctx: &TcContext) -> Option<i32> {
     if !unwrap(ctx, v4, packet) {
         return Some(drop(ctx, EdgeReason::Forged));
     }
-    // What pods send is an answer, whatever clients send is for a pod, be it one that is gone.
-    if local_pod(&packet.destination).is_some() || !inbound::is_pods(&packet.source) {
-        return Some(inbound::from_node(ctx, packet, &from));
+    // For somebody here, or an answer; or from a client for a pod that is gone. What pods send is an answer or nothing.
+    if local_pod(&packet.destination).is_none() && !is_own(&packet.destination) {
+        if let Some(verdict) = outbound::from_node(ctx, packet, flow) {
+            return Some(verdict);
+        }
+        if inbound::is_pods(&packet.source) {
+            return Some(drop(ctx, EdgeReason::Forged));
+        }
     }
-    Some(outbound::from_node(ctx, packet, flow))
+    Some(inbound::from_node(ctx, packet, &from))
 }
 
-/// Who has wrapped the packet, if it is one for this node.
+/// Who has wrapped the packet, if it is one for this node: the version of its header, or 0. A function of its own, so that headers
+/// are not on the stack of everything that follows.
+#[inline(never)]
+fn wrapped(ctx: &TcContext, from: &mut Address) -> u32 {
+    let version = ctx.load::<u8>(0).unwrap_or(0) >> 4;
+    let found = match version {
+        4 => wrapped_v4(ctx),
+        6 => wrapped_v6(ctx),
+        _ => None,
+    };
+    let Some(node) = found else { return 0 };
+    *from = node;
+    u32::from(version)
+}
+
 #[inline(always)]
 fn wrapped_v4(ctx: &TcContext) -> Option<Address> {
     let outer = ctx.load::<Ipv4>(0).ok()?;

@@ -91,7 +91,7 @@ fn devices_nodes_and_addresses_follow() {
     wanted.own = ["10.244.1.1".parse().unwrap()].into();
     wanted.owned = ["192.0.2.9".parse().unwrap()].into();
     let mac = [2, 0, 0, 0, 0, 1];
-    let uplink = Uplink { ifindex: 3, mac, program: false };
+    let uplink = Uplink { ifindex: 3, mac, program: false, answers: false };
     let observed = Observed {
         uplinks: [("up0".to_owned(), uplink)].into(),
         known_uplinks: [(9, mac)].into(),
@@ -103,5 +103,34 @@ fn devices_nodes_and_addresses_follow() {
     assert_eq!((&now.nodes, &now.own, &now.owned), (&wanted.nodes, &wanted.own, &wanted.owned));
     assert_eq!(now.known_uplinks, [(3, mac)].into());
     assert!(now.stray.is_empty() && now.uplinks["up0"].program);
+    assert_eq!(plan(&wanted, &now), Plan::default());
+}
+
+#[test]
+fn answers_of_processes_are_looked_at_from_the_first_such_backend_until_there_is_no_service() {
+    let uplink = Uplink { ifindex: 3, mac: [2; 6], program: true, answers: false };
+    let mut wanted = desired(vec![(80, vec![1])]);
+    wanted.addresses = ["192.0.2.1".parse().unwrap()].into();
+    let observed = Observed {
+        uplinks: [("up0".to_owned(), uplink)].into(),
+        known_uplinks: [(3, [2; 6])].into(),
+        ..Observed::default()
+    };
+    let mut now = carried_out(&wanted, &observed);
+    assert_eq!(now.addresses, wanted.addresses);
+    assert!(!now.uplinks["up0"].answers, "all that leaves the node would pass by, for nothing");
+    let own = SocketAddr::from(([192, 0, 2, 1], 8080));
+    // The same address, behind another node, is no process of this one.
+    for (via, answers) in [(Some("10.244.2.1".parse().unwrap()), false), (None, true)] {
+        wanted.services.get_mut(&key(80)).unwrap().backends = [(own, via)].into();
+        now = carried_out(&wanted, &now);
+        assert_eq!(now.uplinks["up0"].answers, answers);
+    }
+    wanted.services.get_mut(&key(80)).unwrap().backends.clear();
+    now = carried_out(&wanted, &now);
+    assert!(now.uplinks["up0"].answers, "connections go on");
+    wanted.services.clear();
+    now = carried_out(&wanted, &now);
+    assert!(!now.uplinks["up0"].answers);
     assert_eq!(plan(&wanted, &now), Plan::default());
 }
