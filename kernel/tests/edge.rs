@@ -13,6 +13,7 @@ mod errors;
 mod golden;
 mod gone;
 mod host;
+mod loopback;
 mod memory;
 mod neighbours;
 mod reach;

@@ -25,7 +25,9 @@ fn handle(ctx: &TcContext) -> i32 {
         return pass(ctx, Reason::OverlayToStack);
     };
     let Some(pod) = local_pod(&destination) else {
-        if !host::is_node(&source) && host::is_protected(ctx, 0, ethertype) {
+        let protected = host::is_loopback(&destination)
+            || !host::is_node(&source) && host::is_protected(ctx, 0, ethertype);
+        if protected {
             return drop_at(ctx, 0, Reason::HostProtected);
         }
         return pass(ctx, Reason::OverlayToStack);

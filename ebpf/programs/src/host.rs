@@ -44,7 +44,7 @@ pub fn is_node(address: &Address) -> bool {
 
 /// `127.0.0.0/8` and `::1`.
 #[inline(always)]
-fn is_loopback(address: &Address) -> bool {
+pub fn is_loopback(address: &Address) -> bool {
     let last = u32::from_be(address.words[3]);
     if address.is_v4() {
         return last >> 24 == 127;

@@ -15,7 +15,7 @@ use crate::deliver::{local_pod, to_pod};
 use crate::maps::{EDGE_SERVICES, EDGE_SOURCES, HOST_PORTS, REMOTE_BLOCKS};
 use crate::packet::{ETH_HLEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, NEXT, ifindex};
 use crate::policy::{self, Ends};
-use crate::trace;
+use crate::{host, trace};
 
 /// How many ports are tried for a client whose own is taken, and from where on they are looked for: above those that machines
 /// give to their own connections.
@@ -28,6 +28,10 @@ pub fn from_client(ctx: &TcContext, v4: bool) -> i32 {
     let Some(Scratch { packet, flow }) = scratch() else { return NEXT };
     if !packet::parse(ctx, v4, packet) {
         return NEXT;
+    }
+    // The stack takes these for its own where somebody has turned on `route_localnet`.
+    if host::is_loopback(&packet.destination) || host::is_loopback(&packet.source) {
+        return drop(ctx, EdgeReason::Loopback);
     }
     if icmp::is_error(ctx, packet) {
         return error(ctx, packet, flow);
