@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use mesh_kernel::Programs;
+use mesh_kernel::edge::EnterError;
 use mesh_model::encryption::{
     FINISH_PATH, Findings, Finish, SEND_PATH, Sending, Sent, WATCH_PATH, Watch, Watching,
 };
@@ -16,8 +17,8 @@ use mesh_model::flow::{FLOWS_PATH, FlowQuery};
 use mesh_model::report::{CheckStep, KeysReport, NodeReport, PeerReport, RoutesReport};
 use mesh_model::snapshot::Frontend;
 use mesh_model::trace::{
-    COLLECT_PATH, MARK_PATH, NodeTrace, TRACE_PATH, TraceCollect, TraceMark, TraceQuery,
-    TraceReport,
+    COLLECT_PATH, MARK_PATH, NodeTrace, OUTSIDE_PATH, OutsideQuery, OutsideReport, TRACE_PATH,
+    TraceCollect, TraceMark, TraceQuery, TraceReport,
 };
 use mesh_model::{NodeName, Snapshot};
 use mesh_overlay::Overlay;
@@ -34,7 +35,7 @@ use crate::observe::Desired;
 use crate::paths::Seen;
 use crate::paths::outlook::Outlook;
 use crate::rotation::Rotation;
-use crate::trace::{self, MarkError, Marks, ProbeError};
+use crate::trace::{self, MarkError, Marks, OutsideError, ProbeError};
 
 mod metrics;
 mod peers;
@@ -85,6 +86,7 @@ pub(crate) fn router(sources: Sources) -> Router {
         .route(TRACE_PATH, post(trace_probe))
         .route(MARK_PATH, post(trace_mark))
         .route(COLLECT_PATH, post(trace_collect))
+        .route(OUTSIDE_PATH, post(trace_outside))
         .route(WATCH_PATH, post(watch_encryption))
         .route(SEND_PATH, post(send_canaries))
         .route(FINISH_PATH, post(finish_encryption))
@@ -221,6 +223,22 @@ async fn trace_probe(
             ProbeError::NoPrograms | ProbeError::NoNamespace(_) => StatusCode::SERVICE_UNAVAILABLE,
         };
         (status, format!("{error}\n")).into_response()
+    })
+}
+
+async fn trace_outside(
+    State(reports): State<Reports>,
+    Json(query): Json<OutsideQuery>,
+) -> Result<Json<OutsideReport>, Response> {
+    let snapshot = reports.snapshot().map_err(IntoResponse::into_response)?;
+    let programs = reports.0.programs.get().cloned();
+    let report = trace::from_outside(query, &snapshot, programs).await;
+    report.map(Json).map_err(|error| {
+        let status = match &error {
+            OutsideError::Enter(EnterError::Families(..)) => StatusCode::BAD_REQUEST,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        (status, format!("{}\n", chain(&error))).into_response()
     })
 }
 

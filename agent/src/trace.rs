@@ -2,11 +2,12 @@
 //!
 //! The probe is an ordinary connection or datagram of the pod's namespace and the node's cgroup, so that it meets every hook
 //! that the pod's own would. Its own address and port are its mark: every node was told of them before ([`marks`]), and its
-//! programs tell what they decide ([`steps`]).
+//! programs tell what they decide ([`steps`]). A probe of a client outside is given to the program on the uplink ([`outside`]).
 
 mod facts;
 mod marks;
 mod name;
+mod outside;
 mod steps;
 
 use std::io;
@@ -26,6 +27,7 @@ use tokio::net::{TcpSocket, UdpSocket};
 
 pub(crate) use facts::ANSWER;
 pub(crate) use marks::{MarkError, Marks};
+pub(crate) use outside::{OutsideError, run as from_outside};
 pub(crate) use steps::{Sources, collect};
 
 /// A trace that could not begin.

@@ -8,6 +8,7 @@ mod announce;
 mod linux;
 mod maglev;
 mod plan;
+mod probe;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -20,6 +21,7 @@ pub use announce::Announcement;
 pub use linux::LinuxEdge;
 pub use maglev::table;
 pub use plan::plan;
+pub use probe::{EnterError, Entered, Probe, enter};
 
 /// What the edge should be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

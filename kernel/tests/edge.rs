@@ -16,6 +16,7 @@ mod host;
 mod loopback;
 mod memory;
 mod neighbours;
+mod probe;
 mod reach;
 mod sctp;
 mod strangers;

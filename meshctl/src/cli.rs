@@ -67,9 +67,9 @@ pub(crate) enum Command {
         after_help = "An arrow -> is told by the side that opened it, => by the side that received it, ~> by neither.\nWhat was lost or only counted is said on stderr.\n\nExamples:\n  meshctl flows -f\n  meshctl flows -f -n default --verdict dropped,denied\n  meshctl flows --service web --port 80 --tail 1000 -o json"
     )]
     Flows(FlowsArgs),
-    /// Send one marked probe from a pod, show what every node decided about it, and name what is wrong
+    /// Send one marked probe from a pod or from outside, show what every node decided about it, and name what is wrong
     #[command(
-        after_help = "In the timeline > goes away from the pod, < comes back, and x ends there.\nExit status 1 when something is wrong.\n\nExamples:\n  meshctl trace web-5d4f api:80\n  meshctl trace -n shop client api.store:80 -o json\n  meshctl trace web-5d4f pod/db-0:5432\n  meshctl trace web-5d4f 10.96.0.10:53 --udp\n  meshctl trace web-5d4f api:80 --bytes 4000"
+        after_help = "In the timeline > goes away from the pod, < comes back, and x ends there.\nFrom an address outside, the first packet comes in to a node as if that client had sent it; the answer goes to the client.\nExit status 1 when something is wrong.\n\nExamples:\n  meshctl trace 192.0.2.7 web:80 --via node-1\n  meshctl trace web-5d4f api:80\n  meshctl trace -n shop client api.store:80 -o json\n  meshctl trace web-5d4f pod/db-0:5432\n  meshctl trace web-5d4f 10.96.0.10:53 --udp\n  meshctl trace web-5d4f api:80 --bytes 4000"
     )]
     Trace(TraceArgs),
     /// Probe every hop on every node: tunnels, service addresses, DNS, ingress, programs
@@ -178,12 +178,15 @@ pub(crate) struct FlowsArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct TraceArgs {
-    /// The pod that it leaves: NAME or NAMESPACE/NAME
-    #[arg(value_name = "POD")]
+    /// The pod that it leaves, NAME or NAMESPACE/NAME, or the address of a client outside
+    #[arg(value_name = "POD|ADDRESS")]
     pub(crate) source: String,
     /// To what: a service's name or an address with a port, or pod/NAME:PORT
     #[arg(value_name = "DESTINATION:PORT")]
     pub(crate) destination: String,
+    /// Of a client outside: the node where the probe comes in; by default the first that is ready
+    #[arg(long, value_name = "NODE")]
+    pub(crate) via: Option<String>,
     /// A datagram instead of a connection
     #[arg(long)]
     pub(crate) udp: bool,

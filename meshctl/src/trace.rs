@@ -1,10 +1,11 @@
-//! `trace`: one marked probe from a pod, what every node decided about it as one timeline, and what is wrong.
+//! `trace`: one marked probe from a pod or from outside, what every node decided about it as one timeline, and what is wrong.
 //!
 //! All nodes are told the probe's own address and port before it is sent, so that their programs tell what they decide.
 
 mod gather;
 mod judge;
 mod order;
+mod outside;
 mod pods;
 
 use std::net::{IpAddr, SocketAddr};
@@ -16,7 +17,7 @@ use mesh_model::ObjectKey;
 use mesh_model::flow::Flow;
 use mesh_model::report::PeerReport;
 use mesh_model::trace::{
-    NameAnswer, NodeTrace, TRACE_PATH, TraceMark, TraceQuery, TraceReport, TraceStep,
+    NameAnswer, NodeTrace, OutsideReport, TRACE_PATH, TraceMark, TraceQuery, TraceReport, TraceStep,
 };
 use serde::Serialize;
 
@@ -40,8 +41,11 @@ const PORTS: std::ops::Range<u16> = 32_768..60_999;
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Trace {
-    /// Nothing where no probe could be sent.
+    /// Nothing where no probe could be sent, or none from a pod.
     report: Option<TraceReport>,
+    /// Of a probe from outside: what the node knows where it came in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outside: Option<OutsideReport>,
     /// What all nodes decided, in the order of cause and effect.
     timeline: Vec<TraceStep>,
     flows: Vec<Flow>,
@@ -55,7 +59,7 @@ impl Trace {
     /// There was nothing to be sent, or nobody to send it.
     fn without_probe(verdict: Verdict, silent: Vec<String>) -> Self {
         let (timeline, flows) = (vec![], vec![]);
-        Self { report: None, timeline, flows, reached: None, silent, verdict }
+        Self { report: None, outside: None, timeline, flows, reached: None, silent, verdict }
     }
 }
 
@@ -65,7 +69,10 @@ pub(crate) async fn trace(global: &Global, args: TraceArgs) -> anyhow::Result<Ex
     let Source::Api(api) = &source else {
         bail!("trace asks several nodes: it needs the API, not --socket");
     };
-    let trace = run(&source, api, &args).await?;
+    let trace = match args.source.parse() {
+        Ok(client) => outside::run(&source, api, &args, client).await?,
+        Err(_) => run(&source, api, &args).await?,
+    };
     output::report(global.output, &trace, || print(&trace))?;
     Ok(if trace.verdict.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -180,7 +187,7 @@ async fn conclude(
         bytes,
     };
     let verdict = judge(&facts);
-    Ok(Trace { report: Some(report), timeline, flows, reached, silent, verdict })
+    Ok(Trace { report: Some(report), outside: None, timeline, flows, reached, silent, verdict })
 }
 
 /// Whether the node of the source found the pod with the target's address.
@@ -191,6 +198,9 @@ fn is_here(traces: &[NodeTrace], report: &TraceReport) -> bool {
 fn print(trace: &Trace) {
     if let Some(report) = &trace.report {
         print_source(report);
+    }
+    if let Some(OutsideReport { node, service: Some(service), backends, .. }) = &trace.outside {
+        println!("{node}: service {service} with {} backends", backends.len());
     }
     for silent in &trace.silent {
         println!("{silent}: the agent does not answer: its node's decisions are not known");

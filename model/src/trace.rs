@@ -17,6 +17,10 @@ pub const MARK_PATH: &str = "/mesh/v1/trace/mark";
 /// mark is taken away.
 pub const COLLECT_PATH: &str = "/mesh/v1/trace/collect";
 
+/// Path at which an agent lets a probe come in to its node as if a client outside had sent it: `POST` an [`OutsideQuery`], answered
+/// by an [`OutsideReport`].
+pub const OUTSIDE_PATH: &str = "/mesh/v1/trace/outside";
+
 /// Longest time that a probe waits, milliseconds.
 pub const LONGEST_WAIT_MS: u16 = 5000;
 
@@ -40,6 +44,46 @@ pub struct TraceQuery {
     /// Bytes to send: after the connection is there, or in the datagram.
     #[serde(default)]
     pub bytes: u16,
+}
+
+/// A probe of a client outside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OutsideQuery {
+    /// The client. Answers go there.
+    pub source: SocketAddr,
+    /// What it uses, of the same family.
+    pub destination: SocketAddr,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+}
+
+/// How a probe from outside went on from the node where it came in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Entered {
+    /// To a pod of that node.
+    ToPod,
+    /// To another node.
+    ToNode,
+    /// To the node's own stack.
+    ToStack,
+    /// Not at all.
+    Ended,
+}
+
+/// What the node where a probe came in knows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OutsideReport {
+    /// The node.
+    pub node: NodeName,
+    /// The service that clients outside reach there; nothing when there is none.
+    pub service: Option<ObjectKey>,
+    /// Its backends, as this node would use them.
+    pub backends: Vec<SocketAddr>,
+    /// What became of the probe.
+    pub entered: Entered,
 }
 
 /// A probe, by what no translation on its way changes.

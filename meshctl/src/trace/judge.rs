@@ -44,7 +44,7 @@ pub(super) struct Verdict {
     pub(super) detail: String,
 }
 
-fn fault(fault: &'static str, detail: impl Into<String>) -> Verdict {
+pub(super) fn fault(fault: &'static str, detail: impl Into<String>) -> Verdict {
     Verdict { ok: false, fault, detail: detail.into() }
 }
 

@@ -6,13 +6,14 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_redirect, bpf_skb_change_head};
 use aya_ebpf::programs::TcContext;
-use mesh_abi::{Address, EdgeReason};
+use mesh_abi::{Address, EdgeReason, TraceHook};
 
 use super::packet::{self, Packet};
 use super::{Scratch, count, drop, inbound, is_own, outbound, scratch};
 use crate::deliver::local_pod;
 use crate::maps::{EDGE_CONFIG, EDGE_NODES, NODE};
 use crate::packet::{ETH_HLEN, Ipv4, Ipv6};
+use crate::trace;
 
 const IPV4_IN: u8 = 4;
 const IPV6_IN: u8 = 41;
@@ -117,6 +118,8 @@ pub fn receive(ctx: &TcContext) -> Option<i32> {
     if !unwrap(ctx, v4, packet) {
         return Some(drop(ctx, EdgeReason::Forged));
     }
+    // Only now it shows whether it is a traced one.
+    trace::enter(ctx, ETH_HLEN, TraceHook::FromOverlay);
     // For somebody here, or an answer; or from a client for a pod that is gone. What pods send is an answer or nothing.
     if local_pod(&packet.destination).is_none() && !is_own(&packet.destination) {
         if let Some(verdict) = outbound::from_node(ctx, packet, flow) {
