@@ -8,13 +8,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd as _};
 use std::time::Duration;
 
-use aya::maps::{Map as AyaMap, MapData, MapError, RingBuf};
+use aya::maps::{Map as AyaMap, MapData, RingBuf};
 use mesh_abi as abi;
 use mesh_abi::{TraceEvent, TraceKey, TraceState};
 
 pub use mesh_abi::{EdgeReason, TraceHook as Hook, TraceKind as Kind};
 
 use crate::bpf::Map;
+use crate::flows::FlowError;
 use crate::{Programs, convert};
 
 /// By what a probe is known.
@@ -84,23 +85,6 @@ impl Event {
     }
 }
 
-/// Probes cannot be traced.
-#[derive(Debug, thiserror::Error)]
-pub enum TraceError {
-    /// The ring buffer cannot be opened.
-    #[error("open the ring buffer of trace events")]
-    Ring(#[source] Box<MapError>),
-    /// A map cannot be read or written.
-    #[error("access map {map}")]
-    Map {
-        /// The map.
-        map: &'static str,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
-}
-
 /// Marks probes. Dropped, it takes all marks away.
 pub struct Traces {
     state: Map<u32, TraceState>,
@@ -119,10 +103,10 @@ impl Traces {
     ///
     /// # Errors
     /// When the maps cannot be used.
-    pub fn open(programs: &Programs) -> Result<Self, TraceError> {
+    pub fn open(programs: &Programs) -> Result<Self, FlowError> {
         let path = programs.map_path(abi::maps::TRACE_EVENTS);
         let ring = MapData::from_pin(path).and_then(AyaMap::from_map_data);
-        let ring = ring.and_then(RingBuf::try_from).map_err(|e| TraceError::Ring(Box::new(e)))?;
+        let ring = ring.and_then(RingBuf::try_from).map_err(|e| FlowError::Ring(Box::new(e)))?;
         let (state, marks) = (programs.trace.clone(), programs.traces.clone());
         let this = Self { state, marks, ring };
         let entries = this.marks.entries().map_err(map_error(abi::maps::TRACES))?;
@@ -133,7 +117,7 @@ impl Traces {
         Ok(this)
     }
 
-    fn switch(&self, active: bool) -> Result<(), TraceError> {
+    fn switch(&self, active: bool) -> Result<(), FlowError> {
         let state = TraceState { active: active.into(), pad: 0 };
         self.state.put(&0, &state).map_err(map_error(abi::maps::TRACE))
     }
@@ -142,7 +126,7 @@ impl Traces {
     ///
     /// # Errors
     /// When a map cannot be written: it is full when there are too many marks.
-    pub fn mark(&self, mark: Mark) -> Result<(), TraceError> {
+    pub fn mark(&self, mark: Mark) -> Result<(), FlowError> {
         self.marks.put(&mark.key(), &1).map_err(map_error(abi::maps::TRACES))?;
         self.switch(true)
     }
@@ -151,7 +135,7 @@ impl Traces {
     ///
     /// # Errors
     /// When a map cannot be written.
-    pub fn unmark(&self, mark: Mark) -> Result<(), TraceError> {
+    pub fn unmark(&self, mark: Mark) -> Result<(), FlowError> {
         let failed = map_error(abi::maps::TRACES);
         self.marks.delete(&mark.key()).map_err(&failed)?;
         let left = self.marks.entries().map_err(&failed)?;
@@ -176,8 +160,8 @@ impl Drop for Traces {
     }
 }
 
-fn map_error(map: &'static str) -> impl Fn(io::Error) -> TraceError {
-    move |source| TraceError::Map { map, source }
+fn map_error(map: &'static str) -> impl Fn(io::Error) -> FlowError {
+    move |source| FlowError::Map { map, source }
 }
 
 /// Nothing for what is not an event of this version.

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mesh_kernel::Programs;
-use mesh_kernel::traces::{Event, Hook, Mark, TraceError, Traces};
+use mesh_kernel::flows::FlowError;
+use mesh_kernel::traces::{Event, Hook, Mark, Traces};
 use mesh_model::trace::TraceMark;
 
 use crate::errors::chain;
@@ -28,7 +29,7 @@ pub(crate) enum MarkError {
     #[error("the eBPF programs are not loaded: see `meshctl check`")]
     NoPrograms,
     #[error("the programs cannot be told")]
-    Programs(#[from] TraceError),
+    Programs(#[from] FlowError),
 }
 
 /// The probes; cheap to clone.
@@ -138,7 +139,7 @@ impl Marks {
 
 impl State {
     /// Tells the programs of the newest probe.
-    fn mark_last(&self) -> Result<(), TraceError> {
+    fn mark_last(&self) -> Result<(), FlowError> {
         let (Some(reader), Some(probe)) = (&self.reader, self.probes.last()) else { return Ok(()) };
         probe.known_by.iter().try_for_each(|mark| reader.mark(*mark))
     }
