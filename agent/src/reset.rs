@@ -50,6 +50,8 @@ pub(crate) async fn reset(options: &Options) -> anyhow::Result<()> {
     note("sockets", sockets.as_ref().map(drop).map_err(|e| e as _));
     let derived = remove_derived(&paths);
     note("saved snapshot and journal", derived.as_ref().map(drop).map_err(|e| e as _));
+    // It may hold what is not ours, and then stays.
+    let _ = std::fs::remove_dir(paths.run());
     if failures.is_empty() {
         return Ok(());
     }
@@ -116,7 +118,7 @@ fn kernel(options: &Options, note: &mut Note<'_>) {
 
 /// What follows from the API or from what has just been removed. Key, certificate and join stay.
 fn remove_derived(paths: &Paths) -> std::io::Result<()> {
-    let derived = [paths.snapshot(), paths.paths()];
+    let derived = [paths.snapshot(), paths.paths(), paths.preshared()];
     let workers = workers::ALL.map(|name| paths.worker_state(name));
     let locks = workers.clone().map(|state| state.with_extension("lock"));
     // The journal, and releases that the plugin noted meanwhile: their interfaces are gone.
@@ -134,7 +136,12 @@ fn remove_derived(paths: &Paths) -> std::io::Result<()> {
 }
 
 fn remove_sockets(run_dir: &Path) -> std::io::Result<()> {
-    for entry in std::fs::read_dir(run_dir)? {
+    let entries = match std::fs::read_dir(run_dir) {
+        // An earlier reset.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "sock") {
             std::fs::remove_file(path)?;

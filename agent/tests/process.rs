@@ -29,10 +29,9 @@ const VIP: &str = "10.96.0.77/80";
 /// Less than to start takes, and more than there is to keep.
 const SMALL_KIB: u64 = 10 << 10;
 /// By these a node is the same one when it comes back. The log and empty folders are the test's own.
-const KEPT: [&str; 7] = [
+const KEPT: [&str; 6] = [
     "log",
     "net.d",
-    "run",
     "state/agent.lock",
     "state/overlay.key",
     "state/overlay.stamp",
