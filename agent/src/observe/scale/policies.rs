@@ -264,9 +264,7 @@ impl Rig {
                 let group = (pod + 1 + turn / size.pods) % 50;
                 self.pods.update(&bytes(&size.pod(namespace, pod, group)));
             }
-            Sort::Pod => {
-                self.pods.update(&bytes(&size.pod(namespace, size.pods + turn, turn % 50)))
-            }
+            Sort::Pod => self.pods.update(&bytes(&size.pod(namespace, size.pods + turn, HEARD))),
             Sort::Namespace => {
                 let team = (namespace + 1 + turn) % size.teams();
                 self.namespaces.update(&bytes(&Size::namespace(namespace, team)));
@@ -274,6 +272,9 @@ impl Rig {
         }
     }
 }
+
+/// The group that the first policy lets in once it has changed.
+const HEARD: u32 = 1;
 
 #[derive(Debug, Clone, Copy)]
 enum Sort {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, Time};
 
 use super::super::changes::Changes;
 use super::endpoint::{self, Endpoint, Kind};
@@ -47,10 +47,19 @@ struct Claims {
 /// Kinds of pods that have addresses.
 #[derive(Default)]
 struct Kinds {
-    /// By namespace and text, with the number of addresses.
-    held: BTreeMap<String, BTreeMap<String, (Arc<Kind>, usize)>>,
+    /// By namespace.
+    held: BTreeMap<String, Residence>,
     /// Whether it was there when it was last asked, of those that may have come or gone since.
     touched: BTreeMap<String, (Arc<Kind>, bool)>,
+}
+
+/// The kinds of one namespace.
+#[derive(Default)]
+struct Residence {
+    /// By text, with the number of addresses.
+    kinds: BTreeMap<String, (Arc<Kind>, usize)>,
+    /// By key and value of each of their labels.
+    labelled: BTreeMap<String, BTreeMap<String, Vec<Arc<Kind>>>>,
 }
 
 #[derive(Default)]
@@ -175,23 +184,71 @@ impl Crowd {
 
     /// The kinds of pods of a namespace.
     pub(super) fn kinds(&self, namespace: &str) -> impl Iterator<Item = &Arc<Kind>> {
-        self.kinds.held.get(namespace).into_iter().flat_map(|all| all.values()).map(|one| &one.0)
+        let residence = self.kinds.held.get(namespace);
+        residence.into_iter().flat_map(|all| all.kinds.values()).map(|one| &one.0)
+    }
+
+    /// Those of them that a selector may mean: all that have the rarest of the labels that it asks for.
+    pub(super) fn candidates(
+        &self,
+        namespace: &str,
+        selector: Option<&LabelSelector>,
+    ) -> Vec<&Arc<Kind>> {
+        let Some(residence) = self.kinds.held.get(namespace) else { return vec![] };
+        let labels = selector.and_then(|selector| selector.match_labels.as_ref());
+        let rarest =
+            labels.into_iter().flatten().map(|(key, value)| residence.labelled(key, value));
+        match rarest.min_by_key(|kinds| kinds.len()) {
+            Some(kinds) => kinds.iter().collect(),
+            None => residence.kinds.values().map(|(kind, _)| kind).collect(),
+        }
+    }
+}
+
+impl Residence {
+    fn labelled(&self, key: &str, value: &str) -> &[Arc<Kind>] {
+        let kinds = self.labelled.get(key).and_then(|values| values.get(value));
+        kinds.map_or(&[], Vec::as_slice)
+    }
+
+    fn add(&mut self, kind: &Arc<Kind>) {
+        self.kinds.insert(kind.text.clone(), (Arc::clone(kind), 1));
+        for (key, value) in &kind.labels {
+            let values = self.labelled.entry(key.clone()).or_default();
+            values.entry(value.clone()).or_default().push(Arc::clone(kind));
+        }
+    }
+
+    fn remove(&mut self, kind: &Kind) {
+        self.kinds.remove(&kind.text);
+        for (key, value) in &kind.labels {
+            let Some(values) = self.labelled.get_mut(key) else { continue };
+            if let Some(kinds) = values.get_mut(value) {
+                kinds.retain(|one| one.text != kind.text);
+            }
+            if values.get(value).is_some_and(Vec::is_empty) {
+                values.remove(value);
+            }
+            if values.is_empty() {
+                self.labelled.remove(key);
+            }
+        }
     }
 }
 
 impl Kinds {
     /// Kinds are many, and mostly known.
     fn shared(&self, kind: Kind) -> Arc<Kind> {
-        let known = self.held.get(&kind.namespace).and_then(|all| all.get(&kind.text));
+        let known = self.held.get(&kind.namespace).and_then(|all| all.kinds.get(&kind.text));
         known.map_or_else(|| Arc::new(kind), |(known, _)| Arc::clone(known))
     }
 
     fn add(&mut self, kind: &Arc<Kind>) {
         let all = self.held.entry(kind.namespace.clone()).or_default();
-        match all.get_mut(&kind.text) {
+        match all.kinds.get_mut(&kind.text) {
             Some((_, count)) => *count += 1,
             None => {
-                all.insert(kind.text.clone(), (Arc::clone(kind), 1));
+                all.add(kind);
                 self.touched.entry(kind.text.clone()).or_insert((Arc::clone(kind), false));
             }
         }
@@ -199,14 +256,14 @@ impl Kinds {
 
     fn remove(&mut self, kind: &Arc<Kind>) {
         let Some(all) = self.held.get_mut(&kind.namespace) else { return };
-        match all.get_mut(&kind.text) {
+        match all.kinds.get_mut(&kind.text) {
             Some((_, count)) if *count > 1 => *count -= 1,
             _ => {
-                all.remove(&kind.text);
+                all.remove(kind);
                 self.touched.entry(kind.text.clone()).or_insert((Arc::clone(kind), true));
             }
         }
-        if all.is_empty() {
+        if all.kinds.is_empty() {
             self.held.remove(&kind.namespace);
         }
     }
@@ -214,7 +271,8 @@ impl Kinds {
     fn settle(&mut self) -> (Vec<Arc<Kind>>, Vec<Arc<Kind>>) {
         let (mut come, mut gone) = (vec![], vec![]);
         for (text, (kind, before)) in std::mem::take(&mut self.touched) {
-            let now = self.held.get(&kind.namespace).is_some_and(|all| all.contains_key(&text));
+            let now =
+                self.held.get(&kind.namespace).is_some_and(|all| all.kinds.contains_key(&text));
             match (before, now) {
                 (false, true) => come.push(kind),
                 (true, false) => gone.push(kind),

@@ -196,30 +196,33 @@ impl Applied {
 
     /// Everybody who may be allowed something.
     pub(super) fn others<'a>(&self, world: World<'a>) -> Vec<Other<'a>> {
-        let mut others = vec![Other::Everybody, Other::Nodes];
-        let peers = self.rules().flat_map(|rule| rule.peers);
-        let blocks = peers.filter_map(|peer| peer.ip_block.as_ref());
+        let peers = || self.rules().flat_map(|rule| rule.peers);
+        let blocks = peers().filter_map(|peer| peer.ip_block.as_ref());
         let classes: BTreeSet<&str> =
             blocks.flat_map(|block| world.blocks.containing(block)).collect();
-        others.extend(classes.into_iter().map(Other::Class));
-        let namespaces = world.crowd.namespaces().filter(|name| self.may_mean(name, world.laws));
-        let kinds = namespaces.flat_map(|name| world.crowd.kinds(name));
-        others.extend(kinds.map(|kind| Other::Pods(kind)));
-        others
+        let mut kinds: BTreeMap<&str, &Kind> = BTreeMap::new();
+        let mut add = |found: Vec<&'a Arc<Kind>>| {
+            kinds.extend(found.into_iter().map(|kind| (kind.text.as_str(), &**kind)));
+        };
+        for namespace in world.crowd.namespaces() {
+            let inside = self.isolated && namespace == self.namespace;
+            if inside || self.rules().any(|rule| self.is_by_name(&rule)) {
+                add(world.crowd.kinds(namespace).collect());
+                continue;
+            }
+            for peer in peers().filter(|peer| self.is_there(peer, namespace, world.laws)) {
+                add(world.crowd.candidates(namespace, peer.pod_selector.as_ref()));
+            }
+        }
+        let others = [Other::Everybody, Other::Nodes].into_iter();
+        let others = others.chain(classes.into_iter().map(Other::Class));
+        others.chain(kinds.into_values().map(Other::Pods)).collect()
     }
 
     /// Whether it depends on the labels of namespaces who is meant.
     pub(super) fn looks_at_namespaces(&self) -> bool {
         let mut peers = self.rules().flat_map(|rule| rule.peers);
         peers.any(|peer| peer.namespace_selector.is_some())
-    }
-
-    /// Whether pods of a namespace can be meant at all.
-    pub(super) fn may_mean(&self, namespace: &str, laws: &Laws) -> bool {
-        let mut peers = self.rules().flat_map(|rule| rule.peers);
-        self.isolated && namespace == self.namespace
-            || self.rules().any(|rule| self.is_by_name(&rule))
-            || peers.any(|peer| self.is_there(peer, namespace, laws))
     }
 
     /// Whether the ports of a rule for everybody depend on who it is.

@@ -188,17 +188,15 @@ impl Writer<'_> {
         }
         self.write_pods();
         turnover.come.iter().for_each(|text| self.name(text));
-        let relabelled = touched.namespaces.iter().flat_map(|name| self.world.crowd.kinds(name));
-        let relabelled: Vec<&Arc<Kind>> = relabelled.collect();
+        let (come, relabelled) = (&touched.kinds_come, !touched.namespaces.is_empty());
         for applied in self.subjects.applied() {
-            let looks = applied.looks_at_namespaces();
-            let more = relabelled.iter().copied().filter(|_| looks);
-            let kinds: Vec<&Arc<Kind>> = touched.kinds_come.iter().chain(more).collect();
-            if touched.applied.contains(&applied.text) || kinds.len() > MANY {
+            let all = touched.applied.contains(&applied.text)
+                || relabelled && applied.looks_at_namespaces();
+            if all || come.len() > MANY {
                 self.write_policy(applied);
-                continue;
+            } else {
+                come.iter().for_each(|kind| self.write_kind(applied, kind));
             }
-            kinds.into_iter().for_each(|kind| self.write_kind(applied, kind));
         }
     }
 
