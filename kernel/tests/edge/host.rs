@@ -71,12 +71,12 @@ pub(super) fn desired(world: &World, node: usize, local: bool) -> Desired {
         vips.extend(OUTSIDE.map(ip));
     }
     for vip in vips {
-        for place in 0..2 {
+        for (place, addresses) in NODES.iter().enumerate() {
             let family = usize::from(vip.is_ipv6());
             let overlay = if vip.is_ipv4() { v4 } else { v6 };
             let via = (place != node).then(|| overlay(place as u8 + 1, 1));
             for (protocol, port) in [(Protocol::Tcp, TCP), (Protocol::Udp, UDP)] {
-                let backend = at(ip(NODES[place][family]), port);
+                let backend = at(ip(addresses[family]), port);
                 let service = Service {
                     local_only: local,
                     backends: (!local || place == node)
