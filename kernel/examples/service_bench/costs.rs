@@ -3,7 +3,6 @@
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
-use mesh_kernel::LinuxEdge;
 use mesh_kernel::edge::{self, Desired};
 use mesh_kernel::policy::{Place, PolicyReconciler, Step, Tables};
 use mesh_kernel::services::FrontendKey;
@@ -11,10 +10,10 @@ use mesh_model::ObjectKey;
 use mesh_model::policy::{FIRST_FREE, PodPolicy, PolicySet, Ports, Rule};
 use mesh_model::snapshot::Protocol;
 
-use crate::Settings;
 use crate::figures::{Figures, Turn};
 use crate::reader::while_reading;
 use crate::world::World;
+use crate::{Settings, across};
 
 const LOADS: [&str; 3] = ["stream", "close", "keep"];
 /// The service's port on the node.
@@ -122,9 +121,25 @@ fn tables(world: &World) -> Result<Tables> {
     Ok(Tables::wanted(&set, &places, &[(Protocol::Tcp, 10_250)]))
 }
 
-/// A client outside reaches a pod by the node's port; against a node that only routes.
+/// A client outside reaches a pod by the node's port, on that node and on another one; against nodes that only route.
 pub(crate) fn outside(settings: &Settings) -> Result<()> {
-    let (mut plain, mut mesh) = (World::plain()?, World::mesh(&[], settings.object.as_deref())?);
+    let object = settings.object.as_deref();
+    let title = "clients outside, pod on the node";
+    compare_outside(settings, World::plain()?, World::mesh(&[], object)?, title)?;
+    let Some(engine) = &settings.engine else {
+        println!("clients outside, pod on another node: left out, --engine is not given");
+        return Ok(());
+    };
+    let title = "clients outside, pod on another node, through the encrypted tunnel";
+    compare_outside(settings, across::plain()?, across::mesh(engine, object)?, title)
+}
+
+fn compare_outside(
+    settings: &Settings,
+    mut plain: World,
+    mut mesh: World,
+    title: &str,
+) -> Result<()> {
     let node: IpAddr = [192, 0, 2, 1].into();
     publish_outside(&mesh, node)?;
     let names = ["node port", "forwarding"];
@@ -141,13 +156,14 @@ pub(crate) fn outside(settings: &Settings) -> Result<()> {
             (false, _) => plain.measure(false, load, plain.backend(), time),
         }
     })?;
-    figures.show("clients outside, pod on the node", &[(names[0], names[1])]);
+    figures.show(title, &[(names[0], names[1])]);
     Ok(())
 }
 
 fn publish_outside(world: &World, node: IpAddr) -> Result<()> {
+    let via = across::way(world);
     let service = |backends: &[SocketAddr]| edge::Service {
-        backends: backends.iter().map(|backend| (*backend, None)).collect(),
+        backends: backends.iter().map(|backend| (*backend, via.map(|(node, _)| node))).collect(),
         ..edge::Service::default()
     };
     let key = |protocol| FrontendKey { vip: node, protocol, port: NODE_PORT };
@@ -157,13 +173,10 @@ fn publish_outside(world: &World, node: IpAddr) -> Result<()> {
             (key(Protocol::Udp), service(&[world.datagram_backend()])),
         ]
         .into(),
+        nodes: via.into_iter().collect(),
         own: ["10.244.1.1".parse()?].into(),
         addresses: [node].into(),
         ..Desired::default()
     };
-    let edge = LinuxEdge::new(world.node.handle(), world.programs()?.clone());
-    let mut observed = edge.observe(&desired)?;
-    let applied = edge.apply(&edge::plan(&desired, &observed), &mut observed);
-    ensure!(applied.failed.is_empty(), "{:?}", applied.failed.first());
-    Ok(())
+    across::settle(&world.node, world.programs()?, &desired)
 }

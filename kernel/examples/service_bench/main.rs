@@ -4,7 +4,7 @@
 //! ```text
 //! cargo xtask bench lb          # installs the others, builds this, runs it
 //! cargo run --release -p mesh-kernel --example service_bench -- [--parts PART,..] [--services N,..] [--rounds N]
-//!     [--turn-ms N] [--loads LOAD,..] [--sync SERVICESxENDPOINTS] [--sync-others SERVICESxENDPOINTS] [--slow] [--object FILE]
+//!     [--turn-ms N] [--loads LOAD,..] [--sync SERVICESxENDPOINTS] [--sync-others SERVICESxENDPOINTS] [--slow] [--object FILE] [--engine FILE]
 //! ```
 //!
 //! Needs root, and touches only namespaces, a cgroup and a BPF file system that it makes. A turn is short, and contestants take
@@ -15,6 +15,7 @@
     reason = "the laboratory, which the tests share, fails where it stands"
 )]
 
+mod across;
 mod contestants;
 mod costs;
 mod east_west;
@@ -50,6 +51,8 @@ struct Settings {
     slow: bool,
     /// The programs of another build instead of our own.
     object: Option<Vec<u8>>,
+    /// The overlay's engine (`mesh-overlay`'s example of that name), for what goes from node to node.
+    engine: Option<std::path::PathBuf>,
 }
 
 fn main() -> Result<()> {
@@ -96,6 +99,7 @@ fn settings(words: &[String]) -> Result<Settings> {
         sync_others: (500, 10),
         slow: false,
         object: None,
+        engine: None,
     };
     let mut words = words.iter();
     while let Some(word) = words.next() {
@@ -115,6 +119,7 @@ fn settings(words: &[String]) -> Result<Settings> {
             "--loads" => settings.loads = list().collect(),
             "--sync" => settings.sync = size(value)?,
             "--object" => settings.object = Some(std::fs::read(value).context("read programs")?),
+            "--engine" => settings.engine = Some(value.into()),
             "--sync-others" => settings.sync_others = size(value)?,
             _ => bail!("what is {word}?"),
         }

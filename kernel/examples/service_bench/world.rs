@@ -20,6 +20,7 @@ use mesh_kernel::pods::{LinuxPodNetwork, PodNetwork, PodPort};
 use mesh_kernel::services::ServiceReconciler;
 use mesh_kernel::{IfName, LoadOptions, Programs};
 
+use crate::across::Far;
 use crate::figures::Turn;
 use crate::lab::{Lab, Net};
 use crate::role::Role;
@@ -42,6 +43,8 @@ pub(crate) struct World {
     pub(crate) backend_address: IpAddr,
     /// Ours only.
     pub(crate) mesh: Option<Mesh>,
+    /// The node of the backends, where that is another one.
+    far: Option<Far>,
     _pods: [Net; 2],
 }
 
@@ -70,7 +73,7 @@ impl World {
             pod
         });
         node.run(|| mesh_kernel::sysctl::write("net/ipv4/ip_forward", "1"))?;
-        Self::with(lab, node, pods, [10, 82, 0, 2].into(), None)
+        Self::with(lab, node, pods, [10, 82, 0, 2].into(), None, None)
     }
 
     /// The node has our programs, or those of another build; the client outside is for services on its node ports.
@@ -101,33 +104,38 @@ impl World {
             Ok((network.attach(&port)?.host_ifindex, port))
         };
         let mesh = Mesh { ports: [attach(0)?, attach(1)?], programs };
-        let mut world = Self::with(lab, node, pods, [10, 244, 1, 5].into(), Some(mesh))?;
-        let outside = Net::new();
-        link(&world.node, "up0", "192.0.2.1/24", &outside, "192.0.2.2/24");
+        let mut world = Self::with(lab, node, pods, [10, 244, 1, 5].into(), Some(mesh), None)?;
         world.node.run(|| mesh_kernel::sysctl::write("net/ipv4/ip_forward", "1"))?;
-        tune(&outside)?;
-        // Another machine: our hooks do not see its sockets.
-        let elsewhere = Lab::new();
-        let role = Role::start(&elsewhere, &outside, 0)?;
-        world.outside = Some(Outside { role, lab: elsewhere, _net: outside });
+        world.add_outside()?;
         Ok(world)
     }
 
-    fn with(
+    /// Another machine: our hooks do not see its sockets.
+    pub(crate) fn add_outside(&mut self) -> Result<()> {
+        let (net, lab) = (Net::new(), Lab::new());
+        link(&self.node, "up0", "192.0.2.1/24", &net, "192.0.2.2/24");
+        tune(&net)?;
+        let role = Role::start(&lab, &net, 0)?;
+        self.outside = Some(Outside { role, lab, _net: net });
+        Ok(())
+    }
+
+    pub(crate) fn with(
         lab: Lab,
         node: Net,
         pods: [Net; 2],
         backend_address: IpAddr,
         mesh: Option<Mesh>,
+        far: Option<Far>,
     ) -> Result<Self> {
         pods.iter().try_for_each(tune)?;
         tune(&node)?;
         let client = Role::start(&lab, &pods[0], 0)?;
-        let mut backend = Role::start(&lab, &pods[1], 1)?;
+        let mut backend = Role::start(far.as_ref().map_or(&lab, |far| &far.lab), &pods[1], 1)?;
         backend.ask(&format!("serve {}", SocketAddr::new(backend_address, PORT)))?;
         backend.ask(&format!("sink {}", SocketAddr::new(backend_address, DATAGRAMS)))?;
         let (outside, _pods) = (None, pods);
-        Ok(Self { client, backend, outside, node, lab, backend_address, mesh, _pods })
+        Ok(Self { client, backend, outside, node, lab, backend_address, mesh, far, _pods })
     }
 
     /// The first backend, by its own address.
@@ -201,7 +209,8 @@ impl World {
     /// What this world's processes have used, with the kernel's work for them, and what this process has: it reads events.
     fn cpu_micros(&self) -> Result<f64> {
         let mut sum = own_cpu()?.as_secs_f64() * 1e6;
-        for lab in [Some(&self.lab), self.outside.as_ref().map(|outside| &outside.lab)] {
+        let (outside, far) = (self.outside.as_ref(), self.far.as_ref());
+        for lab in [Some(&self.lab), outside.map(|outside| &outside.lab), far.map(|far| &far.lab)] {
             sum += lab.map(cgroup_micros).transpose()?.unwrap_or_default();
         }
         Ok(sum)
@@ -226,7 +235,7 @@ fn cgroup_micros(lab: &Lab) -> Result<f64> {
 }
 
 /// A cable between two namespaces.
-fn link(node: &Net, device: &str, address: &str, other: &Net, other_address: &str) {
+pub(crate) fn link(node: &Net, device: &str, address: &str, other: &Net, other_address: &str) {
     node.ip(&format!(
         "link add {device} type veth peer name eth0 netns {}",
         other.path().display()

@@ -9,8 +9,8 @@ use mesh_tests::artifacts;
 
 use crate::{ebpf, programs, say, tools};
 
-/// Debian packages of those that are compared, and ip(8).
-const PACKAGES: [&str; 4] = ["nftables", "iptables", "haproxy", "iproute2"];
+/// Debian packages of those that are compared, ip(8), and wg(8), which makes keys.
+const PACKAGES: [&str; 5] = ["nftables", "iptables", "haproxy", "iproute2", "wireguard-tools"];
 
 /// Settings of `lb`.
 #[derive(Args)]
@@ -49,6 +49,9 @@ pub(super) fn run(rounds: Option<usize>, args: &LbArgs) -> Result<()> {
     let mut build = programs::cargo();
     build.args(["build", "--release", "--package", "mesh-kernel", "--example", "service_bench"]);
     programs::call(build)?;
+    let mut build = programs::cargo();
+    build.args(["build", "--release", "--package", "mesh-overlay", "--example", "engine"]);
+    programs::call(build)?;
     let mut bench = Command::new(artifacts::target().join("release/examples/service_bench"));
     let flags = [
         ("--parts", args.parts.clone()),
@@ -61,6 +64,7 @@ pub(super) fn run(rounds: Option<usize>, args: &LbArgs) -> Result<()> {
     for (flag, value) in flags {
         bench.args(value.map(|value| [flag.to_owned(), value]).into_iter().flatten());
     }
+    bench.arg("--engine").arg(artifacts::target().join("release/examples/engine"));
     if args.slow {
         bench.arg("--slow");
     }
