@@ -13,4 +13,5 @@ mod ctr;
 mod kills;
 mod node;
 mod reboot;
+mod reset;
 mod runtime;

@@ -42,7 +42,14 @@ impl Node {
     }
 
     pub(super) fn with_blocks(cgroup: String, blocks: [&'static str; 2]) -> Self {
-        let mut node = Self { cgroup, blocks, agent: None };
+        let mut node = Self::prepare(cgroup, blocks);
+        node.start_agent();
+        node
+    }
+
+    /// The node, with all that an agent needs, and without one.
+    pub(super) fn prepare(cgroup: String, blocks: [&'static str; 2]) -> Self {
+        let node = Self { cgroup, blocks, agent: None };
         own_directories();
         for words in [
             "link add up0 type veth peer name up1",
@@ -55,31 +62,14 @@ impl Node {
         cgroups::make(&format!("{}/system", node.cgroup)).unwrap();
         fs::create_dir_all(STATE).unwrap();
         fs::write(Path::new(STATE).join("snapshot.json"), node.snapshot().to_string()).unwrap();
-        node.start_agent();
         node
     }
 
     /// Starts the agent and waits until the network that it announces works. Returns how long that took.
     pub(super) fn start_agent(&mut self) -> Duration {
         let begun = Instant::now();
-        let hooks = cgroups::unified_root().unwrap().join(&self.cgroup);
         let log = fs::File::options().create(true).append(true).open(LOG).unwrap();
-        let mut command = Command::new("sh");
-        command
-            .args(["-c", r#"echo $$ > "$0" && exec "$@""#])
-            .arg(hooks.join("system/cgroup.procs"));
-        command.args([env!("CARGO_BIN_EXE_mesh-agent"), "run", "--node-name", "node-1"]);
-        command.args(["--node-ip", "192.0.2.1", "--server", "https://192.0.2.9:6443"]);
-        command.args(["--token", &format!("mesh1.{}.{}", "ab".repeat(32), "0f".repeat(16))]);
-        command.args(["--bpf-dir", "/run/bpf/mesh", "--dns-upstream", "192.0.2.9"]);
-        command.args(["--cgroup-parent", &format!("/{}/pods", self.cgroup)]);
-        command.args(["--overlay", "user", "--eviction-hard", "", "--cgroup"]).arg(hooks);
-        command.args([
-            "--containerd",
-            "/run/rig/containerd.sock",
-            "--pod-logs-dir",
-            "/run/pod-logs",
-        ]);
+        let mut command = self.command("run");
         self.agent = Some(command.stdin(Stdio::null()).stderr(log).spawn().unwrap());
         let network = loop {
             if let Some(network) = Network::read(&Path::new(NETWORKS).join("10-mesh.conflist")) {
@@ -90,6 +80,24 @@ impl Node {
         };
         until("the network works", || network.status().is_ok());
         begun.elapsed()
+    }
+
+    /// A command of the agent's program, for this node.
+    pub(super) fn command(&self, name: &str) -> Command {
+        let hooks = cgroups::unified_root().unwrap().join(&self.cgroup);
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", r#"echo $$ > "$0" && exec "$@""#])
+            .arg(hooks.join("system/cgroup.procs"));
+        command.args([env!("CARGO_BIN_EXE_mesh-agent"), name, "--node-name", "node-1"]);
+        command.args(["--node-ip", "192.0.2.1", "--server", "https://192.0.2.9:6443"]);
+        command.args(["--token", &format!("mesh1.{}.{}", "ab".repeat(32), "0f".repeat(16))]);
+        command.args(["--bpf-dir", "/run/bpf/mesh", "--dns-upstream", "192.0.2.9"]);
+        command.args(["--cgroup-parent", &format!("/{}/pods", self.cgroup)]);
+        command.args(["--overlay", "user", "--eviction-hard", "", "--cgroup"]).arg(hooks);
+        command.args(["--containerd", "/run/rig/containerd.sock"]);
+        command.args(["--pod-logs-dir", "/run/pod-logs"]);
+        command
     }
 
     /// As a crash does.
