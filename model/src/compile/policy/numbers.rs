@@ -101,7 +101,9 @@ mod tests {
 
     fn of<'a>(hash: fn(&str) -> u32, texts: impl IntoIterator<Item = &'a str>) -> Numbers {
         let mut numbers = Numbers::new(hash);
-        texts.into_iter().for_each(|text| _ = numbers.add(text));
+        for text in texts {
+            numbers.add(text);
+        }
         numbers
     }
 

@@ -196,27 +196,31 @@ impl Applied {
 
     /// Everybody who may be allowed something.
     pub(super) fn others<'a>(&self, world: World<'a>) -> Vec<Other<'a>> {
-        let peers = || self.rules().flat_map(|rule| rule.peers);
-        let blocks = peers().filter_map(|peer| peer.ip_block.as_ref());
+        let peers = self.rules().flat_map(|rule| rule.peers);
+        let blocks = peers.filter_map(|peer| peer.ip_block.as_ref());
         let classes: BTreeSet<&str> =
             blocks.flat_map(|block| world.blocks.containing(block)).collect();
-        let mut kinds: BTreeMap<&str, &Kind> = BTreeMap::new();
-        let mut add = |found: Vec<&'a Arc<Kind>>| {
-            kinds.extend(found.into_iter().map(|kind| (kind.text.as_str(), &**kind)));
-        };
-        for namespace in world.crowd.namespaces() {
-            let inside = self.isolated && namespace == self.namespace;
-            if inside || self.rules().any(|rule| self.is_by_name(&rule)) {
-                add(world.crowd.kinds(namespace).collect());
-                continue;
-            }
-            for peer in peers().filter(|peer| self.is_there(peer, namespace, world.laws)) {
-                add(world.crowd.candidates(namespace, peer.pod_selector.as_ref()));
-            }
-        }
+        let kinds = world.crowd.namespaces().flat_map(|name| self.kinds(name, world));
         let others = [Other::Everybody, Other::Nodes].into_iter();
-        let others = others.chain(classes.into_iter().map(Other::Class));
-        others.chain(kinds.into_values().map(Other::Pods)).collect()
+        others.chain(classes.into_iter().map(Other::Class)).chain(kinds.map(Other::Pods)).collect()
+    }
+
+    /// The kinds of pods of a namespace that may be allowed something.
+    pub(super) fn kinds<'a>(&self, namespace: &str, world: World<'a>) -> Vec<&'a Kind> {
+        let inside = self.isolated && namespace == self.namespace;
+        if inside || self.rules().any(|rule| self.is_by_name(&rule)) {
+            return world.crowd.kinds(namespace).map(|kind| &**kind).collect();
+        }
+        let peers = self.rules().flat_map(|rule| rule.peers);
+        let there = peers.filter(|peer| self.is_there(peer, namespace, world.laws));
+        let found = there
+            .flat_map(|peer| world.crowd.candidates(namespace, peer.pod_selector.as_ref()))
+            .map(|kind| &**kind);
+        let mut kinds: Vec<&Kind> = found.collect();
+        // There is one of each.
+        kinds.sort_unstable_by_key(|kind| std::ptr::from_ref(*kind));
+        kinds.dedup_by_key(|kind| std::ptr::from_ref(*kind));
+        kinds
     }
 
     /// Whether it depends on the labels of namespaces who is meant.

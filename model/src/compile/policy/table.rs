@@ -13,8 +13,8 @@ use super::subjects::Subjects;
 use crate::parts::{Element as _, Parts};
 use crate::policy::{ANYBODY, OPEN, OTHER_NODE, PodPolicy, PolicySet, Ports, Rule};
 
-/// From so many changed kinds of pods on, all of them are asked about again.
-const MANY: usize = 64;
+/// From so many new kinds of pods on, whole policies are made again. Tests see both ways.
+const MANY: usize = if cfg!(test) { 1 } else { 64 };
 
 /// What has a number.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -188,15 +188,18 @@ impl Writer<'_> {
         }
         self.write_pods();
         turnover.come.iter().for_each(|text| self.name(text));
-        let (come, relabelled) = (&touched.kinds_come, !touched.namespaces.is_empty());
+        let (come, relabelled) = (&touched.kinds_come, &touched.namespaces);
+        let kinds = relabelled.iter().flat_map(|name| self.world.crowd.kinds(name));
+        let moved: BTreeSet<u32> = kinds.map(|kind| self.numbers.of(&kind.text)).collect();
         for applied in self.subjects.applied() {
-            let all = touched.applied.contains(&applied.text)
-                || relabelled && applied.looks_at_namespaces();
-            if all || come.len() > MANY {
+            if touched.applied.contains(&applied.text) || come.len() > MANY {
                 self.write_policy(applied);
-            } else {
-                come.iter().for_each(|kind| self.write_kind(applied, kind));
+                continue;
             }
+            if !moved.is_empty() && applied.looks_at_namespaces() {
+                self.write_namespaces(applied, relabelled, &moved);
+            }
+            come.iter().for_each(|kind| self.write_kind(applied, kind));
         }
     }
 
@@ -239,16 +242,35 @@ impl Writer<'_> {
 
     /// All entries of a policy.
     fn write_policy(&mut self, applied: &Applied) {
+        let policy = self.numbers.of(&applied.text);
         let others = applied.others(self.world).into_iter();
-        let mut rules: Vec<Rule> = others.flat_map(|other| self.entries(applied, other)).collect();
+        let rules = others.flat_map(|other| self.entries(applied, policy, other));
+        let mut rules: Vec<Rule> = rules.collect();
         rules.sort_unstable_by_key(|rule| rule.key());
-        self.set.rules.replace_part(self.numbers.of(&applied.text), rules);
+        self.set.rules.replace_part(policy, rules);
+    }
+
+    /// The entries of a policy for the pods of some namespaces, whose numbers are in `moved`.
+    fn write_namespaces(
+        &mut self,
+        applied: &Applied,
+        namespaces: &BTreeSet<String>,
+        moved: &BTreeSet<u32>,
+    ) {
+        let policy = self.numbers.of(&applied.text);
+        let kinds = namespaces.iter().flat_map(|name| applied.kinds(name, self.world));
+        let fresh = kinds.flat_map(|kind| self.entries(applied, policy, Other::Pods(kind)));
+        let part = self.set.rules.part(policy).iter();
+        let kept = part.filter(|rule| !moved.contains(&rule.identity)).copied();
+        let mut rules: Vec<Rule> = kept.chain(fresh).collect();
+        rules.sort_unstable_by_key(|rule| rule.key());
+        self.set.rules.replace_part(policy, rules);
     }
 
     /// The entries of a policy for one kind of pods.
     fn write_kind(&mut self, applied: &Applied, kind: &Kind) {
         let [policy, who] = [&applied.text, &kind.text].map(|text| self.numbers.of(text));
-        let entries = self.entries(applied, Other::Pods(kind));
+        let entries = self.entries(applied, policy, Other::Pods(kind));
         let part = self.set.rules.part(policy);
         let from = part.partition_point(|rule| rule.identity < who);
         let to = part.partition_point(|rule| rule.identity <= who);
@@ -259,8 +281,7 @@ impl Writer<'_> {
     }
 
     /// The entries of a policy for one other side, ordered.
-    fn entries(&self, applied: &Applied, other: Other<'_>) -> Vec<Rule> {
-        let policy = self.numbers.of(&applied.text);
+    fn entries(&self, applied: &Applied, policy: u32, other: Other<'_>) -> Vec<Rule> {
         let identity = match other {
             Other::Everybody => ANYBODY,
             Other::Nodes => OTHER_NODE,
