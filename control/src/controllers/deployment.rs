@@ -13,7 +13,7 @@ use self::numbers::Bounds;
 use self::plan::{Plan, Step, plan};
 use super::queue::WorkQueue;
 use super::recorder::Recorder;
-use super::runtime::{Context, Reconcile, key, until};
+use super::runtime::{Context, Reconcile, key, queue_of, until};
 use crate::error::ApiError;
 use crate::objects;
 
@@ -29,13 +29,7 @@ pub(super) struct Controller {
 
 impl Controller {
     pub(super) fn new(context: Arc<Context>) -> (Arc<Self>, Arc<WorkQueue<ObjectKey>>) {
-        let queue = WorkQueue::new();
-        let sink = queue.clone();
-        context.deployments.listen(move |_, new| {
-            if let Some(deployment) = new {
-                sink.add(key(&**deployment));
-            }
-        });
+        let queue = queue_of(&context.deployments);
         let (sink, deployments) = (queue.clone(), context.deployments.clone());
         context.sets.listen(move |old, new| {
             for set in old.into_iter().chain(new) {

@@ -13,7 +13,7 @@ use mesh_model::ObjectKey;
 
 use self::plan::{Seen, status};
 use super::queue::WorkQueue;
-use super::runtime::{Context, Reconcile, key, until};
+use super::runtime::{Context, Reconcile, key, queue_of, until};
 use crate::error::ApiError;
 use crate::objects;
 use crate::registry::{Part, WriteOptions};
@@ -26,13 +26,7 @@ pub(super) struct Controller {
 
 impl Controller {
     pub(super) fn new(context: Arc<Context>) -> (Arc<Self>, Arc<WorkQueue<ObjectKey>>) {
-        let queue = WorkQueue::new();
-        let sink = queue.clone();
-        context.budgets.listen(move |_, new| {
-            if let Some(budget) = new {
-                sink.add(key(&**budget));
-            }
-        });
+        let queue = queue_of(&context.budgets);
         let (sink, budgets) = (queue.clone(), context.budgets.clone());
         context.pods.listen(move |old, new| {
             for pod in old.into_iter().chain(new) {

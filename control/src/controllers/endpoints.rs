@@ -13,7 +13,7 @@ use mesh_model::wellknown::{LABEL_MANAGED_BY, LABEL_SERVICE_NAME, LABEL_ZONE};
 use self::plan::{MANAGER, Step, Surroundings, is_ours, plan};
 use super::mirror::Mirror;
 use super::queue::WorkQueue;
-use super::runtime::{Context, Reconcile, key};
+use super::runtime::{Context, Reconcile, key, queue_of};
 use crate::error::ApiError;
 use crate::objects;
 
@@ -25,13 +25,7 @@ pub(super) struct Controller {
 
 impl Controller {
     pub(super) fn new(context: Arc<Context>) -> (Arc<Self>, Arc<WorkQueue<ObjectKey>>) {
-        let queue = WorkQueue::new();
-        let sink = queue.clone();
-        context.services.listen(move |_, new| {
-            if let Some(service) = new {
-                sink.add(key(&**service));
-            }
-        });
+        let queue = queue_of(&context.services);
         let (sink, services) = (queue.clone(), context.services.clone());
         context.pods.listen(move |old, new| {
             if let (Some(old), Some(new)) = (old, new)

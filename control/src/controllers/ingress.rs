@@ -14,7 +14,7 @@ use mesh_model::ObjectKey;
 use mesh_model::wellknown::INGRESS_CLASS;
 
 use super::queue::WorkQueue;
-use super::runtime::{Context, Reconcile, key};
+use super::runtime::{Context, Reconcile, key, queue_of};
 use crate::error::ApiError;
 use crate::objects;
 
@@ -26,13 +26,7 @@ pub(super) struct Controller {
 
 impl Controller {
     pub(super) fn new(context: Arc<Context>) -> (Arc<Self>, Arc<WorkQueue<ObjectKey>>) {
-        let queue = WorkQueue::new();
-        let sink = queue.clone();
-        context.ingresses.listen(move |_, new| {
-            if let Some(ingress) = new {
-                sink.add(key(&**ingress));
-            }
-        });
+        let queue = queue_of(&context.ingresses);
         let (sink, ingresses) = (queue.clone(), context.ingresses.clone());
         context.nodes.listen(move |old, new| {
             let facts = |node: Option<&Arc<Node>>| node.map(|node| public_addresses([&**node]));

@@ -200,6 +200,18 @@ pub(super) fn until(at: Timestamp) -> Duration {
     Duration::try_from(wait).unwrap_or(Duration::ZERO) + Duration::from_millis(1)
 }
 
+/// A queue that gets each object of one kind, when it appears and when it changes.
+pub(super) fn queue_of<K: Object>(mirror: &Mirror<K>) -> Arc<WorkQueue<ObjectKey>> {
+    let queue = WorkQueue::new();
+    let sink = queue.clone();
+    mirror.listen(move |_, new| {
+        if let Some(object) = new {
+            sink.add(key(&**object));
+        }
+    });
+    queue
+}
+
 /// The key of a namespaced object.
 pub(crate) fn key<K: Object>(object: &K) -> ObjectKey {
     let meta = object.metadata();
