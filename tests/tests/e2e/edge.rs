@@ -18,6 +18,7 @@ use crate::world::{PATIENCE, World, expect};
 
 tests![
     outside_node_ports_answer_on_every_node,
+    outside_reaches_pods_in_a_nodes_network,
     outside_traffic_stays_where_asked,
     outside_addresses_outlive_the_agents,
     outside_addresses_move_when_a_node_dies,
@@ -34,6 +35,11 @@ impl Drop for Published<'_> {
 
 impl<'w> Published<'w> {
     fn new(world: &'w World, name: &'static str, more: &str) -> Result<Self> {
+        Self::of(world, name, "web", more)
+    }
+
+    /// For the pods of an app.
+    fn of(world: &'w World, name: &'static str, app: &str, more: &str) -> Result<Self> {
         let manifest = format!(
             "
 apiVersion: v1
@@ -41,7 +47,7 @@ kind: Service
 metadata: {{name: {name}}}
 spec:
   ipFamilyPolicy: RequireDualStack
-  selector: {{app: web}}
+  selector: {{app: {app}}}
 {more}
   ports:
   - {{name: http, port: 80, targetPort: http}}
@@ -120,6 +126,74 @@ fn outside_node_ports_answer_on_every_node(world: &World) -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+/// A pod of the workload's image in the network of a node; removed when dropped.
+struct HostPod<'w>(&'w World);
+
+impl Drop for HostPod<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.clean(&["pod/in-host"]);
+    }
+}
+
+/// By every node, also through the tunnel; and a trace as if from the client tells the way.
+fn outside_reaches_pods_in_a_nodes_network(world: &World) -> Result<()> {
+    let [near, far] = [1, 2].map(|number| world.cluster.node(number));
+    let manifest = format!(
+        "
+apiVersion: v1
+kind: Pod
+metadata: {{name: in-host, labels: {{app: in-host}}}}
+spec:
+  nodeName: {}
+  hostNetwork: true
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: it
+    image: mesh.local/hello:1
+    ports: [{{name: http, containerPort: 8080}}]
+",
+        far.name()
+    );
+    let _pod = HostPod(world);
+    world.kubectl.apply(&manifest)?;
+    world.kubectl.wait_ready("app=in-host", 1, PATIENCE)?;
+    let published = Published::of(world, "outside", "in-host", "  type: NodePort")?;
+    let [http, tcp, udp] = [0, 1, 2].map(|index| published.node_port(index));
+    let (http, tcp, udp) = (http?, tcp?, udp?);
+    for node in world.cluster.nodes() {
+        let address: IpAddr = node.addresses().0.into();
+        let url = url(address, http);
+        let answer = wait_until("it answers", Duration::from_secs(20), || get(&url, "2"))?;
+        expect(&url, &answer, &own(world, address))?;
+        for (scheme, port) in [("tcp", tcp), ("udp", udp)] {
+            let url = format!("{scheme}://{}/hello", std::net::SocketAddr::new(address, port));
+            let mut client = Command::new(&world.artifacts.hello);
+            expect(&url, &output(client.args(["get", &url]))?, "hello")?;
+        }
+    }
+    let client = own(world, near.addresses().0.into());
+    let mut meshctl = Command::new(&world.artifacts.meshctl);
+    meshctl.args(["trace", &client, "outside:80", "--via", near.name(), "-o", "json"]);
+    let told = output(meshctl.env("KUBECONFIG", world.cluster.kubeconfig()))?;
+    let trace: serde_json::Value = serde_json::from_str(&told)?;
+    let made = |node: &Node, decision: &str| {
+        let steps = trace["timeline"].as_array().into_iter().flatten();
+        let is_it =
+            |step: &&serde_json::Value| step["node"] == node.name() && step["decision"] == decision;
+        steps.filter(is_it).count() > 0
+    };
+    for (node, decision) in [
+        (&near, "edge_client_to_node"),
+        (&far, "edge_node_to_host"),
+        (&far, "edge_host_to_node"),
+        (&near, "edge_node_to_client"),
+    ] {
+        ensure!(made(node, decision), "no {decision} on {}: {trace:#}", node.name());
+    }
+    ensure!(trace["verdict"]["ok"] == true, "{trace:#}");
     Ok(())
 }
 
