@@ -12,7 +12,10 @@
 //! completely before the first link is switched; each link is switched by the kernel in one step. Programs of an older ABI stay attached
 //! until [`Programs::retire_old_versions`], which the agent calls when the new maps are filled.
 //!
-//! Known gap: on kernels before 6.6 the overlay device's filter is switched only when the device is attached again.
+//! On kernels before 6.6 the overlay device and the uplinks carry filters, too; those are replaced by the rounds that look at the
+//! devices.
+//!
+//! Known gap: pods that were attached under another ABI keep its programs, with its maps, until they are made anew.
 
 mod bpffs;
 mod edge;
@@ -336,8 +339,13 @@ impl Programs {
         ifindex: u32,
         hook: tc::Hook,
     ) -> Result<bool, NetlinkError> {
-        Ok(link::is_attached(&self.pins.link(pin), &LinkSpec::tcx(ifindex, hook))
-            || tc::is_attached(socket, ifindex, hook, name)?)
+        if link::is_attached(&self.pins.link(pin), &LinkSpec::tcx(ifindex, hook)) {
+            return Ok(true);
+        }
+        // A filter is not switched with the links: the program of an earlier load has to be replaced.
+        let program = self.program(name).map_err(NetlinkError::Socket)?;
+        let info: sys::ProgramInfo = sys::info(program.as_fd()).map_err(NetlinkError::Socket)?;
+        tc::is_attached(socket, ifindex, hook, (name, Some(info.id)))
     }
 
     fn program(&self, name: &str) -> io::Result<&OwnedFd> {

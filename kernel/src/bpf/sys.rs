@@ -109,6 +109,16 @@ pub(super) fn info<T: mesh_abi::Plain + Default>(object: BorrowedFd<'_>) -> io::
     Ok(info)
 }
 
+/// Start of `struct bpf_prog_info`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct ProgramInfo {
+    pub(super) kind: u32,
+    pub(super) id: u32,
+}
+// SAFETY: two integers.
+unsafe impl mesh_abi::Plain for ProgramInfo {}
+
 /// Start of `struct bpf_map_info`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]

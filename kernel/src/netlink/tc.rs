@@ -80,12 +80,13 @@ pub(crate) fn attach(
     Request { message: RouteNetlinkMessage::NewTrafficFilter(message), flags: NLM_F_CREATE }
 }
 
-/// Whether a program of this name runs at that hook of the device.
+/// Whether a program of this name runs at that hook of the device; with `id` that very one, and not one that an earlier agent has
+/// loaded, which has maps of its own.
 pub(crate) fn is_attached(
     socket: &mut RouteSocket,
     ifindex: u32,
     hook: Hook,
-    name: &str,
+    (name, id): (&str, Option<u32>),
 ) -> Result<bool, NetlinkError> {
     let query = message(ifindex, TcHandle::UNSPEC, hook.parent());
     let filters = match socket.dump(RouteNetlinkMessage::GetTrafficFilter(query)) {
@@ -97,17 +98,20 @@ pub(crate) fn is_attached(
         Err(error) => return Err(error),
     };
     Ok(filters.iter().any(|filter| match filter {
-        RouteNetlinkMessage::NewTrafficFilter(filter) => carries(filter, name),
+        RouteNetlinkMessage::NewTrafficFilter(filter) => carries(filter, name, id),
         _ => false,
     }))
 }
 
-fn carries(filter: &TcMessage, wanted: &str) -> bool {
+fn carries(filter: &TcMessage, wanted: &str, id: Option<u32>) -> bool {
     let options = filter.attributes.iter().filter_map(|attribute| match attribute {
         TcAttribute::Options(options) => Some(options),
         _ => None,
     });
-    options.flatten().any(|option| {
+    let options = || options.clone().flatten();
+    let is_named = options().any(|option| {
         matches!(option, TcOption::Bpf(TcFilterBpfOption::ProgName(name)) if name == wanted)
-    })
+    });
+    let is_it = |option: &TcOption| matches!(option, TcOption::Bpf(TcFilterBpfOption::ProgId(n)) if Some(*n) == id);
+    is_named && (id.is_none() || options().any(is_it))
 }

@@ -42,7 +42,7 @@ pub(super) fn check(network: &LinuxPodNetwork, port: &PodPort) -> Result<Vec<Mis
     let guards = [(tc::Hook::Ingress, programs::FROM_POD), (tc::Hook::Egress, programs::TO_POD)];
     let mut guarded = true;
     for (hook, name) in guards {
-        guarded &= tc::is_attached(&mut socket, host.ifindex, hook, name)?;
+        guarded &= tc::is_attached(&mut socket, host.ifindex, hook, (name, None))?;
     }
     if !guarded {
         missing.push(Missing::Program(port.host_interface.clone()));
