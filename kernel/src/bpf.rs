@@ -387,13 +387,17 @@ impl Programs {
         let mut requests = Vec::new();
         for device in Device::of_pods(&mut socket).map_err(failed)? {
             if self.pod_ports.lookup(&device.ifindex).is_ok_and(|port| port.is_some()) {
+                // One whose attachment was interrupted may not be prepared, and would be refused.
+                requests.push(tc::prepare(device.ifindex));
                 requests.extend(self.guard_requests(device.ifindex).map_err(failed)?);
             }
         }
         for answer in socket.batch(requests).map_err(failed)? {
             match answer {
-                // A pod that is just going away.
-                Err(error) if !error.is_missing() => return Err(failed(error)),
+                // A pod that is just going away, or is prepared as most are.
+                Err(error) if !error.is_missing() && error.errno() != Some(libc::EEXIST) => {
+                    return Err(failed(error));
+                }
                 _ => {}
             }
         }
