@@ -395,7 +395,7 @@ impl Programs {
         for answer in socket.batch(requests).map_err(failed)? {
             match answer {
                 // A pod that is just going away, or is prepared as most are.
-                Err(error) if !error.is_missing() && error.errno() != Some(libc::EEXIST) => {
+                Err(error) if !error.is_missing() && !error.is_exists() => {
                     return Err(failed(error));
                 }
                 _ => {}

@@ -287,6 +287,20 @@ fn garbage_of_a_vanished_namespace_is_collected() {
     assert_eq!(node.network.collect_garbage().unwrap(), 0);
 }
 
+/// As an agent leaves it that is killed between the map entry and the preparation of the interface.
+#[test]
+fn an_interrupted_attachment_is_guarded_by_the_next_load() {
+    if !privileged() {
+        return;
+    }
+    let node = Node::new();
+    let (_pod, port) = node.pod(5);
+    node.net.command("tc", &format!("qdisc del dev {} clsact", port.host_interface.as_str()));
+    let options = LoadOptions { node: node.net.handle(), ..node.lab.options() };
+    Programs::open_or_load(&options).unwrap();
+    assert_eq!(node.network.check(&port).unwrap(), []);
+}
+
 #[test]
 fn replacing_the_programs_loses_no_packet() {
     if !privileged() {
