@@ -45,7 +45,7 @@ const REOPEN_ISOLATED: Duration = Duration::from_secs(5);
 const STATUS_IDLE: Duration = Duration::from_secs(5);
 /// The same where something does: a relay in use, or peers that nobody here watches.
 const STATUS_BUSY: Duration = Duration::from_secs(1);
-/// How soon the overlay has followed the other side to a relay.
+/// How soon the overlay has followed the other side to a relay, or off it.
 const FOLLOWS: Duration = Duration::from_millis(200);
 /// How old what reports show may be.
 const SEEN_FOR: Duration = Duration::from_secs(1);
@@ -238,6 +238,9 @@ impl Watcher {
                     self.members(own);
                 }
                 Some(status) = self.statuses.1.recv() => self.learn(&status),
+                Some(pairs) = self.settings.forwarder.confirmed() => {
+                    self.core.forwards(&pairs, &mut self.out);
+                }
             }
             self.act(sockets)?;
             self.publish();
@@ -321,7 +324,12 @@ impl Watcher {
         }
         let many = self.directory.addresses.len() > mesh_overlay::paths::WATCHERS;
         let busy = many || !self.outlook.relays.is_empty() || !self.pairs.is_empty();
-        self.next_status = now + if busy { STATUS_BUSY } else { STATUS_IDLE };
+        let pause = match self.core.just_left_relay(now, self.directory.names.keys()) {
+            true => FOLLOWS,
+            false if busy => STATUS_BUSY,
+            false => STATUS_IDLE,
+        };
+        self.next_status = now + pause;
         // While the last answer has not been taken there is no room for another question.
         if let Ok(room) = self.statuses.0.clone().try_reserve_owned() {
             let overlay = Arc::clone(&self.settings.overlay);
@@ -347,10 +355,15 @@ impl Watcher {
         if let Some(snapshot) = &self.directory.snapshot {
             // One that has just answered directly was behind it when the counters were read.
             let answered = |key: &&WgKey| news.direct.iter().any(|(direct, _)| direct == *key);
+            let mut astray = false;
             for key in self.directory.names.keys().filter(|key| !answered(key)) {
                 if let Some(via) = self.traffic.behind(key, snapshot) {
+                    astray |= self.core.just_left_relay(now, std::iter::once(key));
                     self.core.found_behind(now, *key, via);
                 }
+            }
+            if astray {
+                self.leave_relays();
             }
         }
         if self.mtus != news.mtus {
@@ -360,6 +373,16 @@ impl Watcher {
         }
         self.place(now);
         self.forward();
+    }
+
+    /// Each side takes the other's last packets through a relay for a reason to stay there: somebody has to insist.
+    fn leave_relays(&self) {
+        let overlay = Arc::clone(&self.settings.overlay);
+        tokio::spawn(async move {
+            if let Err(error) = overlay.leave_relays().await {
+                tracing::debug!(error = chain(&error), "the overlay stays at a relay");
+            }
+        });
     }
 
     /// Who appears where.
@@ -394,7 +417,7 @@ impl Watcher {
             }
             let ((a_key, a_next_key), (b_key, b_next_key)) = (keys(&pair.a), keys(&pair.b));
             let slot = pair.slot;
-            Some(RelayedPair { slot, a, a_key, a_next_key, b, b_key, b_next_key })
+            Some((*pair, RelayedPair { slot, a, a_key, a_next_key, b, b_key, b_next_key }))
         });
         let first_port = snapshot.cluster.overlay_port.saturating_add(1);
         self.settings.forwarder.set(first_port, pairs.collect());

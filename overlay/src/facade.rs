@@ -115,6 +115,15 @@ impl Overlay {
         }
     }
 
+    /// Takes packets off relays that are in use no more, where the last packets through one made the engine go back to it. Ours does that
+    /// by itself.
+    pub async fn leave_relays(&self) -> Result<(), OverlayError> {
+        match self {
+            Self::User(_) => Ok(()),
+            Self::Kernel(device) => blocking(device, KernelDevice::leave_relays).await,
+        }
+    }
+
     /// Follows peers that take over to another key; never returns. Our engine does that by itself.
     pub async fn follow(&self) {
         let Self::Kernel(device) = self else { return std::future::pending().await };

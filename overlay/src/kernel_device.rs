@@ -214,6 +214,15 @@ impl KernelDevice {
         Ok(())
     }
 
+    /// Sends to peers' own endpoints again where the device has learned a relay's port, and no relay is configured.
+    pub fn leave_relays(&self) -> Result<(), KernelDeviceError> {
+        let state = self.lock();
+        let Some(config) = &state.config else { return Ok(()) };
+        let observed = self.device.observe()?;
+        let wanted = self.wanted(config, &observed, &state, &BTreeMap::new());
+        Ok(self.device.apply(&wireguard::plan(&wanted, &observed))?)
+    }
+
     /// Whether [`Self::follow`] is to be called.
     pub fn following(&self) -> watch::Receiver<bool> {
         self.following.subscribe()
@@ -564,6 +573,14 @@ mod tests {
             let peer = &device.status().unwrap().peers[0];
             let seen = (peer.endpoint.unwrap(), peer.mtu == Some(FLOOR));
             assert_eq!(seen, expected, "to a relay and back, small packets there");
+        }
+        for (heard_at, expected) in [(relay, direct), (roamed, roamed)] {
+            fake.tamper(|observed| {
+                observed.peers.values_mut().for_each(|peer| peer.endpoint = Some(heard_at));
+            });
+            device.leave_relays().unwrap();
+            let seen = device.status().unwrap().peers[0].endpoint;
+            assert_eq!(seen, Some(expected), "off a relay, and not where else it is heard");
         }
 
         let taking_over = WgKey([77; 32]);

@@ -101,6 +101,10 @@ pub struct Core {
     leases: Leases,
     /// Requests for relays that wait for an echo of either side.
     requests: Vec<(WgKey, WgKey, Instant)>,
+    /// What the relay forwards, by its own word.
+    forwarded: BTreeSet<Pair>,
+    /// Pairs that are granted as soon as they are among those.
+    promised: BTreeSet<Pair>,
     samples: VecDeque<Sample>,
     next_sample: Instant,
     last_sampled: Option<WgKey>,
@@ -131,6 +135,8 @@ impl Core {
             nat: Nat::default(),
             leases: Leases::default(),
             requests: vec![],
+            forwarded: BTreeSet::new(),
+            promised: BTreeSet::new(),
             samples: VecDeque::new(),
             next_sample: now,
             last_sampled: None,
@@ -299,6 +305,15 @@ impl Core {
             self.noted.insert(key);
             self.changed();
         }
+    }
+
+    /// Whether a relay to any of these was left so lately that packets of its last moments still lead back to it.
+    pub fn just_left_relay<'k>(
+        &self,
+        now: Instant,
+        mut keys: impl Iterator<Item = &'k WgKey>,
+    ) -> bool {
+        keys.any(|key| self.members.get(key).is_some_and(|member| member.just_over(now)))
     }
 
     /// This process was kept from running, not the others: what it could not hear is not held against them.

@@ -21,6 +21,8 @@ const DELAY: Duration = Duration::from_micros(400);
 const JITTER_US: u64 = 300;
 /// How often a node that uses a relay tries the direct path (the engine does that).
 const DIRECT_TRIALS: Duration = Duration::from_secs(4);
+/// How long a relay takes to forward what it is told.
+const RELAY_STARTS: Duration = Duration::from_millis(50);
 /// How often a node looks where the others' packets come from.
 const ENDPOINTS_SEEN: Duration = Duration::from_secs(1);
 
@@ -60,9 +62,16 @@ pub(crate) struct Node {
 
 enum Event {
     Tick(usize),
-    Arrive { from: usize, to: usize, by: Option<(usize, u8)>, load: Load },
+    Arrive {
+        from: usize,
+        to: usize,
+        by: Option<(usize, u8)>,
+        load: Load,
+    },
     TryDirect(usize),
     LookAtEndpoints(usize),
+    /// The node's relay has started.
+    Forwards(usize, Vec<Pair>),
 }
 
 #[derive(Clone)]
@@ -232,6 +241,9 @@ impl World {
                     }
                 }
             }
+            Event::Forwards(n, pairs) => {
+                self.call(n, |core, _, out| core.forwards(&pairs, out));
+            }
             Event::Arrive { from, to, by, load } => {
                 self.nodes[to].learned.insert(from, by);
                 match load {
@@ -265,7 +277,10 @@ impl World {
                 Action::Send { to, message } => {
                     self.transmit(n, number(to), Load::Message(message));
                 }
-                Action::Forward(pairs) => self.nodes[n].forwards = pairs,
+                Action::Forward(pairs) => {
+                    self.at(self.now + RELAY_STARTS, Event::Forwards(n, pairs.clone()));
+                    self.nodes[n].forwards = pairs;
+                }
             }
         }
     }

@@ -1,10 +1,11 @@
 //! Relays: finding one, leaving it, being one.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use mesh_model::snapshot::WgKey;
 
-use super::super::leases::SLOTS;
+use super::super::leases::{Pair, SLOTS};
 use super::super::member::{Member, Route, Sighting, Standing, Via};
 use super::super::message::Message;
 use super::super::{
@@ -175,8 +176,12 @@ impl Core {
                 };
                 forward |= !held;
                 self.noted.extend([from, peer]);
-                out.push(send(from, Message::RelayGrant { peer, slot }));
-                out.push(send(peer, Message::RelayGrant { peer: from, slot }));
+                let pair = Pair { a: from.min(peer), b: from.max(peer), slot };
+                if self.forwarded.contains(&pair) {
+                    grant(pair, out);
+                } else {
+                    self.promised.insert(pair);
+                }
             } else if now.saturating_duration_since(since) < RELAY_DECIDES {
                 self.requests.push((from, peer, since));
             } else {
@@ -189,10 +194,27 @@ impl Core {
         }
     }
 
+    /// The relay forwards between these pairs and no others. Only now what was promised is granted: a pair that gets no echo
+    /// through a relay passes it over for a while, and a relay may take its time to start.
+    pub fn forwards(&mut self, pairs: &[Pair], out: &mut Vec<Action>) {
+        self.forwarded = pairs.iter().copied().collect();
+        let leased: BTreeSet<Pair> = self.leases.pairs().collect();
+        self.promised.retain(|pair| leased.contains(pair));
+        for pair in self.promised.extract_if(.., |pair| self.forwarded.contains(pair)) {
+            grant(pair, out);
+        }
+    }
+
     pub(super) fn lease(&mut self, now: Instant, out: &mut Vec<Action>) {
         if self.leases.expire(now) {
             out.push(Action::Forward(self.leases.pairs().collect()));
         }
         self.decide_requests(now, out);
     }
+}
+
+/// Tells both sides.
+fn grant(Pair { a, b, slot }: Pair, out: &mut Vec<Action>) {
+    out.push(send(a, Message::RelayGrant { peer: b, slot }));
+    out.push(send(b, Message::RelayGrant { peer: a, slot }));
 }

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::paths::LEASE_LASTS;
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -15,6 +16,7 @@ struct Alone {
     silent: BTreeSet<WgKey>,
     sent: Vec<(WgKey, Message)>,
     forwards: Vec<Pair>,
+    relay_runs: bool,
 }
 
 impl Alone {
@@ -23,7 +25,14 @@ impl Alone {
         let mut core = Core::new(now, key(0), 1, 7);
         let others: Vec<WgKey> = (1..=others).map(key).collect();
         core.set_members(now, &others, &Past::default());
-        Self { now, core, silent: BTreeSet::new(), sent: vec![], forwards: vec![] }
+        Self {
+            now,
+            core,
+            silent: BTreeSet::new(),
+            sent: vec![],
+            forwards: vec![],
+            relay_runs: true,
+        }
     }
 
     fn run(&mut self, time: Duration) {
@@ -52,9 +61,21 @@ impl Alone {
                 }
                 Action::Echo { .. } => {}
                 Action::Send { to, message } => self.sent.push((to, message)),
-                Action::Forward(pairs) => self.forwards = pairs,
+                Action::Forward(pairs) => {
+                    self.forwards = pairs;
+                    if self.relay_runs {
+                        self.relay_answers();
+                    }
+                }
             }
         }
+    }
+
+    /// The relay worker has what it was told to forward.
+    fn relay_answers(&mut self) {
+        let (pairs, mut out) = (self.forwards.clone(), vec![]);
+        self.core.forwards(&pairs, &mut out);
+        self.carry(out);
     }
 
     fn path(&self, of: WgKey) -> (Standing, Option<WgKey>) {
@@ -94,6 +115,35 @@ fn a_grant_counts_only_where_a_relay_is_needed_and_the_relay_is_heard() {
     // It is silent through the relay too: the relay is given up.
     alone.run(GONE_AFTER * 2);
     assert_eq!(alone.path(key(1)).1, None);
+}
+
+#[test]
+fn a_relay_that_is_only_starting_is_granted_to_nobody() {
+    let mut alone = Alone::new(4);
+    alone.relay_runs = false;
+    alone.run(Duration::from_secs(1));
+    let grants = |alone: &Alone| {
+        let is_grant = |(_, m): &&(WgKey, Message)| matches!(m, Message::RelayGrant { .. });
+        alone.sent.iter().filter(is_grant).map(|(to, _)| *to).collect::<Vec<_>>()
+    };
+    for _ in 0..2 {
+        alone.hear(key(1), Message::RelayRequest { peer: key(2) });
+        alone.run(TICK * 4);
+    }
+    assert_eq!(alone.forwards.len(), 1, "it is to start");
+    assert_eq!(grants(&alone), []);
+    alone.relay_answers();
+    assert_eq!(grants(&alone), [key(1), key(2)]);
+    alone.hear(key(1), Message::RelayRequest { peer: key(2) });
+    assert_eq!(grants(&alone).len(), 4, "from then on at once");
+
+    // One that starts too late for those that have asked.
+    alone.hear(key(3), Message::RelayRequest { peer: key(4) });
+    let late = alone.forwards.clone();
+    alone.run(LEASE_LASTS * 2);
+    alone.sent.clear();
+    alone.core.forwards(&late, &mut vec![]);
+    assert_eq!(grants(&alone), []);
 }
 
 #[test]
