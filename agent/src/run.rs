@@ -111,10 +111,12 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         paths,
         options,
     });
+    let program = std::env::current_exe().context("find the agent's own program")?;
+    let engine_started = agent.start_engine(&program);
     let switched = agent.switch().await;
     let is_switched = switched.is_some();
-    agent.start_workers(switched.unwrap_or_default())?;
-    agent.watch_paths()?;
+    agent.start_workers(&program, engine_started, switched.unwrap_or_default());
+    agent.watch_paths(&program);
     tokio::spawn(rotation::keep(rotation::Keeper {
         rotation: agent.rotation.clone(),
         overlay: Arc::clone(&agent.overlay),
@@ -251,42 +253,46 @@ impl Agent {
         }
     }
 
-    /// Starts all workers, and whatever needs nothing of this process but a socket to one of them.
-    fn start_workers(&self, whereabouts: Whereabouts) -> anyhow::Result<()> {
-        let program = std::env::current_exe().context("find the agent's own program")?;
-        let dns = workers::dns(&self.paths, &program);
+    /// Starts our engine where it is to carry the packets: before the kernel's device makes way, so that it is ready by then. Returns
+    /// what is told whenever there is another one.
+    fn start_engine(&self, program: &Path) -> Arc<Notify> {
+        let worker = workers::overlay(&self.paths, program);
+        let started = Arc::clone(&worker.started);
+        if self.overlay.kind() == mesh_overlay::Kind::User {
+            tokio::spawn(supervise::keep(worker));
+        }
+        started
+    }
+
+    /// Starts all other workers, and whatever needs nothing of this process but a socket to one of them.
+    fn start_workers(&self, program: &Path, engine: Arc<Notify>, whereabouts: Whereabouts) {
+        let dns = workers::dns(&self.paths, program);
         let upstreams = self.options.dns_upstreams.clone();
         let (worker, restarted) = (self.worker(workers::DNS), Arc::clone(&dns.started));
         self.drive(Dns { worker, restarted, upstreams });
         tokio::spawn(supervise::keep(dns));
-        if let Some(ingress) = workers::ingress(&self.paths, &program, &self.options) {
+        if let Some(ingress) = workers::ingress(&self.paths, program, &self.options) {
             let (worker, restarted) = (self.worker(workers::INGRESS), Arc::clone(&ingress.started));
             self.drive(Ingress { worker, restarted });
             tokio::spawn(supervise::keep(ingress));
         }
-        let worker = workers::overlay(&self.paths, &program);
-        let (overlay, restarted) = (Arc::clone(&self.overlay), Arc::clone(&worker.started));
+        let overlay = Arc::clone(&self.overlay);
         let (mtu, own_keys) = (self.mtu, self.rotation.wanted());
         let (proofs, made) = (self.rotation.proofs(), Arc::clone(&self.overlay_made));
         self.drive(Peers {
             overlay,
             mtu,
-            restarted,
+            restarted: engine,
             whereabouts,
             own_keys,
             made,
             there: false,
             proofs,
         });
-        if self.overlay.kind() == mesh_overlay::Kind::User {
-            tokio::spawn(supervise::keep(worker));
-        }
-        Ok(())
     }
 
-    fn watch_paths(&self) -> anyhow::Result<()> {
-        let program = std::env::current_exe().context("find the agent's own program")?;
-        let relay = workers::relay(&self.paths, &program);
+    fn watch_paths(&self, program: &Path) {
+        let relay = workers::relay(&self.paths, program);
         tokio::spawn(paths::watch(paths::Settings {
             key: self.name_key,
             desired: self.desired.clone(),
@@ -297,7 +303,6 @@ impl Agent {
             file: self.paths.paths(),
             proofs: self.rotation.proofs(),
         }));
-        Ok(())
     }
 
     fn drive<C: Concern>(&self, concern: C) {

@@ -44,6 +44,11 @@ const MAX_LANES: usize = 4;
 /// what is between is not more than this much longer.
 const MAX_THREADS: usize = 4;
 
+/// How long a device of another kind is waited for that may be about to go: the kernel's, when the overlay changes its kind. A
+/// worker that is there already is ready as soon as it is gone.
+const MAKES_WAY_WITHIN: Duration = Duration::from_secs(8);
+const LOOKS_EVERY: Duration = Duration::from_millis(5);
+
 /// How often the system is asked about the ways that packets take.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
@@ -138,7 +143,7 @@ impl Engine {
         beginning: Beginning,
     ) -> Result<Self, StartError> {
         let Beginning { stamps, affords, mut inherited, legacy } = beginning;
-        let queues = tun::open(device, lanes() * queues::EACH, &mut inherited)?;
+        let queues = open_when_free(device, &mut inherited)?;
         let counters = Arc::new(Counters::default());
         let core = match legacy {
             Some(Legacy { estate, left }) => {
@@ -383,6 +388,16 @@ impl Shared {
                 }
             }
             None => outbox.clear(),
+        }
+    }
+}
+
+fn open_when_free(device: &str, inherited: &mut Descriptors) -> Result<Vec<Queue>, TunError> {
+    let end = Instant::now() + MAKES_WAY_WITHIN;
+    loop {
+        match tun::open(device, lanes() * queues::EACH, inherited) {
+            Err(TunError::OtherKind { .. }) if Instant::now() < end => thread::sleep(LOOKS_EVERY),
+            result => return result,
         }
     }
 }

@@ -45,6 +45,28 @@ fn kill_now(pid: Option<i32>) {
     let _ = kill(Pid::from_raw(pid.expect("a worker")), Signal::SIGKILL);
 }
 
+/// As when the kernel's device carried the packets so far: who has to take over is there before it goes.
+#[test]
+fn a_worker_that_comes_early_waits_for_another_kind_of_device_to_go() {
+    if !privileged() {
+        return;
+    }
+    let mut world = World::new();
+    world.ip("node", Side::A, "link add mesh-wg type veth peer name other");
+    world.keep(Side::A, 0);
+    let begun = Instant::now();
+    while world.pid(Side::A).is_none() {
+        assert!(begun.elapsed() < LIMIT, "no process was started");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let early = world.pid(Side::A);
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(world.try_status(Side::A).is_none(), "it has nothing to carry packets with");
+    world.ip("node", Side::A, "link del mesh-wg");
+    world.wait_for_another(Side::A, None);
+    assert_eq!(world.pid(Side::A), early, "it has waited: no other one was started");
+}
+
 #[test]
 fn a_replacement_costs_no_datagram_and_no_handshake() {
     if !privileged() {

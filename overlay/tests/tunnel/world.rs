@@ -244,7 +244,7 @@ impl World {
     /// Waits until a worker has ended by itself, with a failure; returns its log.
     pub(crate) fn wait_for_end(&mut self, side: Side) -> String {
         let child = self.workers[side as usize].as_mut().expect("a running worker");
-        for _ in 0..500 {
+        for _ in 0..2000 {
             if let Some(status) = child.try_wait().unwrap() {
                 assert!(!status.success());
                 self.workers[side as usize] = None;
