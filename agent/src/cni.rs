@@ -24,9 +24,11 @@ pub mod pool;
 mod recover;
 mod room;
 mod serve;
+mod succession;
 
 pub(crate) use serve::bind;
 pub use serve::{ListenError, serve};
+pub(crate) use succession::Succession;
 
 use departure::Departures;
 use failure::Trouble;

@@ -9,17 +9,20 @@
 //! Pods' veths carry a clsact filter instead of a link (see `netlink/tc.rs`): it lives and dies with the device.
 //!
 //! The version is that of the ABI. A new set of programs is verified, tried on golden packets (`bpf/golden.rs`) and loaded
-//! completely before the first link is switched; each link is switched by the kernel in one step. Programs of an older ABI stay attached
-//! until [`Programs::retire_old_versions`], which the agent calls when the new maps are filled.
+//! completely before the first link is switched; each link is switched by the kernel in one step.
 //!
-//! On kernels before 6.6 the overlay device and the uplinks carry filters, too; those are replaced by the rounds that look at the
-//! devices.
+//! Programs of another ABI, older or newer, go on with their own maps until the agent has filled the new ones. Then it takes each pod over
+//! ([`PodNetwork::take_over`](crate::PodNetwork::take_over)) and ends the others ([`Programs::retire_old_versions`]). What remembers
+//! connections is one map for both (`bpf/inherit.rs`).
 //!
-//! Known gap: pods that were attached under another ABI keep its programs, with its maps, until they are made anew.
+//! On kernels before 6.6 the overlay device and the uplinks carry filters, too (`bpf/filters.rs`); those are replaced by the rounds
+//! that look at the devices, and another ABI's when it is retired.
 
 mod bpffs;
 mod edge;
+mod filters;
 mod golden;
+mod inherit;
 mod link;
 mod load;
 mod map;
@@ -44,11 +47,12 @@ pub(crate) use map::Map;
 use crate::ifname::MacAddress;
 use crate::netlink::device::Device;
 use crate::netlink::message::RouteRequest;
-use crate::netlink::{Answer, NetlinkError, RouteSocket, tc};
+use crate::netlink::{NetlinkError, RouteSocket, tc};
 use crate::policy::BpfPolicyTable;
 use crate::services::BpfServiceTable;
 use crate::{NetNs, convert};
 use bpffs::Pins;
+use filters::Held;
 use link::{LinkSpec, put_link};
 use load::Loaded;
 
@@ -97,6 +101,8 @@ pub struct Programs {
     pub(crate) flow_config: Map<u32, abi::FlowConfig>,
     pub(crate) flow_counters: Map<u32, u64>,
     lacking: Vec<String>,
+    held: Held,
+    node_namespace: NetNs,
     pub(crate) policy: BpfPolicyTable,
     pub(crate) trace: Map<u32, abi::TraceState>,
     pub(crate) traces: Map<abi::TraceKey, u32>,
@@ -124,8 +130,11 @@ impl Programs {
     /// it are attached then, and calling again goes on.
     pub fn open_or_load(options: &LoadOptions) -> Result<Self, LoadError> {
         let pins = Pins::create(&options.bpf_dir)?;
+        let generation = inherit::share_memory(&pins)?;
         let loaded = load::load(&pins, options)?;
-        let this = Self::with_maps(pins, loaded)?;
+        let held = Held::new(!pins.others()?.is_empty());
+        let this = Self::with_maps(pins, loaded, held, options.node.clone())?;
+        this.policy.go_on_after(generation.unwrap_or_default()).map_err(LoadError::Generation)?;
         let cgroup = File::open(&options.cgroup_dir)
             .map_err(|source| LoadError::Cgroup { path: options.cgroup_dir.clone(), source })?;
         for (name, attach_type) in CGROUP_HOOKS {
@@ -142,7 +151,12 @@ impl Programs {
         Ok(this)
     }
 
-    fn with_maps(pins: Pins, loaded: Loaded) -> Result<Self, LoadError> {
+    fn with_maps(
+        pins: Pins,
+        loaded: Loaded,
+        held: Held,
+        node_namespace: NetNs,
+    ) -> Result<Self, LoadError> {
         use abi::maps;
         let services = BpfServiceTable::new(
             Map::open(&pins, maps::SERVICES)?,
@@ -176,6 +190,8 @@ impl Programs {
             programs: loaded.programs,
             instructions: loaded.instructions,
             lacking: loaded.lacking,
+            held,
+            node_namespace,
         })
     }
 
@@ -257,13 +273,14 @@ impl Programs {
         Ok(all)
     }
 
-    /// Removes links and maps of other ABI versions. Call it when the maps of this one are filled. Returns whether there
-    /// were any.
+    /// Removes links and maps of other ABI versions. Call it when the maps of this one are filled and the pods taken over. Returns
+    /// whether there were any.
     ///
     /// # Errors
-    /// When a file cannot be removed.
-    pub fn retire_old_versions(&self) -> Result<bool, BpffsError> {
-        self.pins.remove_other_versions()
+    /// When a filter cannot be switched, or a file not be removed; calling again goes on.
+    pub fn retire_old_versions(&self) -> Result<bool, LoadError> {
+        self.switch_held()?;
+        Ok(self.pins.remove_other_versions()?)
     }
 
     /// Runs a program on a packet without sending it.
@@ -299,26 +316,6 @@ impl Programs {
         self.attach_tc(socket, &pin, abi::programs::FROM_OVERLAY, ifindex, tc::Hook::Ingress)
     }
 
-    /// Attaches a program to a device of the calling thread's namespace.
-    fn attach_tc(
-        &self,
-        socket: &mut RouteSocket,
-        pin: &str,
-        name: &'static str,
-        ifindex: u32,
-        hook: tc::Hook,
-    ) -> Result<(), AttachError> {
-        match self.attach(pin, name, &LinkSpec::tcx(ifindex, hook)) {
-            // A kernel before 6.6 does not know the kind of link.
-            Err(AttachError::Create(error)) if error.raw_os_error() == Some(libc::EINVAL) => {
-                let program = self.program(name).map_err(AttachError::Create)?.as_fd();
-                let filter = tc::attach(ifindex, hook, program, name);
-                attach_filters(socket, ifindex, filter).map_err(AttachError::Filter)
-            }
-            other => other,
-        }
-    }
-
     /// Whether the overlay device carries our program.
     pub(crate) fn is_overlay_attached(
         &self,
@@ -328,24 +325,6 @@ impl Programs {
     ) -> Result<bool, NetlinkError> {
         let pin = overlay_pin(name);
         self.is_tc_attached(socket, &pin, abi::programs::FROM_OVERLAY, ifindex, tc::Hook::Ingress)
-    }
-
-    /// Whether a program is attached to a device, in the one way or the other.
-    fn is_tc_attached(
-        &self,
-        socket: &mut RouteSocket,
-        pin: &str,
-        name: &str,
-        ifindex: u32,
-        hook: tc::Hook,
-    ) -> Result<bool, NetlinkError> {
-        if link::is_attached(&self.pins.link(pin), &LinkSpec::tcx(ifindex, hook)) {
-            return Ok(true);
-        }
-        // A filter is not switched with the links: the program of an earlier load has to be replaced.
-        let program = self.program(name).map_err(NetlinkError::Socket)?;
-        let info: sys::ProgramInfo = sys::info(program.as_fd()).map_err(NetlinkError::Socket)?;
-        tc::is_attached(socket, ifindex, hook, (name, Some(info.id)))
     }
 
     fn program(&self, name: &str) -> io::Result<&OwnedFd> {
@@ -375,8 +354,8 @@ impl Programs {
         Ok(())
     }
 
-    /// Switches the programs on the pods' veths. One that the maps do not know keeps its program, which has maps of its
-    /// own: attaching the pod again switches it then.
+    /// Switches the programs on the pods' veths. One that the maps do not know is guarded by another version, with maps of its own,
+    /// until it is taken over.
     fn switch_filters(&self, node: &NetNs) -> Result<(), LoadError> {
         let failed = |error| LoadError::Attach {
             name: abi::programs::FROM_POD.to_owned(),
@@ -410,17 +389,6 @@ const OVERLAY_PIN: &str = "overlay";
 
 fn overlay_pin(device: &str) -> String {
     format!("{OVERLAY_PIN}-{device}")
-}
-
-/// Prepares the device, if it is not, and attaches.
-fn attach_filters(
-    socket: &mut RouteSocket,
-    ifindex: u32,
-    filter: RouteRequest,
-) -> Result<(), NetlinkError> {
-    let answers = socket.batch(vec![tc::prepare(ifindex), filter])?;
-    let real = |answer: &Answer<_>| !answer.as_ref().is_err_and(NetlinkError::is_exists);
-    answers.into_iter().filter(real).try_for_each(|answer| answer.map(drop))
 }
 
 /// The built-in object; empty when the crate was built without it.

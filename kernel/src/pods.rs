@@ -14,6 +14,7 @@ mod linux;
 mod ports;
 mod ready;
 mod shape;
+mod take_over;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -279,7 +280,8 @@ pub enum ListError {
 
 /// Who has to know of a pod before anybody can reach it.
 pub trait Guard: Send + Sync {
-    /// Prepares for the pod whose host-side interface has that index. It is marked as ours already, and gets no packets yet.
+    /// Prepares for the pod whose host-side interface has that index. It is marked as ours already, and these programs let no packet
+    /// through to it yet.
     ///
     /// # Errors
     /// When it cannot; the attachment fails then.
@@ -294,6 +296,16 @@ pub trait PodNetwork: Send + Sync {
     /// # Errors
     /// See [`AttachError`]; everything made by this call has been undone.
     fn attach(&self, port: &PodPort) -> Result<Attached, AttachError>;
+
+    /// Lets these programs guard an interface that programs of another ABI version guard, with maps of their own; to be called
+    /// when policies are in force. No packet is lost or unguarded meanwhile. Returns whether there was anything to do: not when
+    /// the maps know it as it is, or it is gone.
+    ///
+    /// Of `port` neither the pod's namespace is entered nor its MTU looked at.
+    ///
+    /// # Errors
+    /// See [`AttachError`]. The interface is guarded by the one or the other then, and repeating it goes on.
+    fn take_over(&self, port: &PodPort) -> Result<bool, AttachError>;
 
     /// Puts the interface out of service: no packet passes it any more, its name and addresses can be used again, and the map
     /// entries of `addresses` are gone unless they belong to another interface by now. Nothing there is success.

@@ -81,6 +81,9 @@ fn role() {
         let answer = match what {
             "tcp" => tcp(address),
             "udp" => datagram(if address.is_ipv4() { &v4 } else { &v6 }, address),
+            // The same in two steps.
+            "send" => v4.send_to(b"?", address).map(|_| "sent".to_owned()),
+            "receive" => receive(&v4),
             "udp-connected" => connected(address),
             "serve" => serve(address),
             // A socket that stays connected, is used again, and is connected again.
@@ -131,6 +134,10 @@ fn serve(address: SocketAddr) -> std::io::Result<String> {
 
 fn datagram(socket: &UdpSocket, address: SocketAddr) -> std::io::Result<String> {
     socket.send_to(b"?", address)?;
+    receive(socket)
+}
+
+fn receive(socket: &UdpSocket) -> std::io::Result<String> {
     let mut buffer = [0; 64];
     let (length, from) = socket.recv_from(&mut buffer)?;
     Ok(format!("{} from {from}", String::from_utf8_lossy(&buffer[..length])))

@@ -20,6 +20,7 @@ mod probe;
 mod reach;
 mod sctp;
 mod strangers;
+mod versions;
 mod world;
 
 use crate::lab::at;

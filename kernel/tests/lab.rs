@@ -78,6 +78,20 @@ impl Lab {
     }
 }
 
+impl Lab {
+    /// Makes all that is pinned another version's, as an agent with another ABI leaves it behind.
+    pub(crate) fn change_version(&self, to: u32) {
+        let version = |number| self.bpf_dir().join(format!("v{number}"));
+        std::fs::rename(version(mesh_abi::VERSION), version(to)).unwrap();
+    }
+
+    /// Loads the programs on a node with pods.
+    pub(crate) fn load_on(&self, node: &Net) -> Programs {
+        let options = LoadOptions { node: node.handle(), ..self.options() };
+        Programs::open_or_load(&options).unwrap_or_else(|error| panic!("{error:#?}"))
+    }
+}
+
 impl Drop for Lab {
     fn drop(&mut self) {
         let _ = mesh_kernel::bpf::detach_all(&self.bpf_dir());

@@ -18,4 +18,5 @@ mod programs;
 mod service_scale;
 mod socket_hooks;
 mod traces;
+mod versions;
 mod wireguard_device;

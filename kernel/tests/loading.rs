@@ -62,9 +62,7 @@ fn another_version_serves_until_it_is_retired() {
     let (lab, net) = (Lab::new(), Net::new());
     let server = net.answerer("127.0.0.1:0", "hello");
     publish(&lab.load(), server);
-    let version = |number| lab.bpf_dir().join(format!("v{number}"));
-    // What an agent with another ABI leaves behind.
-    std::fs::rename(version(mesh_abi::VERSION), version(999)).unwrap();
+    lab.change_version(999);
     let mut client = Client::start(&lab.cgroup, &net);
     let programs = lab.load();
     assert_eq!(programs.pressure().unwrap()["SERVICES"].0, 0);
@@ -74,6 +72,23 @@ fn another_version_serves_until_it_is_retired() {
     assert!(!programs.retire_old_versions().unwrap());
     assert_eq!(client.ask("udp 10.96.0.1:80"), HELLO);
     assert_eq!(names(&lab.bpf_dir()), [format!("v{}", mesh_abi::VERSION)]);
+}
+
+#[test]
+fn what_was_asked_under_another_version_is_answered_by_the_service() {
+    if !privileged() {
+        return;
+    }
+    let (lab, net) = (Lab::new(), Net::new());
+    let server = net.answerer("127.0.0.1:0", "hello");
+    publish(&lab.load(), server);
+    let mut client = Client::start(&lab.cgroup, &net);
+    assert_eq!(client.ask("send 10.96.0.1:80"), "sent");
+    lab.change_version(999);
+    let programs = lab.load();
+    publish(&programs, server);
+    assert!(programs.retire_old_versions().unwrap());
+    assert_eq!(client.ask("receive 10.96.0.1:80"), HELLO);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use mesh_abi::Reason;
 use mesh_kernel::pods::{AttachError, Bandwidth, LinuxPodNetwork, Missing, PodNetwork, PodPort};
-use mesh_kernel::{IfName, LoadOptions, Programs};
+use mesh_kernel::{IfName, Programs};
 
 use crate::lab::{Lab, Net, at, names, privileged};
 
@@ -18,7 +18,7 @@ pub(crate) struct Node {
     pub(crate) network: LinuxPodNetwork,
     pub(crate) programs: Arc<Programs>,
     pub(crate) net: Net,
-    lab: Lab,
+    pub(crate) lab: Lab,
 }
 
 impl Node {
@@ -54,7 +54,7 @@ pub(crate) fn port(pod: &Net, number: u8) -> PodPort {
     }
 }
 
-fn exchange(from: &UdpSocket, to: &UdpSocket, address: SocketAddr) {
+pub(crate) fn exchange(from: &UdpSocket, to: &UdpSocket, address: SocketAddr) {
     from.send_to(b"ping", address).unwrap();
     let mut buffer = [0; 16];
     let (length, sender) = to.recv_from(&mut buffer).unwrap();
@@ -296,8 +296,7 @@ fn an_interrupted_attachment_is_guarded_by_the_next_load() {
     let node = Node::new();
     let (_pod, port) = node.pod(5);
     node.net.command("tc", &format!("qdisc del dev {} clsact", port.host_interface.as_str()));
-    let options = LoadOptions { node: node.net.handle(), ..node.lab.options() };
-    Programs::open_or_load(&options).unwrap();
+    node.lab.load_on(&node.net);
     assert_eq!(node.network.check(&port).unwrap(), []);
 }
 
@@ -313,10 +312,9 @@ fn replacing_the_programs_loses_no_packet() {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let reloading = scope.spawn(|| {
-            let options = LoadOptions { node: node.net.handle(), ..node.lab.options() };
             for _ in 0..5 {
                 let old = filter(&node.net, &two_port);
-                Programs::open_or_load(&options).unwrap();
+                node.lab.load_on(&node.net);
                 assert_ne!(filter(&node.net, &two_port), old);
             }
             done.store(true, Ordering::Release);
@@ -330,7 +328,7 @@ fn replacing_the_programs_loses_no_packet() {
 }
 
 /// What the kernel says about the filter of a pod, the program's number included.
-fn filter(node: &Net, port: &PodPort) -> String {
+pub(crate) fn filter(node: &Net, port: &PodPort) -> String {
     node.command("tc", &format!("filter show dev {} ingress", port.host_interface))
 }
 

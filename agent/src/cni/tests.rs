@@ -11,6 +11,7 @@ use super::*;
 const NETNS: &str = "/proc/self/ns/uts";
 
 mod kills;
+mod succession;
 
 struct Node {
     dir: tempfile::TempDir,

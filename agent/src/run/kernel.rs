@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,10 +13,10 @@ use mesh_kernel::{IfName, LinuxEdge, LoadOptions, NetNs, Programs};
 use mesh_model::wellknown::OVERLAY_DEVICE;
 use tokio::sync::mpsc;
 
-use super::{Agent, longer};
+use super::{Agent, LONGEST_RETRY, longer};
 use crate::capacity;
 use crate::cni::ledger::{Ledger, LedgerHandle};
-use crate::cni::{self, Cni, journal};
+use crate::cni::{self, Cni, Succession, journal};
 use crate::errors::chain;
 use crate::originals::Originals;
 use crate::reconcile::conflist::Conflist;
@@ -26,6 +27,8 @@ use crate::reconcile::policy::{Policies, Policy};
 use crate::reconcile::services::Services;
 use crate::sockets;
 
+/// Name of the line on the board about programs of another ABI.
+const SUCCESSION: &str = "succession";
 /// How often sandboxes and interfaces are compared.
 const SANDBOXES_EVERY: Duration = Duration::from_secs(60);
 
@@ -56,17 +59,16 @@ impl Agent {
         let edge = LinuxEdge::new(NetNs::current(), Arc::clone(&programs));
         self.drive(Edge::new(edge, self.mtu));
         self.drive(HealthChecks::default());
-        tokio::spawn(Arc::clone(&self).retire(Arc::clone(&programs)));
         let (flows, desired) = (self.flows.clone(), self.desired.subscribe());
         tokio::spawn(flows.run(Arc::clone(&programs), desired, self.board.clone()));
         let policies = Policies::new(programs.policy(), self.desired.subscribe());
         let guard = Arc::new(policies.clone());
-        let pods = LinuxPodNetwork::new(NetNs::current(), programs).guarded(guard);
+        let pods = LinuxPodNetwork::new(NetNs::current(), Arc::clone(&programs)).guarded(guard);
         let pods: Arc<dyn PodNetwork> = Arc::new(pods);
         self.drive(Policy { policies, pods: Arc::clone(&pods) });
         let mut pause = Duration::from_millis(100);
         loop {
-            let Err(error) = self.serve_plugin(Arc::clone(&pods)).await;
+            let Err(error) = self.serve_plugin(Arc::clone(&pods), &programs).await;
             let error = chain(error.as_ref());
             tracing::error!(error, "CNI not served, trying again");
             self.board.failed("cni", vec![error]);
@@ -110,8 +112,9 @@ impl Agent {
         }
     }
 
-    /// Programs of an older ABI serve until the new maps are filled.
-    async fn retire(self: Arc<Self>, programs: Arc<Programs>) {
+    /// Programs of another ABI serve until the new maps are filled. Then they hand over the pods, and end. A pod that cannot be
+    /// had yet keeps its programs, and is tried again. Returns when nobody fills maps any more.
+    async fn succeed(&self, cni: Cni, programs: &Arc<Programs>) {
         let mut standings = self.board.subscribe();
         let filled = |concern| self.board.standing(concern).ever;
         while !["services", "node", "edge", "policy"].into_iter().all(filled) {
@@ -119,10 +122,24 @@ impl Agent {
                 return;
             }
         }
-        match tokio::task::spawn_blocking(move || programs.retire_old_versions()).await {
-            Ok(Ok(true)) => tracing::info!("eBPF programs of another version retired"),
-            Ok(Err(error)) => tracing::warn!(error = chain(&error), "old eBPF programs stay"),
-            Ok(Ok(false)) | Err(_) => {}
+        loop {
+            let failures = match cni.take_over().await {
+                Ok(Succession { taken, mut failures }) => {
+                    if taken > 0 {
+                        tracing::info!(pods = taken, "pods taken over from another version");
+                    }
+                    failures.extend(retire(Arc::clone(programs)).await.err());
+                    failures
+                }
+                Err(error) => vec![chain(&error)],
+            };
+            if failures.is_empty() {
+                self.board.done(SUCCESSION);
+                return pending().await;
+            }
+            tracing::warn!(?failures, "programs of another version not replaced yet, trying again");
+            self.board.failed(SUCCESSION, failures);
+            tokio::time::sleep(LONGEST_RETRY).await;
         }
     }
 
@@ -140,7 +157,11 @@ impl Agent {
         }
     }
 
-    async fn serve_plugin(&self, network: Arc<dyn PodNetwork>) -> anyhow::Result<Infallible> {
+    async fn serve_plugin(
+        &self,
+        network: Arc<dyn PodNetwork>,
+        programs: &Arc<Programs>,
+    ) -> anyhow::Result<Infallible> {
         let boot = journal::boot_id().context("read the boot id")?;
         let storage = journal::FileStorage::new(self.paths.journal());
         let (ledger, damaged) = Ledger::open(Box::new(storage), &boot)
@@ -161,11 +182,24 @@ impl Agent {
         let keep = conflist.keep(self.plugin.subscribe(), self.board.clone());
         let socket = self.paths.cni_socket();
         let (looking, comparing) = (cni.clone(), cni.clone());
+        let heir = cni.clone();
         tokio::select! {
+            () = self.succeed(heir, programs) => bail!("nobody takes pods over"),
             () = self.compare_sandboxes(comparing) => bail!("nobody compares sandboxes"),
             () = looking.watch_room(self.blocks_wanted.clone()) => bail!("nobody looks for room"),
             () = keep => bail!("readiness ended"),
             ended = cni::serve(&socket, cni) => Ok(ended?),
         }
     }
+}
+
+/// Ends what is not of our version, if there is any.
+async fn retire(programs: Arc<Programs>) -> Result<(), String> {
+    match tokio::task::spawn_blocking(move || programs.retire_old_versions()).await {
+        Ok(Ok(true)) => tracing::info!("eBPF programs of another version retired"),
+        Ok(Ok(false)) => {}
+        Ok(Err(error)) => return Err(chain(&error)),
+        Err(panic) => return Err(panic.to_string()),
+    }
+    Ok(())
 }

@@ -15,3 +15,4 @@ mod node;
 mod reboot;
 mod reset;
 mod runtime;
+mod versions;

@@ -259,6 +259,12 @@ pub mod maps {
         (TRACE_EVENTS, 0, 0),
     ];
 
+    /// Maps that two versions of this layout share while the one takes over from the other, where their sizes are the same: they
+    /// remember what is under way, and nobody could tell again. So what changes its meaning and not its size gets another
+    /// name. The same holds for [`POLICY_STATE`], from which the numbers of generations go on.
+    pub const MEMORY: &[&str] =
+        &[CONNECTIONS, FRAGMENTS, EDGE_FLOWS, EDGE_FRAGMENTS, REVERSE, STICKY, NAMESPACES];
+
     const fn size<T>() -> usize {
         core::mem::size_of::<T>()
     }

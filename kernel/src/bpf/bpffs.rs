@@ -1,7 +1,8 @@
 //! The directory of pins on the BPF file system.
 
+use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
@@ -94,13 +95,29 @@ impl Pins {
         BpffsError::new("list", &self.version.join("links"), source)
     }
 
-    pub(super) fn remove_other_versions(&self) -> Result<bool, BpffsError> {
-        let mut found = false;
-        for version in versions(&self.directory)?.into_iter().filter(|v| *v != self.version) {
-            remove_version(&version)?;
-            found = true;
+    /// Pins of other versions, the highest first.
+    pub(super) fn others(&self) -> Result<Vec<Self>, BpffsError> {
+        let mut others = versions(&self.directory)?;
+        others.retain(|version| *version != self.version);
+        let pins = |version| Self { directory: self.directory.clone(), version };
+        Ok(others.into_iter().rev().map(pins).collect())
+    }
+
+    /// Pins a map of another version as ours too, unless there is one of that name.
+    pub(super) fn share(&self, name: &str, map: BorrowedFd<'_>) -> Result<(), BpffsError> {
+        let path = self.map(name);
+        match sys::pin(map, &path) {
+            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+                Err(BpffsError::new("share", &path, source))
+            }
+            _ => Ok(()),
         }
-        Ok(found)
+    }
+
+    pub(super) fn remove_other_versions(&self) -> Result<bool, BpffsError> {
+        let others = self.others()?;
+        others.iter().try_for_each(|other| remove_version(&other.version))?;
+        Ok(!others.is_empty())
     }
 }
 
@@ -121,17 +138,17 @@ pub fn detach_all(bpf_dir: &Path) -> Result<(), BpffsError> {
     Ok(())
 }
 
+/// Directories of versions, the lowest first.
 fn versions(directory: &Path) -> Result<Vec<PathBuf>, BpffsError> {
     let list = |source| BpffsError::new("list", directory, source);
-    let mut versions = Vec::new();
+    let mut versions = BTreeMap::new();
     for entry in std::fs::read_dir(directory).map_err(list)? {
         let entry = entry.map_err(list)?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        if name.strip_prefix('v').is_some_and(|number| number.parse::<u32>().is_ok()) {
-            versions.push(entry.path());
-        }
+        let number = name.strip_prefix('v').and_then(|number| number.parse::<u32>().ok());
+        versions.extend(number.map(|number| (number, entry.path())));
     }
-    Ok(versions)
+    Ok(versions.into_values().collect())
 }
 
 fn remove_version(version: &Path) -> Result<(), BpffsError> {

@@ -87,6 +87,9 @@ pub enum LoadError {
         /// Its path.
         path: PathBuf,
     },
+    /// The generations of policies could not be told from those of another version.
+    #[error("go on with the generations of another version's policies")]
+    Generation(#[source] io::Error),
     /// The cgroup directory cannot be opened.
     #[error("open cgroup {path}")]
     Cgroup {

@@ -1,5 +1,6 @@
 //! CNI CHECK: what a pod's interface lacks.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -14,6 +15,7 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 
 use super::linux::LinuxPodNetwork;
 use super::{ListError, Missing, POD_GATEWAY_V6, PodPort};
+use crate::ifname::MacAddress;
 use crate::netlink::device::Device;
 use crate::netlink::{NetlinkError, RouteSocket, message, tc};
 use crate::{NetNs, convert};
@@ -65,7 +67,7 @@ fn host_side(
         if !routes.iter().any(|route| route.to == IpNet::from(address)) {
             missing.push(Missing::HostRoute { address, interface: interface.clone() });
         }
-        if !neighbours.contains(&address) {
+        if !neighbours.contains_key(&address) {
             missing.push(Missing::HostNeighbour { address, interface });
         }
     }
@@ -171,24 +173,36 @@ fn routes(socket: &mut RouteSocket, ifindex: u32) -> Result<Vec<Seen>, NetlinkEr
     Ok(seen)
 }
 
-fn permanent_neighbours(
+/// Neighbours that were written down for a device, with their MAC addresses.
+pub(super) fn permanent_neighbours(
     socket: &mut RouteSocket,
     ifindex: u32,
-) -> Result<Vec<IpAddr>, NetlinkError> {
+) -> Result<BTreeMap<IpAddr, Option<MacAddress>>, NetlinkError> {
     let all = socket.dump(RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default()))?;
-    let neighbours = all.into_iter().filter_map(|answer| match answer {
-        RouteNetlinkMessage::NewNeighbour(n)
-            if n.header.ifindex == ifindex && n.header.state == NeighbourState::Permanent =>
-        {
-            n.attributes.iter().find_map(|attribute| match attribute {
-                NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => Some((*v4).into()),
-                NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => Some((*v6).into()),
-                _ => None,
-            })
+    let mut neighbours = BTreeMap::new();
+    for answer in all {
+        let RouteNetlinkMessage::NewNeighbour(n) = answer else { continue };
+        if n.header.ifindex != ifindex || n.header.state != NeighbourState::Permanent {
+            continue;
         }
-        _ => None,
-    });
-    Ok(neighbours.collect())
+        let (mut address, mut mac) = (None, None);
+        for attribute in n.attributes {
+            match attribute {
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => {
+                    address = Some(v4.into());
+                }
+                NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => {
+                    address = Some(v6.into());
+                }
+                NeighbourAttribute::LinkLayerAddress(bytes) => {
+                    mac = bytes.try_into().ok().map(MacAddress);
+                }
+                _ => {}
+            }
+        }
+        neighbours.extend(address.map(|address: IpAddr| (address, mac)));
+    }
+    Ok(neighbours)
 }
 
 /// Addresses of a device.

@@ -1,6 +1,6 @@
 //! Pods' interfaces in memory, for tests of those who use them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -24,6 +24,11 @@ struct State {
     refuse: bool,
     linger: bool,
     published: Vec<(Vec<HostPort>, Vec<IpAddr>)>,
+    /// Guarded by another version.
+    others: BTreeSet<IfName>,
+    /// Not to be taken over.
+    kept_back: BTreeSet<IfName>,
+    taken: Vec<PodPort>,
     /// Detached, and not buried yet.
     gone: usize,
 }
@@ -54,6 +59,27 @@ impl FakePodNetwork {
         self.lock().published.clone()
     }
 
+    /// Makes all that is attached another version's, as the start of an agent with another ABI does.
+    pub fn change_version(&self) {
+        let mut state = self.lock();
+        state.others = state.ports.keys().cloned().collect();
+    }
+
+    /// Lets taking these over fail, and no others.
+    pub fn keep_back(&self, host_interfaces: impl IntoIterator<Item = IfName>) {
+        self.lock().kept_back = host_interfaces.into_iter().collect();
+    }
+
+    /// What another version guards.
+    pub fn others(&self) -> BTreeSet<IfName> {
+        self.lock().others.clone()
+    }
+
+    /// What was said of those that were taken over.
+    pub fn taken_over(&self) -> Vec<PodPort> {
+        self.lock().taken.clone()
+    }
+
     /// How many detached interfaces wait for being buried.
     pub fn gone(&self) -> usize {
         self.lock().gone
@@ -61,7 +87,9 @@ impl FakePodNetwork {
 
     /// Takes an interface away, as a vanished namespace does.
     pub fn vanish(&self, host_interface: &IfName) {
-        self.lock().ports.remove(host_interface);
+        let mut state = self.lock();
+        state.ports.remove(host_interface);
+        state.others.remove(host_interface);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -82,11 +110,22 @@ impl PodNetwork for FakePodNetwork {
         Ok(Attached { host_ifindex, host_mac: port.host_mac(), pod_mac: port.pod_mac() })
     }
 
+    fn take_over(&self, port: &PodPort) -> Result<bool, AttachError> {
+        let mut state = self.lock();
+        if state.kept_back.contains(&port.host_interface) {
+            return Err(AttachError::NodeNamespace(io::ErrorKind::PermissionDenied.into()));
+        }
+        let is_others = state.others.remove(&port.host_interface);
+        state.taken.extend(is_others.then(|| port.clone()));
+        Ok(is_others)
+    }
+
     fn detach(&self, host_interface: &IfName, _: &[IpAddr]) -> Result<(), DetachError> {
         let mut state = self.lock();
         if state.linger {
             return Err(DetachError::Foreign(host_interface.clone()));
         }
+        state.others.remove(host_interface);
         state.gone += usize::from(state.ports.remove(host_interface).is_some());
         Ok(())
     }

@@ -14,7 +14,7 @@ use super::ports::{self, Entries};
 use super::ready::{self, Side};
 use super::{
     ALIAS_PREFIX, AttachError, Attached, DetachError, Guard, HostPort, ListError, Missing,
-    ObservedPort, POD_GATEWAY_V6, POD_ROUTE_PROTOCOL, PodNetwork, PodPort, check, gone,
+    ObservedPort, POD_GATEWAY_V6, POD_ROUTE_PROTOCOL, PodNetwork, PodPort, check, gone, take_over,
 };
 use crate::ifname::MacAddress;
 use crate::netlink::device::Device;
@@ -109,16 +109,10 @@ impl LinuxPodNetwork {
         pod: &NetNs,
     ) -> Result<(), AttachError> {
         let ifindex = host.ifindex;
-        self.programs
-            .pod_ports
-            .put(&ifindex, &convert::pod_port(port))
-            .map_err(|source| map_error(maps::POD_PORTS, port, source))?;
+        self.put_port(port, ifindex)?;
         self.configure_host(socket, port, ifindex)
             .map_err(|source| netlink_error("configure the node's side", port, source))?;
-        if let Some(guard) = &self.guard {
-            let failed = |source| map_error(maps::POD_POLICIES, port, source);
-            guard.place(port, ifindex).map_err(failed)?;
-        }
+        self.place(port, ifindex)?;
         let mut inside = self.configure_pod(port, host, pod)?;
         let addresses: Vec<IpAddr> = port.addresses().collect();
         ready::wait([
@@ -126,13 +120,33 @@ impl LinuxPodNetwork {
             Side { socket: &mut inside, device: port.interface.as_str(), local: &addresses },
         ])
         .map_err(|source| netlink_error("wait for the devices", port, source))?;
+        self.put_local(port, ifindex)?;
+        self.open_ports(port)
+    }
+
+    /// Says what may come out of the pod.
+    pub(super) fn put_port(&self, port: &PodPort, ifindex: u32) -> Result<(), AttachError> {
+        self.programs
+            .pod_ports
+            .put(&ifindex, &convert::pod_port(port))
+            .map_err(|source| map_error(maps::POD_PORTS, port, source))
+    }
+
+    /// Has the guard prepare.
+    pub(super) fn place(&self, port: &PodPort, ifindex: u32) -> Result<(), AttachError> {
+        let Some(guard) = &self.guard else { return Ok(()) };
+        guard.place(port, ifindex).map_err(|source| map_error(maps::POD_POLICIES, port, source))
+    }
+
+    /// Lets the programs deliver to the pod.
+    pub(super) fn put_local(&self, port: &PodPort, ifindex: u32) -> Result<(), AttachError> {
         for address in port.addresses() {
             self.programs
                 .local_pods
                 .put(&convert::address(address), &convert::local_pod(port, ifindex))
                 .map_err(|source| map_error(maps::LOCAL_PODS, port, source))?;
         }
-        self.open_ports(port)
+        Ok(())
     }
 
     /// The pod's side, from inside its namespace, to which the socket that is returned belongs.
@@ -222,9 +236,19 @@ impl LinuxPodNetwork {
         port: &PodPort,
         ifindex: u32,
     ) -> Result<(), NetlinkError> {
+        self.put_guards(socket, ifindex, host_requests(port, ifindex))
+    }
+
+    /// Attaches the programs, or switches to them; and then more.
+    pub(super) fn put_guards(
+        &self,
+        socket: &mut RouteSocket,
+        ifindex: u32,
+        then: impl IntoIterator<Item = RouteRequest>,
+    ) -> Result<(), NetlinkError> {
         let mut requests = vec![tc::prepare(ifindex)];
         requests.extend(self.programs.guard_requests(ifindex)?);
-        requests.extend(host_requests(port, ifindex));
+        requests.extend(then);
         let mut answers = socket.batch(requests)?.into_iter();
         match answers.next() {
             Some(Err(error)) if !error.is_exists() => Err(error),
@@ -254,7 +278,11 @@ impl LinuxPodNetwork {
         Ok(())
     }
 
-    fn forget_port(&self, host_interface: &IfName, ifindex: u32) -> Result<(), DetachError> {
+    pub(super) fn forget_port(
+        &self,
+        host_interface: &IfName,
+        ifindex: u32,
+    ) -> Result<(), DetachError> {
         let failed = |what| {
             move |source| DetachError::Bpf { what, interface: host_interface.clone(), source }
         };
@@ -310,6 +338,11 @@ impl PodNetwork for LinuxPodNetwork {
             host_mac: port.host_mac(),
             pod_mac: port.pod_mac(),
         })
+    }
+
+    fn take_over(&self, port: &PodPort) -> Result<bool, AttachError> {
+        let _running = self.collecting.read().unwrap_or_else(PoisonError::into_inner);
+        take_over::take_over(self, port)
     }
 
     fn detach(&self, host_interface: &IfName, addresses: &[IpAddr]) -> Result<(), DetachError> {
@@ -478,10 +511,14 @@ fn all_done(
     answers?.into_iter().try_for_each(|answer| answer.map(drop))
 }
 
-fn netlink_error(what: &'static str, port: &PodPort, source: NetlinkError) -> AttachError {
+pub(super) fn netlink_error(
+    what: &'static str,
+    port: &PodPort,
+    source: NetlinkError,
+) -> AttachError {
     AttachError::Netlink { what, interface: port.host_interface.clone(), source }
 }
 
-fn map_error(map: &'static str, port: &PodPort, source: io::Error) -> AttachError {
+pub(super) fn map_error(map: &'static str, port: &PodPort, source: io::Error) -> AttachError {
     AttachError::Map { map, interface: port.host_interface.clone(), source }
 }

@@ -34,6 +34,15 @@ impl BpfPolicyTable {
         Ok(self.state.lookup(&0)?.unwrap_or_default())
     }
 
+    /// Makes this generation and all before it those of others, whose verdicts connections may carry.
+    pub(crate) fn go_on_after(&self, generation: u32) -> io::Result<()> {
+        let state = self.state()?;
+        if state.generation > generation || generation == 0 {
+            return Ok(());
+        }
+        self.state.put(&0, &abi::PolicyState { generation: next(generation), ..state })
+    }
+
     /// Enforcement never goes on under the generation that it had before a pause: connections were not watched meanwhile.
     fn set_active(&self, active: bool) -> io::Result<()> {
         let generation = next(self.state()?.generation);

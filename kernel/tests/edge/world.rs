@@ -36,7 +36,7 @@ pub(super) struct Node {
     /// Of the pod's host-side veth.
     pub(super) ifindex: u32,
     pub(super) net: Net,
-    pub(super) _lab: Lab,
+    lab: Lab,
 }
 
 pub(super) fn overlay() -> IfName {
@@ -51,50 +51,78 @@ pub(super) fn v6(node: u8, host: u8) -> IpAddr {
     IpAddr::from([0xfd10, 0x244, 0, u16::from(node), 0, 0, 0, u16::from(host)])
 }
 
+/// The interface of the pod of that node.
+fn pod_port(number: u8, pod: &Net) -> PodPort {
+    let container = format!("pod-{number}");
+    let (IpAddr::V4(a4), IpAddr::V6(a6)) = (v4(number, 5), v6(number, 5)) else { panic!() };
+    PodPort {
+        netns: pod.path(),
+        interface: "eth0".parse().unwrap(),
+        host_interface: IfName::for_pod(&container, "eth0"),
+        owner: format!("default/{container}"),
+        v4: Some(a4),
+        v6: Some(a6),
+        mtu: MTU,
+        mac: None,
+        ports: vec![],
+        bandwidth: Default::default(),
+    }
+}
+
+/// Makes the network of a node that knows one other.
+fn connect(number: u8, other: u8, net: &Net, programs: &Arc<Programs>) {
+    let network = LinuxNodeNetwork::new(net.handle(), programs.clone(), overlay());
+    let block = |address: IpAddr| {
+        ipnet::IpNet::new(address, if address.is_ipv4() { 24 } else { 64 }).unwrap().trunc()
+    };
+    let desired = NodeDesired {
+        local_addresses: [].into(),
+        overlay: overlay(),
+        overlay_mtu: MTU,
+        overlay_addresses: [v4(number, 1), v6(number, 1)].into(),
+        remote_blocks: [block(v4(other, 1)), block(v6(other, 1))].into(),
+        block_mtus: [].into(),
+        refused: [].into(),
+        masquerade: None,
+    };
+    let (_, applied) = network.reconcile(&desired).unwrap();
+    assert!(applied.failed.is_empty(), "{:#?}", applied.failed);
+}
+
+/// Nothing here may depend on the stack: it must not forward.
+fn forbid_forwarding(net: &Net) {
+    for name in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+        net.run(|| mesh_kernel::sysctl::write(name, "0")).unwrap();
+    }
+}
+
 impl Node {
     /// The node, and the other end of its overlay device.
     pub(super) fn new(number: u8, other: u8, capacities: &[(&'static str, u32)]) -> (Self, File) {
         let (lab, net, pod) = (Lab::new(), Net::new(), Net::new());
         let programs = Arc::new(lab.load_with(capacities));
         let device = tun(&net);
-        let network = LinuxNodeNetwork::new(net.handle(), programs.clone(), overlay());
-        let block = |address: IpAddr| {
-            ipnet::IpNet::new(address, if address.is_ipv4() { 24 } else { 64 }).unwrap().trunc()
-        };
-        let desired = NodeDesired {
-            local_addresses: [].into(),
-            overlay: overlay(),
-            overlay_mtu: MTU,
-            overlay_addresses: [v4(number, 1), v6(number, 1)].into(),
-            remote_blocks: [block(v4(other, 1)), block(v6(other, 1))].into(),
-            block_mtus: [].into(),
-            refused: [].into(),
-            masquerade: None,
-        };
-        let (_, applied) = network.reconcile(&desired).unwrap();
-        assert!(applied.failed.is_empty(), "{:#?}", applied.failed);
+        connect(number, other, &net, &programs);
         let pods = LinuxPodNetwork::new(net.handle(), programs.clone());
-        let container = format!("pod-{number}");
-        let (IpAddr::V4(a4), IpAddr::V6(a6)) = (v4(number, 5), v6(number, 5)) else { panic!() };
-        let port = PodPort {
-            netns: pod.path(),
-            interface: "eth0".parse().unwrap(),
-            host_interface: IfName::for_pod(&container, "eth0"),
-            owner: format!("default/{container}"),
-            v4: Some(a4),
-            v6: Some(a6),
-            mtu: MTU,
-            mac: None,
-            ports: vec![],
-            bandwidth: Default::default(),
-        };
-        let ifindex = pods.attach(&port).unwrap().host_ifindex;
-        // Nothing here may depend on the stack: it must not forward.
-        for name in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
-            net.run(|| mesh_kernel::sysctl::write(name, "0")).unwrap();
-        }
+        let ifindex = pods.attach(&pod_port(number, &pod)).unwrap().host_ifindex;
+        forbid_forwarding(&net);
         let edge = LinuxEdge::new(net.handle(), programs.clone());
-        (Self { number, edge, programs, pod, ifindex, net, _lab: lab }, device)
+        (Self { number, edge, programs, pod, ifindex, net, lab }, device)
+    }
+
+    /// What was loaded becomes another version's; then this one is loaded, and knows nothing but the network.
+    pub(super) fn change_version(&mut self, other: u8) {
+        self.lab.change_version(999);
+        self.programs = Arc::new(self.lab.load_on(&self.net));
+        connect(self.number, other, &self.net, &self.programs);
+        forbid_forwarding(&self.net);
+        self.edge = LinuxEdge::new(self.net.handle(), self.programs.clone());
+    }
+
+    /// Takes the pod over from the other version.
+    pub(super) fn take_over(&self) {
+        let pods = LinuxPodNetwork::new(self.net.handle(), self.programs.clone());
+        assert!(pods.take_over(&pod_port(self.number, &self.pod)).unwrap());
     }
 
     /// Makes the edge so, and checks that it is one round and that the kernel says the same.

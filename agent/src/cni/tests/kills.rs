@@ -64,6 +64,13 @@ impl PodNetwork for Kernel {
         Ok(attached)
     }
 
+    fn take_over(&self, port: &PodPort) -> Result<bool, AttachError> {
+        self.1.step().map_err(AttachError::NodeNamespace)?;
+        let taken = self.0.take_over(port)?;
+        self.1.step().map_err(AttachError::NodeNamespace)?;
+        Ok(taken)
+    }
+
     fn detach(&self, host: &IfName, addresses: &[IpAddr]) -> Result<(), DetachError> {
         self.1.step().map_err(DetachError::NodeNamespace)?;
         self.0.detach(host, addresses)?;
@@ -185,5 +192,28 @@ async fn nothing_leaks_wherever_the_agent_is_killed() {
             assert_eq!(world.node.network.ports().len(), 1);
             world.assert_consistent(&cni).await;
         }
+    }
+}
+
+#[tokio::test]
+async fn killed_while_pods_are_taken_over() {
+    // Three pods, of which each takes two steps; one to list them.
+    for steps in 0..8 {
+        let world = World::new();
+        let cni = world.restart(IMMORTAL).await;
+        for id in ["a", "b", "c"] {
+            assert_eq!(code(&cni.handle(add(id)).await), 0);
+        }
+        drop(cni);
+        world.node.network.change_version();
+        let doomed = world.agent(IMMORTAL).unwrap();
+        world.life.set(steps);
+        let seen = doomed.take_over().await;
+        assert_eq!(seen.is_ok_and(|seen| seen.failures.is_empty()), steps == 7);
+        drop(doomed);
+        let left = world.node.network.others().len();
+        let cni = world.restart(IMMORTAL).await;
+        assert_eq!(cni.take_over().await.unwrap(), Succession { taken: left, failures: vec![] });
+        assert!(world.node.network.others().is_empty());
     }
 }

@@ -24,6 +24,7 @@ pub(super) const NETWORKS: &str = "/etc/cni/net.d";
 const STOCK: &str = "/usr/lib/cni";
 const STATE: &str = "/var/lib/mesh";
 const LOG: &str = "/run/agent.log";
+const BPF: &str = "/run/bpf/mesh";
 /// A service of the cluster, and its backend: the first pod of the node.
 pub(super) const SERVICE: &str = "10.96.0.77:80";
 pub(super) const FIRST_POD: &str = "10.244.1.2";
@@ -82,6 +83,22 @@ impl Node {
         begun.elapsed()
     }
 
+    /// Has the next agent go on from a snapshot with these policies.
+    pub(super) fn save_policy(&self, policy: Value) {
+        let mut snapshot = self.snapshot();
+        snapshot["policy"] = policy;
+        fs::write(Path::new(STATE).join("snapshot.json"), snapshot.to_string()).unwrap();
+    }
+
+    /// Makes what the agent has pinned that of an agent with another ABI. Returns where it is now.
+    pub(super) fn change_version(&self) -> PathBuf {
+        let versions: Vec<_> = fs::read_dir(BPF).unwrap().flatten().collect();
+        let [own] = &versions[..] else { panic!("{versions:?}") };
+        let other = Path::new(BPF).join("v999");
+        fs::rename(own.path(), &other).unwrap();
+        other
+    }
+
     /// A command of the agent's program, for this node.
     pub(super) fn command(&self, name: &str) -> Command {
         let hooks = cgroups::unified_root().unwrap().join(&self.cgroup);
@@ -92,7 +109,7 @@ impl Node {
         command.args([env!("CARGO_BIN_EXE_mesh-agent"), name, "--node-name", "node-1"]);
         command.args(["--node-ip", "192.0.2.1", "--server", "https://192.0.2.9:6443"]);
         command.args(["--token", &format!("mesh1.{}.{}", "ab".repeat(32), "0f".repeat(16))]);
-        command.args(["--bpf-dir", "/run/bpf/mesh", "--dns-upstream", "192.0.2.9"]);
+        command.args(["--bpf-dir", BPF, "--dns-upstream", "192.0.2.9"]);
         command.args(["--cgroup-parent", &format!("/{}/pods", self.cgroup)]);
         command.args(["--overlay", "user", "--eviction-hard", "", "--cgroup"]).arg(hooks);
         command.args(["--containerd", "/run/rig/containerd.sock"]);
