@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
+use mesh_kernel::flows::{FlowReader, Settings};
 use mesh_kernel::services::{ServiceReconciler, ServiceTable};
 use mesh_kernel::sockets::{Ended, end_connections};
 use mesh_model::ObjectKey;
@@ -83,6 +84,38 @@ fn a_node_port_is_reached_by_the_address_of_any_node_and_by_no_other() {
     assert_eq!(client.ask("tcp [::]:80"), "error ECONNREFUSED");
     assert_eq!(table.table().set_node_addresses(&[].into()).unwrap(), 2);
     assert_eq!(client.ask("tcp 192.0.2.7:80"), "error ENETUNREACH");
+}
+
+#[test]
+fn a_node_port_is_reached_by_loopback_from_the_node_and_not_from_a_pod() {
+    if !privileged() {
+        return;
+    }
+    let (lab, net, pod) = (Lab::new(), Net::new(), Net::new());
+    let programs = lab.load();
+    let (v4, v6) = (net.greeter("127.0.0.1:0", "hello4"), net.greeter("[::1]:0", "hello6"));
+    let udp = net.answerer("127.0.0.1:0", "datagram");
+    let mut table = ServiceReconciler::new(programs.services());
+    let wanted = [
+        frontend("0.0.0.0", Protocol::Tcp, &[v4]),
+        frontend("::", Protocol::Tcp, &[v6]),
+        frontend("0.0.0.0", Protocol::Udp, &[udp]),
+    ];
+    assert!(table.reconcile(&wanted).unwrap().failed.is_empty());
+    // Makes the node's own network known.
+    let _flows = FlowReader::open(&programs, &net.handle(), Settings::default()).unwrap();
+    let mut process = Client::start(&lab.cgroup, &net);
+    assert_eq!(process.ask("tcp 127.0.0.1:80"), "hello4 from 127.0.0.1:80");
+    assert_eq!(process.ask("tcp 127.8.9.10:80"), "hello4 from 127.8.9.10:80");
+    assert_eq!(process.ask("tcp [::1]:80"), "hello6 from [::1]:80");
+    assert_eq!(process.ask("tcp [::ffff:127.0.0.1]:80"), "hello4 from [::ffff:127.0.0.1]:80");
+    assert_eq!(process.ask("udp 127.0.0.1:80"), "datagram from 127.0.0.1:80");
+    // What is no node port is the machine's own, as before.
+    assert_eq!(process.ask(&format!("tcp {v4}")), format!("hello4 from {v4}"));
+    assert_eq!(process.ask("tcp 127.0.0.1:81"), "error ECONNREFUSED");
+    let mut pod = Client::start(&lab.cgroup, &pod);
+    assert_eq!(pod.ask("tcp 127.0.0.1:80"), "error ECONNREFUSED");
+    assert_eq!(pod.ask("tcp [::1]:80"), "error ECONNREFUSED");
 }
 
 #[test]

@@ -2,11 +2,14 @@
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::bpf_sock_addr;
-use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_set_retval};
+use aya_ebpf::helpers::generated::{
+    bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval,
+};
 use aya_ebpf::programs::SockAddrContext;
 use mesh_abi::{Address, Peer, Reverse, ReverseKey, Service, ServiceKey, Slot, Sticky, StickyKey};
 
-use crate::maps::{NODE_ADDRESSES, PEERS, REVERSE, SERVICES, STICKY};
+use crate::host::is_loopback;
+use crate::maps::{NAMESPACES, NODE_ADDRESSES, PEERS, REVERSE, SERVICES, STICKY};
 use crate::service::{choose, is_member};
 use crate::{flow, trace};
 
@@ -117,10 +120,24 @@ fn frontend(ctx: &SockAddrContext, address: Address, port_be: u16) -> Option<Ser
         return Some(*service);
     }
     // SAFETY: only its presence matters.
-    unsafe { NODE_ADDRESSES.get(&address) }?;
+    if unsafe { NODE_ADDRESSES.get(&address) }.is_none() && !is_nodes_loopback(ctx, &address) {
+        return None;
+    }
     key.address = if address.is_v4() { ServiceKey::ANY_NODE_V4 } else { ServiceKey::ANY_NODE_V6 };
     // SAFETY: as above.
     unsafe { SERVICES.get(&key) }.copied()
+}
+
+/// Whether the node is meant by a loopback address. Only processes in the node's own network mean it by that; a pod means itself.
+#[inline(always)]
+fn is_nodes_loopback(ctx: &SockAddrContext, address: &Address) -> bool {
+    if !is_loopback(address) {
+        return false;
+    }
+    // SAFETY: a valid context.
+    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    // SAFETY: the value is copied.
+    unsafe { NAMESPACES.get(&netns) }.copied() == Some(0)
 }
 
 /// `connect`: to a frontend becomes to one of its backends; the socket remembers both.
