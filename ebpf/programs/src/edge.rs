@@ -23,6 +23,7 @@ pub mod outbound;
 mod packet;
 mod refuse;
 mod sctp;
+mod stray;
 mod translate;
 pub mod tunnel;
 

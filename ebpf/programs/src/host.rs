@@ -52,6 +52,14 @@ pub fn is_loopback(address: &Address) -> bool {
     address.words[..3] == [0; 3] && last == 1
 }
 
+/// Whether the kernel would keep a packet between these: the second address is the node's, known to us or not.
+#[inline(always)]
+pub fn is_at_home(ctx: &TcContext, source: &Address, destination: &Address) -> bool {
+    let Some(scratch) = connection::scratch() else { return true };
+    (scratch.key.source, scratch.key.destination) = (*source, *destination);
+    is_local(ctx.skb.skb, &scratch.key) != 0
+}
+
 /// Whether the kernel would keep a packet to this address: it is one of the node's, known to us or not. A function of its
 /// own: what it keeps on the stack is not there for others.
 #[inline(never)]

@@ -7,7 +7,7 @@ use mesh_kernel::edge::Service;
 use mesh_kernel::services::FrontendKey;
 use mesh_model::snapshot::Protocol;
 
-use super::{World, at, teller, unchanged, v4, v6};
+use super::{NODE, NODE6, World, any, at, teller, unchanged, v4, v6};
 use crate::lab::{PATIENCE, privileged};
 
 #[test]
@@ -54,6 +54,49 @@ fn questions_for_a_services_address_are_answered_while_it_is_ours() {
         let line = neighbours.lines().find(|line| line.contains("77 ")).unwrap().to_owned();
         assert!(line.contains(&mac), "{line}");
     }
+}
+
+#[test]
+fn an_address_that_is_ours_answers_echoes_and_refuses_what_no_service_has() {
+    if !privileged() {
+        return;
+    }
+    let world = World::new();
+    let vips: [IpAddr; 2] = ["192.0.2.77".parse().unwrap(), "2001:db8::77".parse().unwrap()];
+    let mut desired = world.wanted(&[], unchanged);
+    desired.owned = vips.into();
+    // Where somebody has given away an address that is the node's own.
+    desired.owned.extend([NODE, NODE6].map(|own| own.parse::<IpAddr>().unwrap()));
+    let node = &world.nodes[0];
+    node.settle(&desired);
+    for vip in vips {
+        world.client.command("ping", &format!("-n -c 1 -W 5 -s 1000 {vip}"));
+        let quick = std::time::Duration::from_secs(1);
+        let tried = world.client.run(|| TcpStream::connect_timeout(&at(vip, 81), quick));
+        assert_eq!(tried.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused, "{vip}");
+        let socket = world.client.udp(any(at(vip, 81)));
+        world.client.run(|| socket.connect(at(vip, 81))).unwrap();
+        socket.send(b"?").unwrap();
+        let error = socket.recv(&mut [0; 16]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{vip}");
+    }
+    let (echoes, refused) = (EdgeReason::Answered, EdgeReason::NoBackend);
+    let counted = || (node.counted(echoes), node.counted(refused));
+    let before = counted();
+    for own in [NODE, NODE6] {
+        let server = node.net.greeter(&at(own.parse().unwrap(), 0).to_string(), "own");
+        assert_eq!(world.tcp(server).unwrap(), "own");
+        world.client.command("ping", &format!("-n -c 1 -W 5 {own}"));
+    }
+    assert_eq!(counted().1, before.1);
+    // An address that is not ours is the stack's business, which does not forward here.
+    desired.owned.clear();
+    node.settle(&desired);
+    let gone = world.client.run(|| {
+        let mut ping = std::process::Command::new("ping");
+        ping.args(["-n", "-c", "1", "-W", "1", "192.0.2.77"]).output().unwrap()
+    });
+    assert!(!gone.status.success());
 }
 
 #[test]

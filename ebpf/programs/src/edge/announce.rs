@@ -26,11 +26,19 @@ const OVERRIDE: u8 = 0x20;
 const ALL_NODES: Address = Address { words: [0xff02_0000_u32.to_be(), 0, 0, 1_u32.to_be()] };
 const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
 
+/// Whether this node answers for the address.
+#[inline(always)]
+pub fn is_owned(address: &Address) -> bool {
+    // SAFETY: only its presence matters.
+    unsafe { EDGE_OWNED.get(address) }.is_some()
+}
+
 /// The uplink's own address, if this node answers for the wanted one there.
 #[inline(always)]
 fn answering(ctx: &TcContext, wanted: &Address) -> Option<EdgeUplink> {
-    // SAFETY: only its presence matters.
-    unsafe { EDGE_OWNED.get(wanted) }?;
+    if !is_owned(wanted) {
+        return None;
+    }
     // SAFETY: the value is copied; user space replaces it as a whole.
     unsafe { EDGE_UPLINKS.get(&ifindex(ctx)) }.copied()
 }

@@ -10,7 +10,7 @@ use mesh_abi::{
 
 use super::packet::{self, Packet, Part, TCP, has_ports};
 use super::translate::{Side, clamp, put_port, rewrite};
-use super::{Scratch, choose, count, drop, flow, icmp, is_own, refuse, scratch, tunnel};
+use super::{Scratch, choose, count, drop, flow, icmp, is_own, refuse, scratch, stray, tunnel};
 use crate::deliver::{local_pod, to_pod};
 use crate::maps::{EDGE_SERVICES, EDGE_SOURCES, HOST_PORTS, REMOTE_BLOCKS};
 use crate::packet::{ETH_HLEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, NEXT, ifindex};
@@ -36,13 +36,16 @@ pub fn from_client(ctx: &TcContext, v4: bool) -> i32 {
     if icmp::is_error(ctx, packet) {
         return error(ctx, packet, flow);
     }
+    if !has_ports(packet.protocol) {
+        return stray::answer(ctx, packet);
+    }
     // A later piece of something that did not go to a service is none of ours.
-    if !has_ports(packet.protocol) || !packet.recall_ports() {
+    if !packet.recall_ports() {
         return NEXT;
     }
     let Some(service) = service(packet) else {
         forget_way_back(packet);
-        return NEXT;
+        return stray::answer(ctx, packet);
     };
     packet.remember_ports();
     if service.flags & EdgeService::RESTRICTED != 0 && !is_allowed(&service, &packet.source) {

@@ -63,8 +63,9 @@ pub fn is_too_big(ctx: &TcContext, room: u32) -> bool {
     bytes > room
 }
 
+/// Sends what the packet was turned into back to where it came from; drops it when it could not be turned.
 #[inline(always)]
-fn send_back(ctx: &TcContext, done: Option<()>, back: u32) -> i32 {
+pub fn send_back(ctx: &TcContext, done: Option<()>, back: u32) -> i32 {
     let turned = done.and_then(|()| {
         let header = ctx.load::<Ethernet>(0).ok()?;
         let Ethernet { destination, source, ethertype_be } = header;
@@ -100,6 +101,12 @@ fn reset(ctx: &TcContext, packet: &Packet) -> Option<()> {
     ctx.l4_csum_replace(checksum, from.into(), to.into(), 2).ok()?;
     ctx.store(transport + 12, &turned, 0).ok()?;
     ctx.store(transport, &[packet.destination_port_be, packet.source_port_be], 0).ok()?;
+    swap_addresses(ctx, packet)
+}
+
+/// Makes the receiver the sender. No sum tells the difference.
+#[inline(always)]
+pub fn swap_addresses(ctx: &TcContext, packet: &Packet) -> Option<()> {
     if packet.v4 {
         let sides = [packet.destination.words[3], packet.source.words[3]];
         ctx.store(ETH_HLEN + 12, &sides, 0).ok()
