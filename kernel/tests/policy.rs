@@ -7,7 +7,7 @@ use std::sync::Arc;
 use mesh_abi::{Reason, maps, programs as names};
 use mesh_kernel::Programs;
 use mesh_kernel::bpf::test_run::Input;
-use mesh_kernel::pods::{LinuxPodNetwork, PodNetwork, PodPort};
+use mesh_kernel::pods::{HostPort, LinuxPodNetwork, PodNetwork, PodPort};
 use mesh_kernel::policy::{BpfPolicyTable, Place, PolicyReconciler, Tables};
 use mesh_model::ObjectKey;
 use mesh_model::parts::Element as _;
@@ -468,6 +468,35 @@ fn processes_of_the_node_reach_their_pods_and_other_pods_do_not() {
     });
     assert!(near.is_err());
     assert!(bench.dropped(Reason::PolicyIngress) > before);
+}
+
+/// Real packets: by a port of the node a pod comes to another one with the node's address, which is always allowed where a process
+/// of the node has it.
+#[test]
+fn a_pod_does_not_get_past_a_policy_by_a_port_of_its_node() {
+    if !privileged() {
+        return;
+    }
+    let mut bench = Bench::new(IN, 0, vec![]);
+    bench.node.ip("addr add 10.244.1.1/32 dev lo");
+    let forwarding = || mesh_kernel::sysctl::write("net/ipv4/ip_forward", "1");
+    bench.node.run(forwarding).unwrap();
+    let published = HostPort { protocol: Protocol::Tcp, address: None, port: 8080, pod_port: 80 };
+    let network = LinuxPodNetwork::new(bench.node.handle(), bench.programs.clone());
+    network.publish(&[(vec![published], bench.port.addresses().collect())]).unwrap();
+    bench._pods[0].greeter("10.244.1.5:80", "hello");
+    let by_node = std::net::SocketAddr::from((NODE, 8080));
+    assert_eq!(bench.node.tcp(by_node).unwrap(), "hello", "a process of the node");
+    let quick = || {
+        std::net::TcpStream::connect_timeout(&by_node, std::time::Duration::from_millis(300))
+    };
+    let before = bench.dropped(Reason::PolicyIngress);
+    assert!(bench._pods[1].run(quick).is_err());
+    assert!(bench.dropped(Reason::PolicyIngress) > before);
+    // Whom everybody may ask may be asked by everybody.
+    bench.set.rules = vec![rule(IN, 0, tcp(80))].into();
+    bench.publish();
+    assert_eq!(bench._pods[1].tcp(by_node).unwrap(), "hello");
 }
 
 /// Policies, pods and packets as a seed wants them; the same every time.

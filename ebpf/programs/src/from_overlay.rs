@@ -32,7 +32,7 @@ fn handle(ctx: &TcContext) -> i32 {
         }
         return pass(ctx, Reason::OverlayToStack);
     };
-    let ends = Ends { sender: 0, receiver: pod.device(), trusted: false };
+    let ends = Ends { sender: 0, receiver: pod.device(), trusted: false, unproven: false };
     if let Err(reason) = policy::admit(ctx, 0, ethertype, ends) {
         return drop_at(ctx, 0, reason);
     }

@@ -88,7 +88,7 @@ fn ask(skb: *mut __sk_buff) -> u32 {
     };
     scratch.receiver = local_pod(&scratch.destination).unwrap_or_default();
     let receiver = scratch.receiver.device();
-    let ends = Ends { sender: ifindex(ctx), receiver, trusted: false };
+    let ends = Ends { sender: ifindex(ctx), receiver, trusted: false, unproven: false };
     let verdict = match policy::admit(ctx, ETH_HLEN, ethertype, ends) {
         Ok(()) => ONWARD,
         Err(reason) => drop(ctx, reason),

@@ -24,6 +24,9 @@ pub struct Ends {
     pub receiver: u32,
     /// Whether a process of the node sent it: that is always allowed.
     pub trusted: bool,
+    /// Whether it came from elsewhere by a way on which nobody vouches for its source. One that says that it is this node is
+    /// somebody whom the node's address hides: a pod that uses a host port, or a liar.
+    pub unproven: bool,
 }
 
 /// Whether the packet may go on. `network` is the place of its IP header. Costs the read of one word while there are no
@@ -51,7 +54,7 @@ fn judged(ctx: &TcContext, network: usize, ethertype: u16, ends: Ends) -> Result
     if !connection::parse(ctx, &mut scratch.packet, network as u32, ethertype) {
         return Err(Reason::Malformed);
     }
-    judge(ctx, scratch, from, to, generation, ends.trusted)
+    judge(ctx, scratch, from, to, generation, ends)
 }
 
 #[inline(always)]
@@ -70,8 +73,9 @@ fn judge(
     from: PodPolicy,
     to: PodPolicy,
     generation: u32,
-    trusted: bool,
+    ends: Ends,
 ) -> Result<(), Reason> {
+    let trusted = ends.trusted;
     let now = connection::now_secs();
     if scratch.packet.flags & LATER_FRAGMENT != 0 {
         return match trusted || connection::follows_fragment(scratch, now) {
@@ -88,6 +92,10 @@ fn judge(
     let back = (to.egress, from.ingress);
     let (egress, ingress) = if origin == RECEIVER { back } else { forth };
     scratch.asked = Asked { egress, ingress, egress_rule: 0, ingress_rule: 0 };
+    let begins = origin != RECEIVER && scratch.entry.ingress != generation;
+    if ends.unproven && begins && refuses_hidden(scratch, to.ingress) != 0 {
+        return Err(Reason::PolicyIngress);
+    }
     if !trusted {
         refusal(evaluate(scratch, egress, ingress, generation))?;
         if origin == EITHER {
@@ -112,6 +120,21 @@ fn judge(
         connection::remember_fragment(scratch, now);
     }
     Ok(())
+}
+
+/// Whether the packet says that it is from this node, and the policy does not let everybody in.
+#[inline(never)]
+fn refuses_hidden(scratch: &mut Scratch, ingress: u32) -> u32 {
+    if ingress == OPEN {
+        return 0;
+    }
+    let key = &scratch.packet.key;
+    // SAFETY: the value is copied.
+    if unsafe { IDENTITIES.get(&key.source) }.copied() != Some(THIS_NODE) {
+        return 0;
+    }
+    let (protocol, port_be) = (u32::from(key.protocol), u32::from(key.destination_port_be));
+    u32::from(rule(ingress, ANYBODY, protocol, port_be) == 0)
 }
 
 #[inline(always)]

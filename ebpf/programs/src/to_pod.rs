@@ -19,7 +19,7 @@ pub fn run(ctx: &TcContext) -> i32 {
     }
     trace::enter(ctx, ETH_HLEN, TraceHook::ToPod);
     let trusted = policy::is_from_host(ctx);
-    let ends = Ends { sender: 0, receiver: ifindex(ctx), trusted };
+    let ends = Ends { sender: 0, receiver: ifindex(ctx), trusted, unproven: !trusted };
     let verdict = match policy::admit(ctx, ETH_HLEN, ethertype, ends) {
         Ok(()) => NEXT,
         Err(reason) => drop(ctx, reason),

@@ -255,7 +255,7 @@ fn onward(ctx: &TcContext, v4: bool, backend: &Address, via: &Address) -> i32 {
 fn hand_over(skb: *mut __sk_buff, pod: &LocalPod, v4: bool, reason: EdgeReason) -> u32 {
     let ctx = &TcContext::new(skb);
     let ethertype = if v4 { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 };
-    let ends = Ends { sender: 0, receiver: pod.device(), trusted: false };
+    let ends = Ends { sender: 0, receiver: pod.device(), trusted: false, unproven: true };
     if let Err(denied) = policy::admit(ctx, ETH_HLEN, ethertype, ends) {
         return crate::packet::drop(ctx, denied) as u32;
     }
