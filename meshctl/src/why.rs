@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
+use k8s_openapi::api::core::v1::Service;
 use mesh_model::policy::{End, Opinion, why as judge};
 use mesh_model::snapshot::Protocol;
 use mesh_model::{ObjectKey, Objects};
@@ -34,6 +35,13 @@ pub(crate) async fn why(global: &Global, args: WhyArgs) -> anyhow::Result<ExitCo
         (given, Some(_)) => Some(protocol(given.as_deref())?),
         (Some(given), None) => bail!("{given} needs a port: give DST:PORT"),
     };
+    if let End::Address(address) = to
+        && let Some(service) = service_at(&list(&api, "/api/v1/services").await?, address)
+    {
+        bail!(
+            "{address} is an address of Service {service}: policies are asked about the pod that a connection goes to; name one of them"
+        );
+    }
     let objects = objects(&api).await?;
     let answer = judge(&objects, &from, &to, protocol, port.unwrap_or(0))?;
     let passes = answer.iter().all(|opinion| opinion.passes);
@@ -62,6 +70,19 @@ async fn objects(api: &Api) -> anyhow::Result<Objects> {
         network_policies: list(api, "/apis/networking.k8s.io/v1/networkpolicies").await?,
         ..Objects::default()
     })
+}
+
+/// The Service that a client means by an address. It never gets to a policy: the connection goes to a backend before.
+fn service_at(services: &[Arc<Service>], address: IpAddr) -> Option<ObjectKey> {
+    let has = |service: &&Arc<Service>| {
+        let given = service.spec.iter().flat_map(|spec| spec.cluster_ips.iter().flatten());
+        let balancer = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+        let balanced = balancer.iter().flat_map(|b| b.ingress.iter().flatten());
+        let balanced = balanced.filter_map(|ingress| ingress.ip.as_ref());
+        given.chain(balanced).any(|text| text.parse() == Ok(address))
+    };
+    let found = &services.iter().find(has)?.metadata;
+    Some(ObjectKey::new(found.namespace.clone()?, found.name.clone()?))
 }
 
 async fn list<T: DeserializeOwned>(api: &Api, path: &str) -> anyhow::Result<Vec<Arc<T>>> {
@@ -102,6 +123,21 @@ fn end(text: &str, namespace: &str) -> anyhow::Result<(End, Option<u16>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_of_services_are_known() {
+        let web = json!({"metadata": {"namespace": "shop", "name": "web"},
+            "spec": {"clusterIPs": ["10.96.0.7", "fd10:96::7"]},
+            "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.200"}, {"hostname": "a.example"}]}}});
+        let headless =
+            json!({"metadata": {"namespace": "shop", "name": "db"}, "spec": {"clusterIPs": ["None"]}});
+        let all = [headless, web].map(|value| Arc::new(serde_json::from_value(value).unwrap()));
+        let at = |text: &str| service_at(&all, text.parse().unwrap()).map(|key| key.to_string());
+        for address in ["10.96.0.7", "fd10:96::7", "192.0.2.200"] {
+            assert_eq!(at(address).as_deref(), Some("shop/web"), "{address}");
+        }
+        assert_eq!(at("10.96.0.8"), None);
+    }
 
     #[test]
     fn ends_are_pods_or_addresses() {
