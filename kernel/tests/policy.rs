@@ -487,9 +487,8 @@ fn a_pod_does_not_get_past_a_policy_by_a_port_of_its_node() {
     bench._pods[0].greeter("10.244.1.5:80", "hello");
     let by_node = std::net::SocketAddr::from((NODE, 8080));
     assert_eq!(bench.node.tcp(by_node).unwrap(), "hello", "a process of the node");
-    let quick = || {
-        std::net::TcpStream::connect_timeout(&by_node, std::time::Duration::from_millis(300))
-    };
+    let quick =
+        || std::net::TcpStream::connect_timeout(&by_node, std::time::Duration::from_millis(300));
     let before = bench.dropped(Reason::PolicyIngress);
     assert!(bench._pods[1].run(quick).is_err());
     assert!(bench.dropped(Reason::PolicyIngress) > before);

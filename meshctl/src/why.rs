@@ -129,8 +129,7 @@ mod tests {
         let web = json!({"metadata": {"namespace": "shop", "name": "web"},
             "spec": {"clusterIPs": ["10.96.0.7", "fd10:96::7"]},
             "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.200"}, {"hostname": "a.example"}]}}});
-        let headless =
-            json!({"metadata": {"namespace": "shop", "name": "db"}, "spec": {"clusterIPs": ["None"]}});
+        let headless = json!({"metadata": {"namespace": "shop", "name": "db"}, "spec": {"clusterIPs": ["None"]}});
         let all = [headless, web].map(|value| Arc::new(serde_json::from_value(value).unwrap()));
         let at = |text: &str| service_at(&all, text.parse().unwrap()).map(|key| key.to_string());
         for address in ["10.96.0.7", "fd10:96::7", "192.0.2.200"] {
