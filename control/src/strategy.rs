@@ -78,6 +78,11 @@ pub trait Object:
         let _ = (old, causes);
     }
 
+    /// Drops what an update only carries along: what `old` had, and the new form has no use for.
+    fn drop_superfluous(&mut self, old: &Self) {
+        let _ = old;
+    }
+
     /// Keeps what only a subresource may change.
     fn keep_reserved(&mut self, old: &Self) {
         let _ = old;

@@ -175,3 +175,33 @@ async fn services_have_addresses_from_the_same_write() {
     f.registry.delete::<Service>(Some("ns"), "s", &DeleteOptions::default()).await.unwrap();
     f.registry.create(&second).await.unwrap();
 }
+
+/// A load balancer of the namespace, as stored.
+async fn balancer(registry: &Registry) -> Service {
+    let ports = serde_json::json!([{"port": 80}]);
+    let spec = serde_json::json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "ports": ports});
+    let spec = serde_json::from_value(spec).unwrap();
+    let service = Service { metadata: meta(Some("ns"), "web"), spec: Some(spec), status: None };
+    registry.create(&service).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_service_becomes_another_type_by_its_type_alone() {
+    let f = fixture().await;
+    let mut service = balancer(&f.registry).await;
+    let spec = service.spec.clone().unwrap();
+    assert!(spec.health_check_node_port.is_some());
+    for type_ in ["NodePort", "ClusterIP", "ExternalName", "ClusterIP", "LoadBalancer"] {
+        // All that the API has filled in comes along, as with a patch.
+        let spec = service.spec.as_mut().unwrap();
+        spec.type_ = Some(type_.to_owned());
+        spec.external_name = (type_ == "ExternalName").then(|| "a.example".to_owned());
+        service = f.registry.update(&service).await.unwrap();
+        let spec = service.spec.as_ref().unwrap();
+        assert_eq!(spec.health_check_node_port, None, "{type_}");
+        let outside = matches!(type_, "NodePort" | "LoadBalancer");
+        assert_eq!(spec.external_traffic_policy.is_some(), outside, "{type_}");
+        assert_eq!(spec.ports.as_ref().unwrap()[0].node_port.is_some(), outside, "{type_}");
+        assert_eq!(spec.cluster_ip.is_some(), type_ != "ExternalName");
+    }
+}

@@ -213,6 +213,7 @@ fn merged<K: Object>(mut asked: K, old: &K, part: Part) -> K {
         Part::Main => {
             asked.copy_status(old);
             asked.keep_reserved(old);
+            asked.drop_superfluous(old);
             asked
         }
         Part::Status => {

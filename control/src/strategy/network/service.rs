@@ -33,12 +33,50 @@ impl Object for Service {
         self.status.get_or_insert_default().load_balancer.get_or_insert_default();
     }
 
+    fn drop_superfluous(&mut self, old: &Self) {
+        if let (Some(spec), Some(old)) = (&mut self.spec, &old.spec) {
+            drop_of_former_type(spec, old);
+        }
+    }
+
     fn validate(&self, causes: &mut Causes) {
         match &self.spec {
             Some(found) => spec(found, causes),
             None => causes.add("spec.ports", "Required value"),
         }
     }
+
+    fn validate_update(&self, old: &Self, causes: &mut Causes) {
+        let (Some(new), Some(old)) = (&self.spec, &old.spec) else { return };
+        let (class, before) = (&new.load_balancer_class, &old.load_balancer_class);
+        if type_of(new) == "LoadBalancer" && type_of(old) == "LoadBalancer" && class != before {
+            let value = class.as_deref().unwrap_or_default();
+            invalid("spec.loadBalancerClass", value, "may not change once set", causes);
+        }
+    }
+}
+
+/// A patch of the type, or of a traffic policy, brings along what the API had filled in for the one before. Whoever wrote another
+/// value means it, and is told when it cannot be.
+fn drop_of_former_type(spec: &mut ServiceSpec, old: &ServiceSpec) {
+    if !is_for_clients_outside(spec) && spec.external_traffic_policy == old.external_traffic_policy
+    {
+        spec.external_traffic_policy = None;
+    }
+    let balancer = type_of(spec) == "LoadBalancer";
+    let local = spec.external_traffic_policy.as_deref() == Some("Local");
+    if !(balancer && local) && spec.health_check_node_port == old.health_check_node_port {
+        spec.health_check_node_port = None;
+    }
+    if !balancer && spec.load_balancer_class == old.load_balancer_class {
+        spec.load_balancer_class = None;
+    }
+}
+
+/// Whether it has addresses that `externalTrafficPolicy` is about.
+fn is_for_clients_outside(spec: &ServiceSpec) -> bool {
+    matches!(type_of(spec), "NodePort" | "LoadBalancer")
+        || spec.external_ips.as_ref().is_some_and(|ips| !ips.is_empty())
 }
 
 fn text(field: &mut Option<String>, value: &str) {
@@ -187,10 +225,7 @@ fn addresses(spec: &ServiceSpec, causes: &mut Causes) {
             invalid(format!("spec.loadBalancerSourceRanges[{i}]"), text, rule, causes);
         }
     }
-    if spec.external_traffic_policy.is_some()
-        && !matches!(type_of(spec), "NodePort" | "LoadBalancer")
-        && spec.external_ips.as_ref().is_none_or(|ips| ips.is_empty())
-    {
+    if spec.external_traffic_policy.is_some() && !is_for_clients_outside(spec) {
         let rule = "may only be set for externally-accessible services";
         let value = spec.external_traffic_policy.as_deref().unwrap_or_default();
         invalid("spec.externalTrafficPolicy", value, rule, causes);
@@ -218,6 +253,47 @@ mod tests {
         assert_eq!(spec.ports.unwrap()[0].target_port, Some(IntOrString::Int(80)));
         let affinity = spec.session_affinity_config.unwrap().client_ip.unwrap();
         assert_eq!(affinity.timeout_seconds, Some(10_800));
+    }
+
+    #[test]
+    fn an_update_to_another_type_drops_what_the_former_one_had() {
+        let balancer = || {
+            service(
+                json!({"type": "LoadBalancer", "ports": [{"port": 80}], "externalTrafficPolicy": "Local",
+                "healthCheckNodePort": 30999, "loadBalancerClass": "a.example/b"}),
+            )
+        };
+        let changed = |change: Value| {
+            let mut spec = serde_json::to_value(balancer().spec.unwrap()).unwrap();
+            json_patch::merge(&mut spec, &change);
+            let mut new = service(Value::Null);
+            new.spec = serde_json::from_value(spec).unwrap();
+            new.drop_superfluous(&balancer());
+            new.set_defaults();
+            let mut causes = Causes::default();
+            new.validate(&mut causes);
+            new.validate_update(&balancer(), &mut causes);
+            let spec = new.spec.unwrap();
+            let left = (spec.external_traffic_policy, spec.health_check_node_port);
+            (left, spec.load_balancer_class.is_some(), causes.into_vec().len())
+        };
+        for plain in [
+            json!({"type": "ClusterIP"}),
+            json!({"type": "ExternalName", "externalName": "a.example"}),
+        ] {
+            assert_eq!(changed(plain), ((None, None), false, 0));
+        }
+        let cluster = || Some("Cluster".to_owned());
+        assert_eq!(
+            changed(json!({"externalTrafficPolicy": "Cluster"})),
+            ((cluster(), None), true, 0)
+        );
+        let kept = ((Some("Local".to_owned()), Some(30_999)), true, 0);
+        assert_eq!(changed(json!({"sessionAffinity": "ClientIP"})), kept);
+        // What somebody writes is judged, not dropped.
+        let written = json!({"type": "ClusterIP", "externalTrafficPolicy": "Cluster"});
+        assert_eq!(changed(written).2, 1);
+        assert_eq!(changed(json!({"loadBalancerClass": "a.example/c"})).2, 1);
     }
 
     #[test]
