@@ -205,3 +205,15 @@ async fn a_service_becomes_another_type_by_its_type_alone() {
         assert_eq!(spec.cluster_ip.is_some(), type_ != "ExternalName");
     }
 }
+
+#[tokio::test]
+async fn who_writes_a_services_status_may_write_annotations_and_nothing_else() {
+    let f = fixture().await;
+    let mut service = balancer(&f.registry).await;
+    let annotations = BTreeMap::from([("seen".to_owned(), "yes".to_owned())]);
+    service.metadata.annotations = Some(annotations.clone());
+    service.spec.as_mut().unwrap().session_affinity = Some("ClientIP".to_owned());
+    let written = f.registry.update_status(&service).await.unwrap();
+    assert_eq!(written.metadata.annotations, Some(annotations));
+    assert_eq!(written.spec.unwrap().session_affinity.as_deref(), Some("None"));
+}

@@ -98,6 +98,7 @@ fn endpoint_address(field: &str, type_: &str, text: &str, causes: &mut Causes) {
 
 impl Object for Ingress {
     const GENERATION: bool = true;
+    const STATUS_CARRIES_LABELS: bool = true;
 
     fn prepare_create(&mut self) {
         self.status = None;

@@ -17,6 +17,8 @@ const LONGEST_AFFINITY_SECS: i32 = 86_400;
 const TYPES: [&str; 4] = ["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
 
 impl Object for Service {
+    const STATUS_CARRIES_LABELS: bool = true;
+
     fn prepare_create(&mut self) {
         self.status = None;
     }
