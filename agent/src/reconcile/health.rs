@@ -16,6 +16,9 @@ use tokio::task::JoinHandle;
 use super::{Concern, Failures};
 use crate::observe::Desired;
 
+/// By how much load balancers that understand it may prefer this node, as kube-proxy says it.
+const WEIGHT: &str = "x-load-balancing-endpoint-weight";
+
 /// Keeps a listener on each port.
 #[derive(Default)]
 pub(crate) struct HealthChecks {
@@ -76,7 +79,9 @@ impl Listener {
     }
 }
 
-async fn answer(State(check): State<watch::Receiver<HealthCheck>>) -> (StatusCode, Json<Value>) {
+type Answer = (StatusCode, [(&'static str, String); 1], Json<Value>);
+
+async fn answer(State(check): State<watch::Receiver<HealthCheck>>) -> Answer {
     let check = check.borrow();
     let status = match check.local_endpoints {
         0 => StatusCode::SERVICE_UNAVAILABLE,
@@ -88,7 +93,7 @@ async fn answer(State(check): State<watch::Receiver<HealthCheck>>) -> (StatusCod
         "localEndpoints": check.local_endpoints,
         "serviceProxyHealthy": true,
     });
-    (status, Json(body))
+    (status, [(WEIGHT, check.local_endpoints.to_string())], Json(body))
 }
 
 #[cfg(test)]
@@ -121,6 +126,7 @@ mod tests {
                 let text = get(address, free).await.unwrap();
                 assert!(text.contains(status), "{text}");
                 assert!(text.contains(&format!("\"localEndpoints\":{endpoints}")), "{text}");
+                assert!(text.contains(&format!("{WEIGHT}: {endpoints}\r\n")), "{text}");
                 assert!(
                     text.contains(r#""service":{"name":"web","namespace":"default"}"#),
                     "{text}"

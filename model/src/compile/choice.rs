@@ -78,7 +78,12 @@ fn near(ready: &mut Vec<&Candidate<'_>>, local: &LocalNode) {
 }
 
 impl Candidate<'_> {
-    fn is_on(&self, node: &NodeName) -> bool {
+    /// Whether it gets new connections for its own sake, not for want of others.
+    pub(super) fn is_open(&self) -> bool {
+        self.ready && self.weight > 0
+    }
+
+    pub(super) fn is_on(&self, node: &NodeName) -> bool {
         self.node.as_ref() == Some(node)
     }
 

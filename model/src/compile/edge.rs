@@ -11,7 +11,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use super::choice::{Reach, choose};
 use super::claims::{self, Claims};
 use super::directory::Entry;
-use super::endpoints::{Family, candidates, port_number};
+use super::endpoints::{Candidate, Family, candidates, port_number};
 use super::services::load_balancer_ips;
 use crate::snapshot::{
     Announced, Backend, Edge, EdgeService, FrontendKind, HealthCheck, LocalNode, Protocol,
@@ -42,20 +42,19 @@ impl Part {
         let Some(one) = Outside::new(key, service, cluster) else { return Self::default() };
         let mut part = Self::default();
         let mut services = Vec::new();
-        let (mut here, mut here6) = (BTreeSet::new(), BTreeSet::new());
         for port in service.spec.iter().flat_map(|s| s.ports.iter().flatten()) {
             for (vip, number, kind) in one.addresses(port, local) {
-                let found = one.backends(&entry.slices, port, Family::of(&vip), local);
+                let candidates = candidates(&entry.slices, port, Family::of(&vip));
+                // The same on every node, so that each would send a client to the same place.
+                let anywhere = choose(&candidates, Reach::Anywhere, local).backends;
                 if kind == FrontendKind::External && one.is_announced(vip) {
-                    add(part.announced.entry(vip).or_default(), one.local, &found);
+                    add(part.announced.entry(vip).or_default(), one.local, &anywhere);
                 }
-                let family = if vip.is_ipv4() { &mut here } else { &mut here6 };
-                family.extend(found.iter().filter(|b| is_on(b, local)).map(|b| b.address));
-                services.extend(one.service(port, (vip, number, kind), found, local));
+                let backends = one.backends(&candidates, anywhere, local);
+                services.extend(one.service(port, (vip, number, kind), backends, local));
             }
         }
-        // A pod with an address of each family counts once.
-        part.health_check = one.health_check(here.len().max(here6.len()));
+        part.health_check = one.health_check(&entry.slices, local);
         part.services = claims::of_service(services, &entry.made.edge.services);
         part
     }
@@ -185,19 +184,17 @@ impl<'a> Outside<'a> {
         all
     }
 
-    /// The same on every node, so that each would send a client to the same place; but where traffic stays on a node
-    /// that has nothing ready, what still serves there while it terminates is better than nothing.
+    /// Those that are anywhere; but where traffic stays on a node that has nothing ready, what still serves there while it
+    /// terminates is better than nothing. It is for who comes all the same: the node neither announces nor praises itself for it.
     fn backends(
         &self,
-        slices: &[Arc<EndpointSlice>],
-        port: &ServicePort,
-        family: Family,
+        candidates: &[Candidate<'_>],
+        anywhere: Vec<Backend>,
         local: &LocalNode,
     ) -> Vec<Backend> {
-        let candidates = candidates(slices, port, family);
-        let mut backends = choose(&candidates, Reach::Anywhere, local).backends;
+        let mut backends = anywhere;
         if self.local && !backends.iter().any(|backend| is_on(backend, local)) {
-            backends.extend(choose(&candidates, Reach::Local, local).backends);
+            backends.extend(choose(candidates, Reach::Local, local).backends);
         }
         backends
     }
@@ -233,9 +230,29 @@ impl<'a> Outside<'a> {
         })
     }
 
-    fn health_check(&self, local_endpoints: usize) -> Option<HealthCheck> {
+    fn health_check(
+        &self,
+        slices: &[Arc<EndpointSlice>],
+        local: &LocalNode,
+    ) -> Option<HealthCheck> {
         let port = self.service.spec.as_ref()?.health_check_node_port.and_then(port_number)?;
         let wanted = self.is_load_balancer() && self.local;
-        wanted.then(|| HealthCheck { port, service: self.key.clone(), local_endpoints })
+        wanted.then(|| HealthCheck {
+            port,
+            service: self.key.clone(),
+            local_endpoints: self.ready_here(slices, local),
+        })
+    }
+
+    /// How many endpoints of this node new clients are for, by whatever address they come.
+    fn ready_here(&self, slices: &[Arc<EndpointSlice>], local: &LocalNode) -> usize {
+        let ports = self.service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
+        let of_family = |family| {
+            let all = ports.clone().flat_map(|port| candidates(slices, port, family));
+            let here = all.filter(|c| c.is_open() && c.is_on(&local.name));
+            here.map(|c| c.address).collect::<BTreeSet<_>>().len()
+        };
+        // A pod with an address of each family counts once.
+        of_family(Family::V4).max(of_family(Family::V6))
     }
 }

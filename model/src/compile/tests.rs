@@ -225,6 +225,37 @@ fn terminating_backends_serve_when_nothing_else_does() {
 }
 
 #[test]
+fn a_node_with_nothing_but_what_terminates_serves_clients_outside_and_asks_for_none() {
+    let mut objects = web();
+    objects.services = vec![object(json!({
+        "metadata": {"namespace": "default", "name": "web"},
+        "spec": {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 30999,
+                 "clusterIPs": ["10.96.0.7"], "ports": [{"name": "http", "port": 80}]},
+        "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.200"}]}}
+    }))];
+    let seen = |objects: &Objects, node: &str| {
+        let edge = compile(objects, &node.parse().unwrap()).edge;
+        let announcing: Vec<String> =
+            edge.announced[0].nodes.iter().flatten().map(ToString::to_string).collect();
+        (edge.services[0].backends.len(), edge.health_checks[0].local_endpoints, announcing)
+    };
+    let all = || vec!["n1".to_owned(), "n2".to_owned()];
+    assert_eq!(seen(&objects, "n1"), (1, 1, all()));
+    assert_eq!(seen(&objects, "n2"), (1, 1, all()));
+    let slice = Arc::make_mut(&mut objects.endpoint_slices[0]);
+    slice.endpoints.as_mut().unwrap().remove(1);
+    // All nodes agree on who may answer for the address.
+    assert_eq!(seen(&objects, "n1"), (1, 1, vec!["n1".to_owned()]));
+    assert_eq!(seen(&objects, "n2"), (1, 0, vec!["n1".to_owned()]));
+    // A load balancer outside that has no address yet asks, too.
+    Arc::make_mut(&mut objects.services[0]).status = None;
+    let local = |node: &str| {
+        compile(&objects, &node.parse().unwrap()).edge.health_checks[0].local_endpoints
+    };
+    assert_eq!((local("n1"), local("n2")), (1, 0));
+}
+
+#[test]
 fn every_node_is_its_own_dns_server() {
     let mut objects = web();
     objects.services.push(object(json!({
