@@ -39,6 +39,10 @@ pub const CA_KEY: &str = "ca.crt";
 pub const DNS_SERVICE: &str = "kube-dns";
 /// Label on EndpointSlices that names their Service.
 pub const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// Label on Services and EndpointSlices without an address to proxy.
+pub const LABEL_HEADLESS: &str = "service.kubernetes.io/headless";
+/// Label on Services that another proxy than the cluster's own serves; its value names that proxy.
+pub const LABEL_SERVICE_PROXY: &str = "service.kubernetes.io/service-proxy-name";
 /// Label on Nodes with the host name.
 pub const LABEL_HOSTNAME: &str = "kubernetes.io/hostname";
 /// Label that every Namespace has: its name.

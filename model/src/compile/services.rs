@@ -13,6 +13,7 @@ use super::{claims, dns, edge};
 use crate::snapshot::{
     Backend, DnsService, FULL_WEIGHT, Frontend, FrontendKind, LocalNode, Protocol,
 };
+use crate::wellknown::{LABEL_HEADLESS, LABEL_SERVICE_PROXY};
 use crate::{ClusterConfig, ObjectKey, wellknown};
 
 /// Kubernetes' default for `sessionAffinityConfig.clientIP.timeoutSeconds`.
@@ -37,13 +38,17 @@ impl Made {
     ) -> Self {
         let Some(service) = &entry.service else { return Self::default() };
         let before = &entry.made;
-        let frontends = frontends(key, service, &entry.slices, cluster, local);
         let dns = dns::service(key, service, &entry.slices);
         let same = |fresh: &DnsService| before.dns.as_ref().filter(|old| ***old == *fresh).cloned();
+        let dns = dns.map(|fresh| same(&fresh).unwrap_or_else(|| Arc::new(fresh)));
+        if is_name_only(service) {
+            return Self { dns, ..Self::default() };
+        }
+        let frontends = frontends(key, service, &entry.slices, cluster, local);
         Self {
             frontends: claims::of_service(frontends, &before.frontends),
             edge: edge::Part::of(key, entry, service, cluster, local),
-            dns: dns.map(|fresh| same(&fresh).unwrap_or_else(|| Arc::new(fresh))),
+            dns,
         }
     }
 }
@@ -164,6 +169,19 @@ impl Choices<'_> {
 pub(super) fn key(service: &Service) -> Option<ObjectKey> {
     let metadata = &service.metadata;
     Some(ObjectKey::new(metadata.namespace.clone()?, metadata.name.clone()?))
+}
+
+/// Whether the Service is known by its name alone: headless ones and aliases are not proxied, whatever addresses they list or still
+/// have from before, and some are for somebody else to proxy. By the same fields and labels as kube-proxy tells.
+fn is_name_only(service: &Service) -> bool {
+    let by_label = service.metadata.labels.as_ref().is_some_and(|labels| {
+        [LABEL_SERVICE_PROXY, LABEL_HEADLESS].iter().any(|label| labels.contains_key(*label))
+    });
+    by_label
+        || service.spec.as_ref().is_some_and(|spec| {
+            spec.type_.as_deref() == Some("ExternalName")
+                || spec.cluster_ip.as_deref() == Some("None")
+        })
 }
 
 /// The ClusterIPs of a Service; none for headless and external ones.

@@ -183,6 +183,31 @@ fn external_addresses_are_served_where_the_cluster_allows_them() {
 }
 
 #[test]
+fn aliases_headless_services_and_those_of_another_proxy_are_names_only() {
+    let mut objects = web();
+    objects.cluster.external_ip_cidrs = vec!["198.51.100.0/24".parse().unwrap()];
+    let plain = || json!({"clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7"]});
+    for (label, spec) in [
+        ("a", json!({"type": "ExternalName", "externalName": "a.example"})),
+        ("a", json!({"clusterIP": "None", "clusterIPs": ["None"]})),
+        ("service.kubernetes.io/service-proxy-name", plain()),
+        ("service.kubernetes.io/headless", plain()),
+    ] {
+        let mut service = json!({
+            "metadata": {"namespace": "default", "name": "web", "labels": {label: ""}}, "spec": spec,
+            "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.99"}]}}
+        });
+        service["spec"]["externalIPs"] = json!(["198.51.100.7"]);
+        service["spec"]["ports"] = json!([{"name": "http", "port": 80}]);
+        objects.services = vec![object(service)];
+        let snapshot = compiled(&objects);
+        let proxied = (snapshot.frontends.len(), snapshot.edge.services.len());
+        assert_eq!(proxied, (0, 0), "{label} {spec}");
+        assert_eq!(snapshot.dns.services.len(), 1);
+    }
+}
+
+#[test]
 fn sctp_is_served_outside() {
     let mut objects = web();
     let port = json!({"name": "signal", "port": 2905, "protocol": "SCTP", "nodePort": 30_905});

@@ -14,7 +14,7 @@ use k8s_openapi::api::discovery::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use mesh_model::wellknown::{
-    ANNOTATION_WEIGHT, ANNOTATION_WEIGHTS, LABEL_MANAGED_BY, LABEL_SERVICE_NAME,
+    ANNOTATION_WEIGHT, ANNOTATION_WEIGHTS, LABEL_HEADLESS, LABEL_MANAGED_BY, LABEL_SERVICE_NAME,
 };
 
 use crate::controllers::availability::{LostNodes, serving_since};
@@ -24,7 +24,6 @@ use crate::objects::{self, Labels};
 pub(in crate::controllers) const MANAGER: &str = "endpointslice-controller.k8s.io";
 /// More endpoints than this do not go into one slice.
 pub(in crate::controllers) const MAX_ENDPOINTS: usize = 100;
-const LABEL_HEADLESS: &str = "service.kubernetes.io/headless";
 
 /// One change of a Service's slices.
 #[derive(Debug, Clone, PartialEq)]
