@@ -282,13 +282,18 @@ fn keep_identity(pod: &mut Pod) {
     pod.metadata.creation_timestamp = metadata.creation_timestamp;
     if let Some(spec) = pod.spec.take() {
         let container = |container: Container| {
-            let Container { name, mut ports, .. } = container;
+            let Container { name, mut ports, restart_policy, .. } = container;
             ports.iter_mut().for_each(|ports| ports.retain(|port| port.name.is_some()));
-            Container { name, ports, ..Container::default() }
+            Container { name, ports, restart_policy, ..Container::default() }
         };
+        // Of init containers, sidecars alone are there as long as the pod.
+        let mut sidecars = spec.init_containers.unwrap_or_default();
+        sidecars.retain(|one| one.restart_policy.as_deref() == Some("Always"));
+        let sidecars: Vec<Container> = sidecars.into_iter().map(container).collect();
         pod.spec = Some(PodSpec {
             node_name: spec.node_name,
             host_network: spec.host_network,
+            init_containers: (!sidecars.is_empty()).then_some(sidecars),
             containers: spec.containers.into_iter().map(container).collect(),
             ..PodSpec::default()
         });
@@ -394,6 +399,24 @@ mod scale;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_pods_elsewhere_named_ports_are_known_that_stay() {
+        let ports = |number| serde_json::json!([{"name": "web", "containerPort": number}, {"containerPort": 9}]);
+        let mut pod: Pod = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "p"},
+            "spec": {"initContainers": [{"name": "i", "ports": ports(1)},
+                                        {"name": "s", "restartPolicy": "Always", "ports": ports(2)}],
+                     "containers": [{"name": "c", "image": "x", "ports": ports(3)}]}
+        }))
+        .unwrap();
+        keep_identity(&mut pod);
+        let spec = pod.spec.unwrap();
+        let all = spec.init_containers.iter().flatten().chain(&spec.containers);
+        let ports = all.flat_map(|c| c.ports.iter().flatten().map(|port| port.container_port));
+        assert_eq!(ports.collect::<Vec<_>>(), [2, 3]);
+        assert_eq!(spec.containers[0].image, None);
+    }
 
     #[test]
     fn pauses_grow_up_to_a_bound_and_start_anew() {

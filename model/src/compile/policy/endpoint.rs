@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod};
 
 use super::Labels;
 use super::words::Vocabulary;
@@ -21,7 +21,7 @@ pub(super) type NamedPorts = BTreeMap<(String, Protocol), u16>;
 pub(super) struct Endpoint<'a> {
     pub(super) key: ObjectKey,
     pub(super) labels: &'a Labels,
-    /// Ports of its containers that have a name; the first of a name counts.
+    /// Ports of its containers and sidecars that have a name; the first of a name counts.
     pub(super) named_ports: BTreeMap<(&'a str, Protocol), u16>,
 }
 
@@ -44,7 +44,10 @@ impl<'a> Endpoint<'a> {
             return None;
         }
         let mut named_ports = BTreeMap::new();
-        for port in spec.containers.iter().flat_map(|c| c.ports.iter().flatten()) {
+        let sidecar = |c: &&Container| c.restart_policy.as_deref() == Some("Always");
+        let sidecars = spec.init_containers.iter().flatten().filter(sidecar);
+        let containers = spec.containers.iter().chain(sidecars);
+        for port in containers.flat_map(|c| c.ports.iter().flatten()) {
             let (Some(name), Some(protocol), Ok(number)) = (
                 port.name.as_deref(),
                 Protocol::parse(port.protocol.as_deref()),

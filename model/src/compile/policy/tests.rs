@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Container, Namespace, Node, Pod};
 use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use proptest::prelude::*;
@@ -21,7 +21,7 @@ fn parse<T: serde::de::DeserializeOwned>(value: Value) -> Arc<T> {
     Arc::new(serde_json::from_value(value).unwrap())
 }
 
-/// Nine pods on two nodes; pod `c` calls port 81 what the others call port 80.
+/// Nine pods on two nodes; pod `c` calls port 81 what the others call port 80, and pod `b` has its ports in a sidecar.
 fn cluster() -> Objects {
     let mut objects = Objects::default();
     for (index, name) in NODES.iter().enumerate() {
@@ -38,12 +38,22 @@ fn cluster() -> Objects {
         for (p, pod) in PODS.iter().enumerate() {
             let node = (n + p) % 2;
             let port = if *pod == "c" { 81 } else { 80 };
+            let ports = |port| {
+                json!([{"name": "serve", "containerPort": port, "protocol": "TCP"},
+                       {"name": "serve", "containerPort": port, "protocol": "UDP"}])
+            };
+            // What an init container had is closed when the pod runs.
+            let over = json!({"name": "i", "ports": ports(82)});
+            let (init, main) = match *pod {
+                "b" => (
+                    json!([over, {"name": "s", "restartPolicy": "Always", "ports": ports(port)}]),
+                    json!([]),
+                ),
+                _ => (json!([over]), ports(port)),
+            };
             objects.cluster_pods.push(parse::<Pod>(json!({
                 "metadata": {"namespace": namespace, "name": pod, "labels": {"pod": pod, "tier": format!("t{}", p % 2)}},
-                "spec": {"nodeName": NODES[node], "containers": [{"name": "c", "ports": [
-                    {"name": "serve", "containerPort": port, "protocol": "TCP"},
-                    {"name": "serve", "containerPort": port, "protocol": "UDP"},
-                ]}]},
+                "spec": {"nodeName": NODES[node], "initContainers": init, "containers": [{"name": "c", "ports": main}]},
                 "status": {"phase": "Running", "podIP": format!("10.244.{node}.{}", 10 + 3 * n + p)},
             })));
         }
@@ -214,12 +224,16 @@ fn is_port(wanted: &NetworkPolicyPort, to: &Pod, protocol: Option<Protocol>, por
             (*first..=wanted.end_port.unwrap_or(*first)).contains(&i32::from(port))
         }
         Some(IntOrString::String(name)) => {
-            let containers = to.spec.as_ref().unwrap().containers.iter();
-            containers.flat_map(|c| c.ports.iter().flatten()).any(|one| {
-                one.name.as_ref() == Some(name)
-                    && Protocol::parse(one.protocol.as_deref()) == protocol
-                    && one.container_port == i32::from(port)
-            })
+            let spec = to.spec.as_ref().unwrap();
+            let stays = |c: &&Container| c.restart_policy.is_some();
+            let sidecars = spec.init_containers.iter().flatten().filter(stays);
+            spec.containers.iter().chain(sidecars).flat_map(|c| c.ports.iter().flatten()).any(
+                |one| {
+                    one.name.as_ref() == Some(name)
+                        && Protocol::parse(one.protocol.as_deref()) == protocol
+                        && one.container_port == i32::from(port)
+                },
+            )
         }
     }
 }
@@ -322,7 +336,7 @@ proptest! {
         for from in &objects.cluster_pods {
             for to in objects.cluster_pods.iter().filter(|to| !Arc::ptr_eq(to, from)) {
                 for protocol in [Some(Protocol::Tcp), Some(Protocol::Udp), Some(Protocol::Sctp), None] {
-                    for port in if protocol.is_some() { vec![80, 81] } else { vec![0] } {
+                    for port in if protocol.is_some() { vec![80, 81, 82] } else { vec![0] } {
                         let expected = naive.allows(from, to, protocol, port);
                         let found = compiled(&sets, from, to, protocol, port);
                         prop_assert_eq!(found, expected, "{} -> {} {:?} {}", key(from), key(to), protocol, port);
