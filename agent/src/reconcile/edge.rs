@@ -161,9 +161,12 @@ fn place(snapshot: &Snapshot, backend: &Backend) -> Option<Option<IpAddr>> {
         return Some(None);
     }
     let is_node = snapshot.node_addresses.contains(&address);
-    let has = |peer: &&Peer| {
-        in_any(&peer.allowed_ips) || is_node && backend.node.as_ref() == Some(&peer.node)
+    // Who writes endpoints by hand often leaves the node out.
+    let is_at = |peer: &Peer| match &backend.node {
+        Some(node) => *node == peer.node,
+        None => peer.endpoints.iter().any(|endpoint| endpoint.ip() == address),
     };
+    let has = |peer: &&Peer| in_any(&peer.allowed_ips) || is_node && is_at(peer);
     let peer = snapshot.peers.iter().find(has)?;
     overlay_addresses(peer).find(|a| a.is_ipv4() == address.is_ipv4()).map(Some)
 }

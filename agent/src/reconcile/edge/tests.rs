@@ -79,6 +79,18 @@ fn backends_are_here_or_behind_their_node_and_so_are_processes_of_nodes() {
 }
 
 #[test]
+fn a_process_of_a_node_is_found_by_its_address_where_nobody_names_the_node() {
+    let mut snapshot = snapshot("Cluster");
+    let edge = Arc::make_mut(&mut snapshot.edge);
+    for service in Arc::make_mut(&mut edge.services) {
+        Arc::make_mut(service).backends.iter_mut().for_each(|backend| backend.node = None);
+    }
+    let wanted = wanted(&snapshot, &Outlook::default(), 1420);
+    let there = ("192.0.2.3:8080".to_owned(), Some("10.244.3.1".to_owned()));
+    assert_eq!(backends(&wanted, "192.0.2.200")[2], there);
+}
+
+#[test]
 fn a_node_that_is_away_gets_nothing_and_a_narrow_way_is_respected() {
     let snapshot = snapshot("Cluster");
     let mut outlook = away(&["n2"]);
