@@ -4,7 +4,8 @@
 //!   client on the bridge 10.213.N.1 --- node-1 .11, node-2 .12, node-3 .13;  load balancer addresses from .240/28
 //! ```
 
-use std::net::IpAddr;
+use std::io::ErrorKind;
+use std::net::{IpAddr, TcpStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -103,6 +104,11 @@ fn outside_node_ports_answer_on_every_node(world: &World) -> Result<()> {
     let [http, tcp, udp] = [0, 1, 2].map(|index| published.node_port(index));
     let (http, tcp, udp) = (http?, tcp?, udp?);
     for node in world.cluster.nodes() {
+        for loopback in ["127.0.0.1", "::1"] {
+            let there = std::net::SocketAddr::new(loopback.parse()?, http);
+            let tries = || node.exec(&["curl", "-fsSg", "-m", "2", &format!("http://{there}/")]);
+            wait_until("it answers the node itself", Duration::from_secs(20), tries)?;
+        }
         for address in both(&node) {
             let url = url(address, http);
             wait_until("it answers", Duration::from_secs(20), || get(&url, "2"))?;
@@ -267,8 +273,13 @@ fn outside_addresses_outlive_the_agents(world: &World) -> Result<()> {
         let bridge = world.cluster.layout().bridge();
         run("ip", &["neigh", "flush", "to", &address.to_string(), "dev", &bridge])?;
         let answer = get(&url, "5");
+        let echo = run("ping", &["-n", "-c", "1", "-W", "2", &address.to_string()]);
+        let other = TcpStream::connect_timeout(&(address, 81).into(), Duration::from_secs(5));
         world.cluster.restart_agent(&node, &world.artifacts)?;
         expect("without its agent", &answer?, &own(world, address))?;
+        echo?;
+        let refused = other.map(drop).map_err(|error| error.kind());
+        ensure!(refused == Err(ErrorKind::ConnectionRefused), "port 81: {refused:?}");
     }
     world.cluster.wait_ready(&world.artifacts)
 }
