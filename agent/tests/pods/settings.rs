@@ -73,6 +73,19 @@ fn a_container_finds_what_its_pod_asked_for() {
         assert_eq!(api.ended("p"), Some(("Completed".to_owned(), 0, "bye\n".to_owned())));
         assert_eq!(api.phase("p"), "Succeeded", "a sidecar does not keep a pod");
 
+        // Who is not root writes where only a part of a volume is mounted, too.
+        let mut user = container("c", "touch /part/f && stat -c '%u %g' /part/f");
+        user["volumeMounts"] =
+            serde_json::json!([{"name": "v", "mountPath": "/part", "subPath": "deep/part"}]);
+        api.apply(
+            "user",
+            serde_json::json!({"restartPolicy": "Never", "containers": [user],
+                "securityContext": {"runAsUser": 1000, "fsGroup": 2000},
+                "volumes": [{"name": "v", "emptyDir": {}}]}),
+        );
+        rig.until(&runner, "it has ended, too", |api| api.ended("user").is_some()).await;
+        assert_eq!(rig.logs(&runner, "user/c").await.1, "1000 2000\n");
+
         // A profile that is not there is said by name.
         let mut bad = container("c", "true");
         bad["securityContext"] = serde_json::json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "none.json"}});

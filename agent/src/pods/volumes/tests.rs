@@ -140,6 +140,25 @@ fn sub_paths_stay_inside_their_volume() {
 }
 
 #[test]
+fn what_is_made_for_a_sub_path_is_as_open_as_its_volume() {
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o7777;
+    for wanted in [0o2777, 0o777, 0o750] {
+        let directory = tempfile::tempdir().unwrap();
+        let volume = directory.path().join("volume");
+        let own = volume.join("own");
+        std::fs::create_dir_all(&own).unwrap();
+        for (path, mode) in [(&volume, wanted), (&own, 0o700)] {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+        Part::open(&volume, "own/a/b").unwrap();
+        for made in ["own/a", "own/a/b"] {
+            assert_eq!(mode(&volume.join(made)), wanted, "{made} in a volume of {wanted:o}");
+        }
+        assert_eq!(mode(&own), 0o700, "what was there stays as it is");
+    }
+}
+
+#[test]
 fn a_part_that_is_exchanged_stays_what_it_was() {
     if !may_mount() {
         return;
