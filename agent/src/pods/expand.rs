@@ -1,7 +1,7 @@
 //! `$(NAME)` in commands, arguments and environment values (Kubernetes, "dependent environment variables").
 
 /// Replaces `$(NAME)` by its value. `$$` stands for one `$`; a name without a value stays as it is written.
-pub(crate) fn expand<'a>(input: &str, value: impl Fn(&str) -> Option<&'a str>) -> String {
+pub(crate) fn expand<'a>(input: &str, mut value: impl FnMut(&str) -> Option<&'a str>) -> String {
     let mut output = String::with_capacity(input.len());
     let mut rest = input;
     while let Some(at) = rest.find('$') {

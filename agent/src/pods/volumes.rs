@@ -55,6 +55,8 @@ pub(crate) enum MountError {
     NoVolume(String),
     #[error("subPath {0:?} must be relative and stay inside its volume")]
     SubPath(String),
+    #[error("subPathExpr {expression:?}: missing value for {}", .missing.join(", "))]
+    SubPathExpr { expression: String, missing: Vec<String> },
     #[error("subPath {path:?}: {cause}")]
     Io { path: String, cause: io::Error },
 }
@@ -168,7 +170,7 @@ pub(crate) fn container_mounts(
         let volume = volumes.iter().find(|v| v.name == mount.name);
         let volume = volume.ok_or_else(|| MountError::NoVolume(mount.name.clone()))?;
         let (base, read_only) = source(volume, uid, layout);
-        let host_path = match sub_path(mount, environment) {
+        let host_path = match sub_path(mount, environment)? {
             None => base,
             Some(sub) => {
                 let place = layout.part(uid, &container.name, index);
@@ -207,11 +209,24 @@ fn source(volume: &Volume, uid: &str, layout: &Layout) -> (PathBuf, bool) {
     }
 }
 
-/// The part of the volume that is mounted; nothing for the whole.
-fn sub_path(mount: &VolumeMount, environment: &Environment) -> Option<String> {
-    let expanded =
-        mount.sub_path_expr.as_deref().map(|text| expand(text, |name| environment.value(name)));
-    expanded.or_else(|| mount.sub_path.clone()).filter(|sub| !sub.is_empty())
+/// The part of the volume that is mounted; nothing for the whole. A variable without a value is an error: the part would be one
+/// that others share, or the whole volume.
+fn sub_path(mount: &VolumeMount, environment: &Environment) -> Result<Option<String>, MountError> {
+    let Some(expression) = mount.sub_path_expr.as_deref().filter(|text| !text.is_empty()) else {
+        return Ok(mount.sub_path.clone().filter(|sub| !sub.is_empty()));
+    };
+    let mut missing = Vec::new();
+    let expanded = expand(expression, |name| {
+        let value = environment.value(name).filter(|value| !value.is_empty());
+        if value.is_none() {
+            missing.push(name.to_owned());
+        }
+        value
+    });
+    if missing.is_empty() {
+        return Ok(Some(expanded));
+    }
+    Err(MountError::SubPathExpr { expression: expression.to_owned(), missing })
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt as _, symlink};
 
 use super::*;
+use crate::pods::env::environment;
 use crate::pods::tests::options;
 
 fn work(spec: serde_json::Value) -> PodWork {
@@ -21,10 +22,10 @@ fn work(spec: serde_json::Value) -> PodWork {
 
 fn spec() -> serde_json::Value {
     serde_json::json!({
-    "containers": [{"name": "c", "volumeMounts": [
+    "containers": [{"name": "c", "env": [{"name": "POD", "value": "web-0"}, {"name": "EMPTY"}], "volumeMounts": [
         {"name": "cfg", "mountPath": "/etc/app"},
         {"name": "cfg", "mountPath": "/etc/one", "subPath": "a.conf"},
-        {"name": "scratch", "mountPath": "tmp", "subPathExpr": "x/$(NONE)"},
+        {"name": "scratch", "mountPath": "tmp", "subPathExpr": "x/$(POD)"},
         {"name": "host", "mountPath": "/host", "readOnly": true}]}],
     "volumes": [
         {"name": "cfg", "configMap": {"name": "settings"}},
@@ -82,7 +83,7 @@ fn mounts_point_into_the_volumes() {
     let work = work(spec());
     prepare(&work, "u1", &Facts::default(), &layout).unwrap();
     let spec = work.pod.spec.as_ref().unwrap();
-    let environment = Environment::default();
+    let environment = environment(&work, &spec.containers[0], &Facts::default()).unwrap();
     if !may_mount() {
         return;
     }
@@ -94,7 +95,7 @@ fn mounts_point_into_the_volumes() {
     assert_eq!(std::fs::read_to_string(&mounts[1].host_path).unwrap(), "one");
     std::fs::write(Path::new(&mounts[2].host_path).join("f"), "two").unwrap();
     let scratch = layout.volume("u1", "scratch", false);
-    assert_eq!(std::fs::read_to_string(scratch.join("x/$(NONE)/f")).unwrap(), "two");
+    assert_eq!(std::fs::read_to_string(scratch.join("x/web-0/f")).unwrap(), "two");
 
     // The next run of the container gets the same, and nothing piles up.
     container_mounts(spec, &spec.containers[0], "u1", &environment, &layout).unwrap();
@@ -103,6 +104,32 @@ fn mounts_point_into_the_volumes() {
     assert_eq!(table.lines().filter(|line| line.contains(root)).count(), 2, "{table}");
     clean(directory.0.path()).unwrap();
     assert!(!directory.0.path().exists());
+}
+
+#[test]
+fn a_part_that_depends_on_nothing_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let layout = layout(directory.path());
+    let work = work(spec());
+    prepare(&work, "u1", &Facts::default(), &layout).unwrap();
+    let mut spec = work.pod.spec.clone().unwrap();
+    let environment = environment(&work, &spec.containers[0], &Facts::default()).unwrap();
+    for (expression, missing) in
+        [("$(EMPTY)", "EMPTY"), ("a/$(NONE)", "NONE"), ("$(NONE)$(POD)$(EMPTY)", "NONE, EMPTY")]
+    {
+        let mounts = spec.containers[0].volume_mounts.as_mut().unwrap();
+        *mounts = vec![VolumeMount {
+            name: "scratch".to_owned(),
+            mount_path: "/tmp".to_owned(),
+            sub_path_expr: Some(expression.to_owned()),
+            ..VolumeMount::default()
+        }];
+        let made = container_mounts(&spec, &spec.containers[0], "u1", &environment, &layout);
+        let error = made.unwrap_err().to_string();
+        assert!(error.ends_with(&format!("missing value for {missing}")), "{error}");
+    }
+    let scratch = layout.volume("u1", "scratch", false);
+    assert_eq!(std::fs::read_dir(scratch).unwrap().count(), 0, "and nothing is made");
 }
 
 /// Unmounts what a test has mounted, also after a panic.
