@@ -23,6 +23,8 @@ pub(crate) enum Task {
     Start(String),
     /// Stopping that run of a container.
     Stop(String),
+    /// Stopping that run, which is being stopped, sooner.
+    Hurry(String),
     /// Deleting that run of a container.
     RemoveContainer(String),
     /// Deleting the volumes of a pod that has ended.
@@ -78,6 +80,8 @@ pub(crate) struct Memory {
     pub(crate) volumes: Volumes,
     /// By identifier of the run.
     pub(crate) verdicts: BTreeMap<String, Verdicts>,
+    /// When runs that are being stopped are killed, by identifier.
+    pub(crate) killed_at: BTreeMap<String, Timestamp>,
     /// Sandboxes that have given back their network.
     pub(crate) stopped: BTreeSet<String>,
     /// The volumes of the pod, which has ended, are gone.

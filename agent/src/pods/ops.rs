@@ -96,6 +96,11 @@ impl Job {
                 self.start(name, sandbox, *attempt, *delay).await
             }
             Step::Stop { id, name, grace, why } => self.stop(id, name, *grace, why).await,
+            // Its hook runs already, and the signal is sent once: only the kill comes sooner.
+            Step::Hurry { id, grace } => {
+                tracing::info!(pod = %self.pod, id, grace_secs = grace.as_secs(), "stopping sooner");
+                client.stop_container(id, *grace).await.map_err(failed)
+            }
             Step::Free => self.free().await,
             Step::Clean => self.clean().await,
             Step::Confirm => {

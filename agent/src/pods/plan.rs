@@ -23,6 +23,8 @@ pub(crate) const SETTLE: Duration = Duration::from_millis(100);
 const LOST_GRACE: Duration = Duration::from_secs(2);
 /// How long containers of an evicted pod are asked to stop: what they use is needed.
 const EVICTED_GRACE: Duration = Duration::from_secs(1);
+/// Less than this is not worth a second call.
+const HASTE: Duration = Duration::from_secs(1);
 /// After this time a failed pull is shown as a back-off.
 pub(crate) const FRESH_FAILURE: Duration = Duration::from_secs(3);
 
@@ -43,6 +45,8 @@ pub(crate) enum Step {
     CancelStart { name: String },
     /// Stop a run of a container.
     Stop { id: String, name: String, grace: Duration, why: String },
+    /// Give a run that is being stopped less time.
+    Hurry { id: String, grace: Duration },
     /// Delete a run of a container that has ended.
     RemoveContainer { id: String },
     /// Delete the volumes of a pod that has ended.
@@ -63,6 +67,7 @@ impl Step {
             Self::RemoveSandbox { id } => Task::RemoveSandbox(id.clone()),
             Self::Start { name, .. } => Task::Start(name.clone()),
             Self::Stop { id, .. } => Task::Stop(id.clone()),
+            Self::Hurry { id, .. } => Task::Hurry(id.clone()),
             Self::RemoveContainer { id } => Task::RemoveContainer(id.clone()),
             Self::Free => Task::Free,
             Self::Clean => Task::Clean,
@@ -224,9 +229,20 @@ impl Planner<'_> {
             } else {
                 format!("Stopping container {}: {why}", run.name)
             };
+            self.hurry(&run.id, grace);
             self.push(Step::Stop { id: run.id.clone(), name: run.name.clone(), grace, why });
         }
         alive.is_empty()
+    }
+
+    /// Somebody wants the pod to end sooner than when its containers were asked to stop: a second deletion, or an eviction.
+    fn hurry(&mut self, run: &str, grace: Duration) {
+        let sooner = |at: &Timestamp| after(self.now, grace + HASTE) < *at;
+        if self.memory.busy.contains(&Task::Stop(run.to_owned()))
+            && self.memory.killed_at.get(run).is_some_and(sooner)
+        {
+            self.push(Step::Hurry { id: run.to_owned(), grace });
+        }
     }
 
     fn stop_sandboxes(&mut self, which: impl Fn(&Sandbox) -> bool) -> bool {

@@ -162,6 +162,7 @@ impl Worker {
         self.observed = observe(&self.context, &self.pod, &self.observed, spec).await?;
         let exists = |id: &str| self.observed.sandboxes.iter().any(|s| s.id == id);
         self.memory.stopped.retain(|id| exists(id));
+        self.memory.killed_at.retain(|run, _| self.observed.has(run));
         Ok(())
     }
 
@@ -367,6 +368,10 @@ impl Worker {
             sandbox_attempt: self.observed.sandbox().map_or(0, |s| s.attempt),
             step,
         };
+        if let Step::Stop { id, grace, .. } | Step::Hurry { id, grace } = &job.step {
+            let at = super::restart::after(Timestamp::now(), *grace);
+            self.memory.killed_at.insert(id.clone(), at);
+        }
         self.memory.busy.insert(task.clone());
         if task == Task::Volumes {
             self.volumes_begun = self.memory.volumes.wanted;

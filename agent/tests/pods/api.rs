@@ -61,9 +61,14 @@ impl Api {
 
     /// What `kubectl delete pod` does.
     pub(crate) fn delete(&self, name: &str) {
+        let spec = self.read(|state| state.pods[name].spec.clone());
+        self.delete_within(name, spec.and_then(|s| s.termination_grace_period_seconds));
+    }
+
+    /// The same with `--grace-period`.
+    pub(crate) fn delete_within(&self, name: &str, grace: Option<i64>) {
         self.with(|state| {
             let pod = state.pods.get_mut(name).unwrap();
-            let grace = pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds);
             let now = k8s_openapi::jiff::Timestamp::now();
             pod.metadata.deletion_timestamp =
                 Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now));

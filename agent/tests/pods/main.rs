@@ -7,6 +7,7 @@ mod answers;
 mod api;
 mod containerd;
 mod debug;
+mod ends;
 mod evictions;
 mod failures;
 mod hooks;

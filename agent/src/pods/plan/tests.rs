@@ -102,7 +102,7 @@ impl World {
             Step::Start { name, sandbox, attempt, delay } => {
                 self.start(name, sandbox, *attempt, *delay)
             }
-            Step::Stop { id, .. } => self.exit(id, 137),
+            Step::Stop { id, .. } | Step::Hurry { id, .. } => self.exit(id, 137),
             Step::RemoveContainer { id } => {
                 let run = self.observed.instances.iter().find(|i| i.id == *id).unwrap();
                 assert!(!run.is_running(), "it runs");
@@ -496,6 +496,34 @@ fn a_deleted_pod_does_not_wait_for_others_for_ever() {
     world.pass(bound);
     world.settle();
     assert!(world.observed.is_empty() && world.memory.confirmed);
+}
+
+#[test]
+fn a_second_deletion_may_leave_less_time() {
+    let mut world = World::new(two());
+    world.settle();
+    world.delete();
+    let runs: Vec<String> = world.observed.instances.iter().map(|run| run.id.clone()).collect();
+    for run in &runs {
+        world.memory.busy.insert(Task::Stop(run.clone()));
+        let at = after(world.now, Duration::from_secs(30));
+        world.memory.killed_at.insert(run.clone(), at);
+    }
+    assert_eq!(world.plan().steps, [], "they are being stopped");
+    let ask = |world: &mut World, secs| {
+        let metadata = &mut world.work.as_mut().unwrap().pod.metadata;
+        metadata.deletion_grace_period_seconds = Some(secs);
+    };
+    ask(&mut world, 29);
+    assert_eq!(world.plan().steps, [], "that is as good as the same");
+    ask(&mut world, 1);
+    let grace = Duration::from_secs(1);
+    let hurry = |id: &String| Step::Hurry { id: id.clone(), grace };
+    assert_eq!(world.plan().steps, runs.iter().map(hurry).collect::<Vec<_>>());
+    for run in &runs {
+        world.memory.killed_at.insert(run.clone(), after(world.now, grace));
+    }
+    assert_eq!(world.plan().steps, [], "once is enough");
 }
 
 #[test]
