@@ -4,7 +4,6 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container, EphemeralContainer, PodSpec};
 use mesh_cri::{CallError, Client, v1};
@@ -269,9 +268,4 @@ fn write_changed(path: &Path, text: &str) -> std::io::Result<()> {
     }
     // In place: running containers have this very file mounted.
     std::fs::write(path, text)
-}
-
-/// A duration that is never less than `least`.
-fn at_least(time: Duration, least: u64) -> Duration {
-    time.max(Duration::from_secs(least))
 }

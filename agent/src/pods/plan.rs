@@ -23,6 +23,8 @@ pub(crate) const SETTLE: Duration = Duration::from_millis(100);
 const LOST_GRACE: Duration = Duration::from_secs(2);
 /// How long containers of an evicted pod are asked to stop: what they use is needed.
 const EVICTED_GRACE: Duration = Duration::from_secs(1);
+/// What is left for the stop signal when others have used up the grace period.
+pub(crate) const LEAST_GRACE: Duration = Duration::from_secs(2);
 /// Less than this is not worth a second call.
 const HASTE: Duration = Duration::from_secs(1);
 /// After this time a failed pull is shown as a back-off.
@@ -96,7 +98,7 @@ pub(crate) fn plan(
 ) -> Plan {
     let mut planner = Planner { observed, memory, now, plan: Plan::default() };
     match work {
-        None => planner.terminate(grace_of_orphan(observed), &[], false),
+        None => planner.terminate(grace_of_orphan(observed), None, &[], false),
         Some(work) => planner.known(work),
     }
     planner.plan
@@ -140,7 +142,10 @@ impl Planner<'_> {
                     self.cancel_starts();
                     self.wake(at);
                 }
-                _ => self.terminate(grace, &sidecars, true),
+                served => {
+                    let ends_at = served.map(|at| after(at, grace));
+                    self.terminate(grace, ends_at, &sidecars, true);
+                }
             };
         }
         match outcome(&work.pod, self.observed, self.memory.evicted.as_deref(), self.now) {
@@ -173,7 +178,7 @@ impl Planner<'_> {
         self.cancel_starts();
         let busy = |task| self.memory.busy.contains(&task);
         // Also sandboxes that are not ready: after a reboot their network is still held.
-        if self.stop_all(grace, sidecars, "the pod has ended")
+        if self.stop_all(grace, None, sidecars, "the pod has ended")
             && self.stop_sandboxes(|_| true)
             && !self.memory.freed
             && !busy(Task::Volumes)
@@ -182,13 +187,19 @@ impl Planner<'_> {
         }
     }
 
-    fn terminate(&mut self, grace: Duration, sidecars: &[&str], known: bool) {
+    fn terminate(
+        &mut self,
+        grace: Duration,
+        ends_at: Option<Timestamp>,
+        sidecars: &[&str],
+        known: bool,
+    ) {
         self.cancel_starts();
         if self.memory.busy.contains(&Task::RunSandbox) || self.memory.busy.contains(&Task::Volumes)
         {
             return;
         }
-        if !self.stop_all(grace, sidecars, "") {
+        if !self.stop_all(grace, ends_at, sidecars, "") {
             return;
         }
         if !self.observed.is_empty() {
@@ -212,8 +223,15 @@ impl Planner<'_> {
         }
     }
 
-    /// Stops what runs, sidecars after all others and the last one first. True when nothing runs.
-    fn stop_all(&mut self, grace: Duration, sidecars: &[&str], why: &str) -> bool {
+    /// Stops what runs, sidecars after all others and the last one first, in what is left until `ends_at`: the grace period is one
+    /// for the whole pod. True when nothing runs.
+    fn stop_all(
+        &mut self,
+        grace: Duration,
+        ends_at: Option<Timestamp>,
+        sidecars: &[&str],
+        why: &str,
+    ) -> bool {
         let alive: Vec<&Instance> =
             self.observed.instances.iter().filter(|i| is_alive(i)).collect();
         let rank = |i: &Instance| sidecars.iter().position(|s| *s == i.name).map_or(0, |p| p + 1);
@@ -222,6 +240,10 @@ impl Planner<'_> {
             Some(0)
         } else {
             alive.iter().map(|i| rank(i)).max()
+        };
+        let grace = match ends_at {
+            Some(at) if first != Some(0) => self.left(at).max(LEAST_GRACE.min(grace)),
+            _ => grace,
         };
         for run in alive.iter().filter(|i| Some(rank(i)) == first) {
             let why = if why.is_empty() {
@@ -233,6 +255,10 @@ impl Planner<'_> {
             self.push(Step::Stop { id: run.id.clone(), name: run.name.clone(), grace, why });
         }
         alive.is_empty()
+    }
+
+    fn left(&self, until: Timestamp) -> Duration {
+        Duration::try_from(until.duration_since(self.now)).unwrap_or_default()
     }
 
     /// Somebody wants the pod to end sooner than when its containers were asked to stop: a second deletion, or an eviction.
@@ -315,7 +341,8 @@ impl Planner<'_> {
 
     /// There is no sandbox that works: what is left of an old one is ended first.
     fn replace_sandbox(&mut self) {
-        if !self.stop_all(LOST_GRACE, &[], "its sandbox is gone") || !self.stop_sandboxes(|_| true)
+        if !self.stop_all(LOST_GRACE, None, &[], "its sandbox is gone")
+            || !self.stop_sandboxes(|_| true)
         {
             return;
         }

@@ -5,13 +5,13 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Container;
 use mesh_cri::v1;
 
-use super::{Job, OpError, at_least, blocking, find_ephemeral, writable_file, write_changed};
+use super::{Job, OpError, blocking, find_ephemeral, writable_file, write_changed};
 use crate::pods::container::{ConfigError, Parts, container_config, container_environment};
 use crate::pods::env::Environment;
 use crate::pods::hosts::hosts;
 use crate::pods::image;
 use crate::pods::observed::LABEL_CONTAINER;
-use crate::pods::plan::grace_of;
+use crate::pods::plan::{LEAST_GRACE, grace_of};
 use crate::pods::probes::action::Action;
 use crate::pods::volumes::container_mounts;
 
@@ -179,7 +179,7 @@ impl Job {
         );
         let grace = self.work.as_ref().map_or(Duration::ZERO, |work| grace_of(&work.pod));
         // The restart policy decides what follows.
-        if let Err(error) = self.context.client.stop_container(id, at_least(grace, 2)).await {
+        if let Err(error) = self.context.client.stop_container(id, grace.max(LEAST_GRACE)).await {
             tracing::warn!(pod = %self.pod, container = container.name, %error, "not stopped after its hook failed");
         }
     }

@@ -2,11 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Job, OpError, at_least};
+use super::{Job, OpError};
+use crate::pods::plan::LEAST_GRACE;
 use crate::pods::probes::action::Action;
-
-/// What is left for the stop signal when the hook used up the grace period.
-const LEAST_GRACE_SECS: u64 = 2;
 
 impl Job {
     pub(super) async fn stop(
@@ -23,14 +21,9 @@ impl Job {
             self.pre_stop(id, name, grace).await;
         }
         let left = grace.saturating_sub(begun.elapsed());
-        let left = if grace.is_zero() {
-            grace
-        } else {
-            at_least(left, LEAST_GRACE_SECS.min(grace.as_secs()))
-        };
         self.context
             .client
-            .stop_container(id, left)
+            .stop_container(id, left.max(LEAST_GRACE.min(grace)))
             .await
             .map_err(|error| OpError::new("FailedKill", error))
     }

@@ -294,6 +294,34 @@ fn init_containers_run_one_after_the_other() {
 }
 
 #[test]
+fn sidecars_end_in_what_is_left_of_the_grace_period() {
+    let sidecar = |name: &str| serde_json::json!({"name": name, "restartPolicy": "Always"});
+    let mut world = World::new(serde_json::json!({"terminationGracePeriodSeconds": 30,
+        "initContainers": [sidecar("s"), sidecar("t")], "containers": [{"name": "a"}]}));
+    world.settle();
+    world.delete();
+    world.memory.deleting_since = Some(world.now);
+    world.memory.left_at = Some(world.now);
+    let stops = |world: &World| -> Vec<(String, u64)> {
+        let stop = |step: &Step| match step {
+            Step::Stop { name, grace, .. } => Some((name.clone(), grace.as_secs())),
+            _ => None,
+        };
+        world.plan().steps.iter().filter_map(stop).collect()
+    };
+    assert_eq!(stops(&world), [("a".to_owned(), 30)]);
+    world.pass(Duration::from_secs(25));
+    assert_eq!(stops(&world), [("a".to_owned(), 30)], "that is counted from its own stop");
+    world.exit_named("a", 0);
+    assert_eq!(stops(&world), [("t".to_owned(), 5)]);
+    world.pass(Duration::from_secs(5));
+    world.exit_named("t", 137);
+    assert_eq!(stops(&world), [("s".to_owned(), 2)], "a moment for each all the same");
+    world.work.as_mut().unwrap().pod.metadata.deletion_grace_period_seconds = Some(1);
+    assert_eq!(stops(&world), [("s".to_owned(), 1)]);
+}
+
+#[test]
 fn a_failed_init_container_ends_a_pod_that_never_restarts() {
     let mut world = World::new(serde_json::json!({"restartPolicy": "Never",
         "initContainers": [{"name": "i"}], "containers": [{"name": "a"}]}));
