@@ -3,17 +3,38 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::observed::PodRef;
+use k8s_openapi::api::core::v1::ContainerStatus;
+
+use super::observed::{Observed, PodRef, State};
 
 /// A container as readers of logs see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Found {
-    /// It runs, or has run.
-    Run { attempt: u32, running: bool },
+    /// It runs, or has run. `previous` is the run that its status shows as the last one that ended.
+    Run { attempt: u32, previous: Option<u32>, running: bool },
     /// It has never been started; why.
     Waiting(String),
     /// The pod has no such container.
     NoContainer,
+}
+
+impl Found {
+    /// What the runtime has of a container with this status.
+    pub(crate) fn of(status: &ContainerStatus, observed: &Observed) -> Self {
+        let mut started = observed.runs(&status.name).filter(|run| run.state != State::Created);
+        let Some(run) = started.next() else {
+            let waiting = status.state.as_ref().and_then(|s| s.waiting.as_ref());
+            return Self::Waiting(waiting.and_then(|w| w.reason.clone()).unwrap_or_default());
+        };
+        let last = status.last_state.as_ref().and_then(|s| s.terminated.as_ref());
+        let last = last.and_then(|ended| ended.container_id.as_deref());
+        let last = last.and_then(|id| observed.instances.iter().find(|run| id.ends_with(&run.id)));
+        Self::Run {
+            attempt: run.attempt,
+            previous: last.map(|run| run.attempt),
+            running: run.is_running(),
+        }
+    }
 }
 
 /// The containers of all pods.
@@ -60,6 +81,6 @@ impl Registry {
     pub(crate) fn is_running(&self, uid: &str, container: &str, attempt: u32) -> bool {
         let pods = self.pods();
         let found = pods.iter().find(|(pod, _)| pod.uid == uid).and_then(|(_, c)| c.get(container));
-        matches!(found, Some(Found::Run { attempt: now, running: true }) if *now == attempt)
+        matches!(found, Some(Found::Run { attempt: now, running: true, .. }) if *now == attempt)
     }
 }

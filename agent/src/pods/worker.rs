@@ -336,17 +336,7 @@ impl Worker {
         let init = status.init_container_statuses.iter().flatten();
         let added = status.ephemeral_container_statuses.iter().flatten();
         let all = init.chain(status.container_statuses.iter().flatten()).chain(added);
-        let entry = |container: &ContainerStatus| {
-            let run = self.observed.runs(&container.name).find(|r| r.state != State::Created);
-            let found = match run {
-                Some(run) => Found::Run { attempt: run.attempt, running: run.is_running() },
-                None => {
-                    let waiting = container.state.as_ref().and_then(|s| s.waiting.as_ref());
-                    Found::Waiting(waiting.and_then(|w| w.reason.clone()).unwrap_or_default())
-                }
-            };
-            (container.name.clone(), found)
-        };
+        let entry = |c: &ContainerStatus| (c.name.clone(), Found::of(c, &self.observed));
         self.context.registry.set(&self.pod, all.map(entry).collect());
     }
 

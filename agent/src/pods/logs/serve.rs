@@ -113,7 +113,7 @@ impl Logs {
         let directory = self.layout.logs(&identity).join(container);
         let attempt = match found {
             Found::Run { attempt, .. } if !previous => Some(attempt),
-            Found::Run { attempt, .. } => attempt.checked_sub(1),
+            Found::Run { previous, .. } => previous,
             Found::Waiting(_) | Found::NoContainer => None,
         };
         let file = attempt.map(|attempt| (attempt, directory.join(format!("{attempt}.log"))));

@@ -3,6 +3,7 @@ use std::time::Duration;
 use super::*;
 use crate::pods::memory::{Task, Verdicts};
 use crate::pods::observed::{Exit, Instance, Sandbox, State};
+use crate::pods::registry::Found;
 use crate::pods::restart::after;
 
 const NOW: &str = "2026-01-01T00:10:00Z";
@@ -134,6 +135,27 @@ fn phases_and_states() {
     let container = looping.status().container_statuses.unwrap().remove(0);
     assert_eq!(container.restart_count, 1);
     assert_eq!(container.last_state.unwrap().terminated.unwrap().exit_code, 2);
+}
+
+#[test]
+fn the_previous_log_is_that_of_the_last_end_that_is_shown() {
+    let found = |case: &Case| {
+        let status = case.status().container_statuses.unwrap().remove(0);
+        Found::of(&status, &case.observed)
+    };
+    let of = |attempt, previous, running| Found::Run { attempt, previous, running };
+    let (first, second) = (run("a", 0, exited(1)), run("a", 1, exited(2)));
+    let alone = Case::new(one("Always"), vec![run("a", 0, running())]);
+    assert_eq!(found(&alone), of(0, None, true));
+    let again = Case::new(one("Always"), vec![first.clone(), run("a", 1, running())]);
+    assert_eq!(found(&again), of(1, Some(0), true));
+    let looping = Case::new(one("Always"), vec![first.clone(), second]);
+    assert_eq!(found(&looping), of(1, Some(1), false), "the crash that people look for");
+    let mut stuck = Case::new(one("Always"), vec![first]);
+    assert_eq!(found(&stuck), of(0, None, false), "it runs again at once");
+    let start = Task::Start("a".to_owned());
+    stuck.memory.fail(start, "ErrImagePull", "gone".to_owned(), now());
+    assert_eq!(found(&stuck), of(0, Some(0), false));
 }
 
 #[test]
