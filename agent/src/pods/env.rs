@@ -118,7 +118,10 @@ fn one(
         return facts::field(&work.pod, facts, r).map(Some).map_err(fact);
     }
     if let Some(r) = &source.resource_field_ref {
-        return facts::resource(container, facts, r).map(Some).map_err(fact);
+        let named = r.container_name.as_deref().filter(|name| !name.is_empty());
+        let container = named.map_or(Ok(container), |name| facts::container(&work.pod, name));
+        let value = container.and_then(|container| facts::resource(container, facts, r));
+        return value.map(Some).map_err(fact);
     }
     Ok(None)
 }
@@ -210,6 +213,25 @@ mod tests {
             ("POD", "web"),
         ]);
         assert_eq!(env, Ok(want));
+    }
+
+    #[test]
+    fn resources_may_be_those_of_another_container() {
+        let mut work = work(serde_json::json!({"name": "c", "env": [
+            {"name": "OWN", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu"}}},
+            {"name": "ITS", "valueFrom": {"resourceFieldRef": {"containerName": "d", "resource": "limits.cpu"}}}],
+            "resources": {"limits": {"cpu": "1"}}}));
+        let resolve = |work: &PodWork| {
+            let container = &work.pod.spec.as_ref().unwrap().containers[0];
+            environment(work, container, &Facts::default())
+        };
+        let error = resolve(&work).unwrap_err().to_string();
+        assert!(error.contains("containerName \"d\" does not exist"), "{error}");
+        let other = serde_json::json!({"name": "d", "resources": {"limits": {"cpu": "2"}}});
+        let other = serde_json::from_value(other).unwrap();
+        work.pod.spec.as_mut().unwrap().containers.push(other);
+        let env = resolve(&work).unwrap();
+        assert_eq!((env.value("OWN"), env.value("ITS")), (Some("1"), Some("2")));
     }
 
     #[test]
