@@ -424,14 +424,15 @@ impl Planner<'_> {
                 self.push(stop(LOST_GRACE, format!("Container {name} is in an old sandbox")));
             }
             State::Running { .. } => {
-                let dead = self.memory.verdicts.get(&run.id).and_then(|v| v.dead.clone());
+                let verdicts = self.memory.verdicts.get(&run.id);
+                let dead = verdicts.and_then(|v| Some((v.dead.clone()?, v.started)));
                 if run.hash != spec_hash(wanted) {
                     self.push(stop(
                         grace,
                         format!("Container {name} definition changed, will be restarted"),
                     ));
-                } else if let Some(why) = dead {
-                    self.push(stop(grace_of_probe(wanted).unwrap_or(grace), why));
+                } else if let Some((why, started)) = dead {
+                    self.push(stop(grace_of_probe(wanted, started).unwrap_or(grace), why));
                 }
             }
             State::Exited(exit) if run.sandbox != sandbox => {
@@ -510,9 +511,10 @@ fn sidecars(spec: &PodSpec) -> Vec<&str> {
     all.filter(|c| is_sidecar(c)).map(|c| c.name.as_str()).collect()
 }
 
-fn grace_of_probe(container: &Container) -> Option<Duration> {
-    let probe = container.liveness_probe.as_ref()?;
-    probe.termination_grace_period_seconds.map(seconds)
+/// What the probe that found the container dead leaves it: until it has started, that is the startup probe.
+fn grace_of_probe(container: &Container, started: bool) -> Option<Duration> {
+    let probe = if started { &container.liveness_probe } else { &container.startup_probe };
+    probe.as_ref()?.termination_grace_period_seconds.map(seconds)
 }
 
 #[cfg(test)]

@@ -456,6 +456,29 @@ fn a_changed_image_and_a_bad_probe_restart_a_container() {
 }
 
 #[test]
+fn the_probe_that_fails_says_how_long_the_container_may_take_to_end() {
+    let probe = |secs: u64| serde_json::json!({"tcpSocket": {"port": 80}, "terminationGracePeriodSeconds": secs});
+    let mut world =
+        World::new(serde_json::json!({"terminationGracePeriodSeconds": 60, "containers": [
+        {"name": "a", "livenessProbe": probe(10), "startupProbe": probe(20)},
+        {"name": "b", "livenessProbe": probe(10)}]}));
+    world.settle();
+    let mut grace = |name: &str, started: bool| {
+        let run = world.observed.newest(name).map(|i| i.id.clone()).unwrap();
+        let dead = Some("sick".to_owned());
+        world.memory.verdicts.insert(run, Verdicts { started, ready: false, dead });
+        let stop = |step: &Step| match step {
+            Step::Stop { name: stopped, grace, .. } if stopped == name => Some(grace.as_secs()),
+            _ => None,
+        };
+        world.plan().steps.iter().find_map(stop)
+    };
+    assert_eq!(grace("a", false), Some(20));
+    assert_eq!(grace("a", true), Some(10));
+    assert_eq!(grace("b", false), Some(60));
+}
+
+#[test]
 fn a_failed_start_waits_and_does_not_hold_up_the_others() {
     let mut world = World::new(two());
     world.apply(&Step::PrepareVolumes);
