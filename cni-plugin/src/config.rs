@@ -39,6 +39,8 @@ const KNOWN_KEYS: [&str; 9] = [
 /// The specification reserves such keys for runtimes: whoever does not know one ignores it.
 const RESERVED_PREFIX: &str = "cni.dev/";
 const VALID_ATTACHMENTS: &str = "cni.dev/valid-attachments";
+/// What an earlier text of version 1.1.0 called it (containernetworking/cni issue 1101).
+const ATTACHMENTS: &str = "cni.dev/attachments";
 
 /// A network configuration.
 #[derive(Debug, Clone)]
@@ -184,8 +186,11 @@ impl NetworkConfig {
 
     /// The attachments that a garbage collection shall keep, and what is wrong with the entries that make no sense.
     pub fn valid_attachments(&self) -> Result<(Vec<Owner>, Vec<String>), Failure> {
-        let entries = match self.keys.get(VALID_ATTACHMENTS) {
-            Some(Value::Array(entries)) => entries,
+        let given = self.keys.get(VALID_ATTACHMENTS).or_else(|| self.keys.get(ATTACHMENTS));
+        let entries = match given {
+            Some(Value::Array(entries)) => entries.as_slice(),
+            // How runtimes in Go write a list of nothing.
+            Some(Value::Null) => &[],
             Some(_) => return Err(invalid(format!("{VALID_ATTACHMENTS} is not a list"))),
             None => return Err(invalid(format!("{VALID_ATTACHMENTS} is missing"))),
         };

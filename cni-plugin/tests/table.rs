@@ -532,6 +532,26 @@ fn a_garbage_collection_is_about_one_network() {
     assert_eq!(node.attached(), 0);
 }
 
+/// As libcni writes it, and as runtimes do that follow the text of the specification before its issue 1101.
+#[test]
+fn the_list_of_valid_attachments_comes_in_several_forms() {
+    let node = Node::new("10.0.0.0/24");
+    for id in ["a", "b", "c"] {
+        node.call("ADD").id(id).ok();
+    }
+    let list = |ids: &[&str]| -> Value {
+        ids.iter().map(|id| json!({"containerID": id, "ifname": "eth0"})).collect()
+    };
+    let (new, old) = ("cni.dev/valid-attachments", "cni.dev/attachments");
+    assert_eq!(node.call("GC").key(old, list(&["a", "b"])).ok(), "");
+    assert_eq!(node.attached(), 2);
+    node.call("GC").key(new, list(&["a"])).key(old, list(&["a", "b"])).ok();
+    assert_eq!(node.attached(), 1);
+    node.call("GC").fails(7);
+    node.call("GC").key(new, json!(null)).ok();
+    assert_eq!(node.attached(), 0);
+}
+
 #[test]
 fn row_25_a_hundred_at_once() {
     let node = Node::new("10.0.0.0/24");
