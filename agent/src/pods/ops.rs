@@ -166,8 +166,7 @@ impl Job {
 
     async fn config(&self, attempt: u32) -> Result<v1::PodSandboxConfig, OpError> {
         let options = &self.context.options;
-        let text = tokio::fs::read_to_string(&options.host_resolv_conf).await.unwrap_or_default();
-        let host = ResolvConf::parse(&text);
+        let host = ResolvConf::of_node(&options.host_resolv_conf).await;
         let pod = &self.work()?.pod;
         Ok(sandbox_config(pod, self.spec()?, &self.pod, options, attempt, &host))
     }

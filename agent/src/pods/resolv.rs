@@ -1,5 +1,8 @@
 //! resolv.conf: the node's own is read, the pod's is composed (Kubernetes, "DNS for Services and Pods").
 
+use std::net::IpAddr;
+use std::path::Path;
+
 use k8s_openapi::api::core::v1::PodSpec;
 use mesh_cri::v1::DnsConfig;
 
@@ -8,6 +11,8 @@ use super::RunnerOptions;
 /// What glibc reads of a resolv.conf at most.
 const MAX_SERVERS: usize = 3;
 const MAX_SEARCHES: usize = 32;
+/// Where systemd-resolved says which servers it asks itself (systemd-resolved(8)).
+const BEHIND_STUB: &str = "/run/systemd/resolve/resolv.conf";
 
 /// The parts of a resolv.conf (resolv.conf(5)).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -18,6 +23,23 @@ pub(crate) struct ResolvConf {
 }
 
 impl ResolvConf {
+    /// The node's configuration, as it is of use in a pod: where the node asks a server of its own that answers nobody else, the
+    /// servers behind that one.
+    pub(crate) async fn of_node(path: &Path) -> Self {
+        Self::of_files(path, Path::new(BEHIND_STUB)).await
+    }
+
+    async fn of_files(path: &Path, behind: &Path) -> Self {
+        let read = async |path: &Path| tokio::fs::read_to_string(path).await.unwrap_or_default();
+        let own = Self::parse(&read(path).await);
+        let is_stub = |server: &String| server.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+        if own.servers.is_empty() || !own.servers.iter().all(is_stub) {
+            return own;
+        }
+        let behind = Self::parse(&read(behind).await);
+        if behind.servers.is_empty() { own } else { behind }
+    }
+
     /// Reads the file's text; lines that mean nothing are skipped.
     pub(crate) fn parse(text: &str) -> Self {
         let mut conf = Self::default();
@@ -119,6 +141,24 @@ mod tests {
         assert_eq!(host.servers, ["192.0.2.53"]);
         assert_eq!(host.searches, ["corp.example", "lan"]);
         assert_eq!(host.options, ["edns0", "trust-ad"]);
+    }
+
+    #[tokio::test]
+    async fn a_stub_of_the_node_is_looked_behind() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, behind) = (directory.path().join("own"), directory.path().join("behind"));
+        let servers = async |own: &str| {
+            std::fs::write(&path, own).unwrap();
+            ResolvConf::of_files(&path, &behind).await.servers
+        };
+        let stub = "nameserver 127.0.0.53\noptions edns0\n";
+        assert_eq!(servers(stub).await, ["127.0.0.53"], "there is nothing better");
+        std::fs::write(&behind, "nameserver 192.0.2.53\nnameserver fd00::53\nsearch lan\n")
+            .unwrap();
+        assert_eq!(servers(stub).await, ["192.0.2.53", "fd00::53"]);
+        let real = "nameserver 127.0.0.1\nnameserver 198.51.100.1\n";
+        assert_eq!(servers(real).await, ["127.0.0.1", "198.51.100.1"]);
+        assert!(servers("").await.is_empty());
     }
 
     #[test]
