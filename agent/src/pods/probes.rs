@@ -18,7 +18,7 @@ mod grpc;
 mod http;
 mod insecure;
 
-use action::Action;
+use action::{Action, Trouble};
 
 /// How long after the first question a container that has not answered well yet is asked again; then after twice that, and so on.
 const FIRST_LOOK: Duration = Duration::from_millis(20);
@@ -259,7 +259,8 @@ impl One {
     }
 
     /// Why the answer of the next period is a failure. What has just been started seldom answers the first question well:
-    /// it is asked again in between, less and less often, and then only a good answer counts.
+    /// it is asked again in between, less and less often, and then only a good answer counts. A period in which the container
+    /// could not be asked says nothing about it.
     async fn next_answer(
         &self,
         ticks: &mut tokio::time::Interval,
@@ -268,14 +269,16 @@ impl One {
         loop {
             let Some(pause) = *early else {
                 ticks.tick().await;
-                return self.ask().await.err();
+                let Some(answer) = self.ask().await else { continue };
+                return answer.err();
             };
             let counts = tokio::select! {
                 biased;
                 _ = ticks.tick() => true,
                 () = tokio::time::sleep(pause) => false,
             };
-            let failure = self.ask().await.err();
+            let Some(answer) = self.ask().await else { continue };
+            let failure = answer.err();
             // After two periods at most everything is as it was asked for.
             *early = Some(2 * pause).filter(|next| failure.is_some() && *next < self.timing.period);
             if counts || failure.is_none() {
@@ -284,10 +287,20 @@ impl One {
         }
     }
 
-    async fn ask(&self) -> Result<(), String> {
-        match &self.action {
-            Ok(action) => action.run(&self.client, &self.subject.run, self.timing.timeout).await,
-            Err(why) => Err(why.clone()),
+    /// The container's answer; none when the runtime, which would ask it, is away.
+    async fn ask(&self) -> Option<Result<(), String>> {
+        let action = match &self.action {
+            Ok(action) => action,
+            Err(why) => return Some(Err(why.clone())),
+        };
+        match action.run(&self.client, &self.subject.run, self.timing.timeout).await {
+            Ok(()) => Some(Ok(())),
+            Err(Trouble::Failed(why)) => Some(Err(why)),
+            Err(Trouble::NotAsked(why)) => {
+                let (kind, run) = (self.kind, &self.subject.run);
+                tracing::debug!(?kind, run, why, "container not probed, will retry");
+                None
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use crate::api::is_ready;
 use crate::image::BUSYBOX;
 use crate::machine;
 use crate::rig::Rig;
@@ -98,6 +99,35 @@ fn pods_come_back_after_a_power_failure() {
         assert_eq!(rig.api.phase("job"), "Succeeded");
         assert_eq!(rig.logs(&runner, "job/c").await, (200, "once\n".to_owned()));
         rig.until(&runner, "old networks are given back", |_| rig.addresses() == names.len()).await;
+    });
+}
+
+#[test]
+fn a_runtime_that_is_away_fails_no_probe() {
+    machine::run("restarts::a_runtime_that_is_away_fails_no_probe", async |mut rig| {
+        let api = rig.api.clone();
+        let probe = serde_json::json!({"exec": {"command": ["true"]}, "periodSeconds": 1, "failureThreshold": 1,
+            "timeoutSeconds": 30});
+        let mut asked = server();
+        asked["containers"][0]["readinessProbe"] = probe.clone();
+        asked["containers"][0]["livenessProbe"] = probe;
+        api.apply("asked", asked);
+        let runner = rig.runner();
+        rig.until(&runner, "it is ready", |api| api.is_ready("asked")).await;
+        let reports = api.read(|state| state.history.len());
+        rig.kill_containerd();
+        // Some questions that nobody passes on.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        rig.start_containerd().await;
+        // The runner knows the new one.
+        api.apply("other", server());
+        rig.until(&runner, "another pod is ready", |api| api.is_ready("other")).await;
+        assert_eq!(api.container("asked").map(|c| (c.ready, c.restart_count)), Some((true, 0)));
+        let unready = api.read(|state| {
+            let later = state.history[reports..].iter();
+            later.filter(|(name, status)| name == "asked" && !is_ready(status)).count()
+        });
+        assert_eq!((unready, api.reasons("asked").contains(&"Unhealthy")), (0, false));
     });
 }
 

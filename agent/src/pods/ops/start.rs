@@ -12,7 +12,7 @@ use crate::pods::hosts::hosts;
 use crate::pods::image;
 use crate::pods::observed::LABEL_CONTAINER;
 use crate::pods::plan::{LEAST_GRACE, grace_of};
-use crate::pods::probes::action::Action;
+use crate::pods::probes::action::{Action, Trouble};
 use crate::pods::volumes::container_mounts;
 
 /// A hook may take this long; the API has no limit of its own for `postStart`.
@@ -168,7 +168,7 @@ impl Job {
         let Some(hook) = hook else { return };
         let result = match Action::of_hook(hook, container, self.pod_ips.first().copied()) {
             Ok(action) => action.run(&self.context.client, id, HOOK_LIMIT).await,
-            Err(why) => Err(why),
+            Err(why) => Err(Trouble::Failed(why)),
         };
         let Err(why) = result else { return };
         self.event(

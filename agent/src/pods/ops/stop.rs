@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::{Job, OpError};
 use crate::pods::plan::LEAST_GRACE;
-use crate::pods::probes::action::Action;
+use crate::pods::probes::action::{Action, Trouble};
 
 impl Job {
     pub(super) async fn stop(
@@ -34,7 +34,7 @@ impl Job {
         let Some(hook) = hook else { return };
         let result = match Action::of_hook(hook, &container, self.pod_ips.first().copied()) {
             Ok(action) => action.run(&self.context.client, id, grace).await,
-            Err(why) => Err(why),
+            Err(why) => Err(Trouble::Failed(why)),
         };
         if let Err(why) = result {
             self.event(true, name, "FailedPreStopHook", format!("PreStopHook failed: {why}"));

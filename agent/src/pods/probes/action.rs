@@ -25,6 +25,17 @@ pub(crate) enum Action {
     Sleep(Duration),
 }
 
+/// Why an action was no success, for people: it ends up in events and messages.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Trouble {
+    /// The container's answer, or that it had none.
+    #[error("{0}")]
+    Failed(String),
+    /// The runtime is away, and the container was not asked.
+    #[error("{0}")]
+    NotAsked(String),
+}
+
 impl Action {
     /// The action of a probe; the error says why there is none.
     pub(crate) fn of_probe(
@@ -95,13 +106,13 @@ impl Action {
         Ok(Self::Tcp { host: host(tcp.host.as_deref(), address)?, port })
     }
 
-    /// Asks. The error is for people: it ends up in events and messages.
+    /// Asks.
     pub(crate) async fn run(
         &self,
         client: &Client,
         run: &str,
         limit: Duration,
-    ) -> Result<(), String> {
+    ) -> Result<(), Trouble> {
         if let Self::Exec(command) = self {
             return exec(client, run, command.clone(), limit).await;
         }
@@ -120,6 +131,7 @@ impl Action {
         tokio::time::timeout(limit, question)
             .await
             .unwrap_or_else(|_| Err(format!("no answer within {} s", limit.as_secs())))
+            .map_err(Trouble::Failed)
     }
 }
 
@@ -163,7 +175,7 @@ async fn exec(
     run: &str,
     command: Vec<String>,
     limit: Duration,
-) -> Result<(), String> {
+) -> Result<(), Trouble> {
     match client.exec_sync(run, command, limit).await {
         Ok(answer) if answer.exit_code == 0 => Ok(()),
         Ok(answer) => {
@@ -171,12 +183,18 @@ async fn exec(
             output.extend_from_slice(&answer.stderr);
             output.truncate(MAX_OUTPUT);
             let output = String::from_utf8_lossy(&output);
-            Err(format!("command exited with {}: {}", answer.exit_code, output.trim_end()))
+            let why = format!("command exited with {}: {}", answer.exit_code, output.trim_end());
+            Err(Trouble::Failed(why))
         }
         Err(error) if error.fault == Fault::TimedOut => {
-            Err(format!("command did not end within {} s", limit.as_secs()))
+            Err(Trouble::Failed(format!("command did not end within {} s", limit.as_secs())))
         }
-        Err(error) => Err(error.to_string()),
+        Err(error) => {
+            // A runtime that is away says nothing about the container, and one that has just been started refuses everything.
+            let is_away = client.container_status(run).await.is_err();
+            let why = error.to_string();
+            Err(if is_away { Trouble::NotAsked(why) } else { Trouble::Failed(why) })
+        }
     }
 }
 

@@ -72,6 +72,26 @@ async fn a_container_is_ready_soon_after_it_answers() {
     assert_eq!((next.verdict, next.failure), (Some(true), None));
 }
 
+/// A runtime that is being restarted must not end the containers that it looks after.
+#[tokio::test(start_paused = true)]
+async fn a_container_that_could_not_be_asked_has_not_failed() {
+    let probe = serde_json::json!({"exec": {"command": ["true"]}, "periodSeconds": 1, "failureThreshold": 1});
+    let container =
+        serde_json::json!({"name": "c", "readinessProbe": probe.clone(), "livenessProbe": probe});
+    let (sender, mut findings) = mpsc::channel(8);
+    let mut probers = Probers::new(Client::new(std::path::Path::new("/none")), sender);
+    probers.start(Subject {
+        run: "r".to_owned(),
+        container: serde_json::from_value(container).unwrap(),
+        address: None,
+        started_at: Timestamp::now(),
+        started: true,
+        ready: true,
+    });
+    let found = tokio::time::timeout(Duration::from_secs(60), findings.recv()).await;
+    assert!(found.is_err(), "{found:?}");
+}
+
 proptest! {
     /// A verdict changes only after as many equal answers in a row as its threshold, and always to the other value.
     #[test]
