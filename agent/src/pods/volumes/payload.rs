@@ -17,6 +17,7 @@ const NEXT: &str = "..data_next";
 pub(crate) fn write(directory: &Path, files: &Files, group: Option<u32>) -> io::Result<()> {
     std::fs::create_dir_all(directory)?;
     std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755))?;
+    let files = &with_group(files, group);
     if read(&directory.join(DATA)).is_ok_and(|present| present == *files) {
         return link_names(directory, files);
     }
@@ -51,10 +52,17 @@ fn write_one(path: &Path, file: &File, group: Option<u32>) -> io::Result<()> {
         std::fs::create_dir_all(parent)?;
     }
     std::fs::write(path, &file.bytes)?;
-    // The group that the pod asked for must be able to read, whatever the mode says.
-    let mode = if group.is_some() { file.mode | 0o440 } else { file.mode };
     chown(path, None, group)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(file.mode))
+}
+
+/// The group that the pod asked for must be able to read, whatever the modes say.
+fn with_group(files: &Files, group: Option<u32>) -> Files {
+    let mut files = files.clone();
+    if group.is_some() {
+        files.values_mut().for_each(|file| file.mode |= 0o440);
+    }
+    files
 }
 
 /// The files below a directory, with their modes.

@@ -77,6 +77,21 @@ fn files_are_written_switched_and_removed() {
 }
 
 #[test]
+fn files_of_a_group_are_not_written_again_without_a_reason() {
+    let directory = tempfile::tempdir().unwrap();
+    let layout = layout(directory.path());
+    let mut spec = spec();
+    spec["securityContext"] = serde_json::json!({"fsGroup": nix::unistd::getegid().as_raw()});
+    let work = work(spec);
+    prepare(&work, "u1", &Facts::default(), &layout).unwrap();
+    let all = layout.volume("u1", "all", true);
+    assert_eq!(std::fs::metadata(all.join("deep/token")).unwrap().mode() & 0o777, 0o440);
+    let before = std::fs::read_link(all.join("..data")).unwrap();
+    prepare(&work, "u1", &Facts::default(), &layout).unwrap();
+    assert_eq!(std::fs::read_link(all.join("..data")).unwrap(), before);
+}
+
+#[test]
 fn mounts_point_into_the_volumes() {
     let directory = tempfile::tempdir().unwrap();
     let layout = layout(directory.path());
