@@ -107,21 +107,28 @@ fn empty_dir(
     empty: &EmptyDirVolumeSource,
     group: Option<u32>,
 ) -> Result<(), VolumeError> {
-    let fresh = !path.exists();
-    std::fs::create_dir_all(path).map_err(io_error(name, "make its directory"))?;
+    // Everybody may write, as in /tmp of an image; with fsGroup, files keep the group.
+    let mode = if group.is_some() { 0o2777 } else { 0o777 };
+    if !path.exists() {
+        open_directory(path, mode, group).map_err(io_error(name, "make its directory"))?;
+    }
     if empty.medium.as_deref() == Some("Memory") {
         let size = empty.size_limit.as_ref().map(quantity::bytes).transpose();
         let size = size.map_err(|_| VolumeError::SizeLimit { volume: name.to_owned() })?;
-        mounts::memory(path, size).map_err(io_error(name, "mount it in memory"))?;
-    }
-    if fresh {
-        // Everybody may write, as in /tmp of an image; with fsGroup, files keep the group.
-        let mode = if group.is_some() { 0o2777 } else { 0o777 };
-        let set = chown(path, None, group)
-            .and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)));
-        set.map_err(io_error(name, "set its permissions"))?;
+        mounts::memory(path, mode, group, size).map_err(io_error(name, "mount it in memory"))?;
     }
     Ok(())
+}
+
+/// Makes a directory that is there with its permissions or not at all: once it is there, they are the containers' to change.
+fn open_directory(path: &Path, mode: u32, group: Option<u32>) -> io::Result<()> {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    let fresh = path.with_file_name(name);
+    std::fs::create_dir_all(&fresh)?;
+    chown(&fresh, None, group)?;
+    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(mode))?;
+    std::fs::rename(fresh, path)
 }
 
 fn host_path(name: &str, host: &HostPathVolumeSource) -> Result<(), VolumeError> {

@@ -5,13 +5,19 @@ use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-/// Mounts memory at `path`, unless it is mounted already.
-pub(super) fn memory(path: &Path, size_bytes: Option<i64>) -> io::Result<()> {
+/// Mounts memory at `path`, unless it is mounted already; with these permissions, because no directory outlives a reboot.
+pub(super) fn memory(
+    path: &Path,
+    mode: u32,
+    group: Option<u32>,
+    size_bytes: Option<i64>,
+) -> io::Result<()> {
     if mounted_below(path)?.iter().any(|at| at == path) {
         return Ok(());
     }
     let size = size_bytes.map(|bytes| format!(",size={bytes}")).unwrap_or_default();
-    let options = format!("mode=0777{size}");
+    let group = group.map(|group| format!(",gid={group}")).unwrap_or_default();
+    let options = format!("mode={mode:o}{group}{size}");
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     Ok(mount(Some("tmpfs"), path, Some("tmpfs"), flags, Some(options.as_str()))?)
 }

@@ -163,6 +163,30 @@ fn may_mount() -> bool {
 }
 
 #[test]
+fn memory_belongs_to_its_group_after_a_reboot_too() {
+    if !may_mount() {
+        return;
+    }
+    let directory = Cleaned(tempfile::tempdir().unwrap());
+    let layout = layout(directory.0.path());
+    let work = work(serde_json::json!({"containers": [], "securityContext": {"fsGroup": 4321},
+        "volumes": [{"name": "m", "emptyDir": {"medium": "Memory"}}, {"name": "d", "emptyDir": {}}]}));
+    let volume = |name: &str| layout.volume("u1", name, false);
+    for boot in ["first", "next"] {
+        prepare(&work, "u1", &Facts::default(), &layout).unwrap();
+        for name in ["m", "d"] {
+            let made = std::fs::metadata(volume(name)).unwrap();
+            assert_eq!((made.gid(), made.mode() & 0o7777), (4321, 0o2777), "{name}, {boot} boot");
+        }
+        nix::mount::umount(&volume("m")).unwrap();
+        // A directory of a disk that was made for the mount; whose it is does not matter.
+        chown(volume("m"), None, Some(0)).unwrap();
+    }
+    let all = std::fs::read_dir(volume("m").parent().unwrap()).unwrap();
+    assert_eq!(all.count(), 2, "nothing else is left");
+}
+
+#[test]
 fn sub_paths_stay_inside_their_volume() {
     let directory = tempfile::tempdir().unwrap();
     let volume = directory.path().join("volume");
