@@ -12,6 +12,7 @@ pub(super) mod defaults;
 pub(super) mod spec;
 
 mod containers;
+mod unserved;
 mod volumes;
 
 const DEFAULT_GRACE_SECS: i64 = 30;

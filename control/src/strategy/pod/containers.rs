@@ -12,6 +12,7 @@ use super::super::rules::{
     protocol, quantities, required,
 };
 use super::super::{Causes, names};
+use super::unserved;
 use crate::scheduler::quantity;
 
 /// Names that are defined once per pod.
@@ -40,6 +41,8 @@ pub(super) fn container<'a>(
     let sidecar = container.restart_policy.as_deref();
     if init {
         one_of(&at("restartPolicy"), sidecar, &["Always"], causes);
+    } else if sidecar.is_some() {
+        forbidden(at("restartPolicy"), "may not be set for non-init containers", causes);
     }
     ports(&at("ports"), container.ports.as_deref().unwrap_or_default(), seen, causes);
     env(&at("env"), container.env.as_deref().unwrap_or_default(), causes);
@@ -49,6 +52,7 @@ pub(super) fn container<'a>(
         requirements(&at("resources"), resources, causes);
     }
     probes(field, container, init && sidecar != Some("Always"), causes);
+    unserved::container(field, container, causes);
 }
 
 fn image(field: &str, container: &Container, causes: &mut Causes) {
@@ -205,6 +209,16 @@ fn mounts(field: &str, container: &Container, seen: &Seen<'_>, causes: &mut Caus
             required(at("mountPath"), causes);
         } else if !paths.insert(&mount.mount_path) {
             invalid(at("mountPath"), &mount.mount_path, "must be unique", causes);
+        }
+        let is_set = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
+        if is_set(&mount.sub_path) && is_set(&mount.sub_path_expr) {
+            let both = mount.sub_path_expr.as_deref().unwrap_or_default();
+            invalid(
+                at("subPathExpr"),
+                both,
+                "subPathExpr and subPath are mutually exclusive",
+                causes,
+            );
         }
         let inside = mount.sub_path.as_deref().unwrap_or_default();
         if inside.starts_with('/') {

@@ -88,6 +88,93 @@ fn each_wrong_field_is_named() {
 }
 
 #[test]
+fn what_no_node_would_do_is_refused_by_name() {
+    let with = |part: &str, value: Value| {
+        let mut spec = json!({"containers": [{"name": "c", "image": "i"}]});
+        let (parents, last) = part.rsplit_once('.').unwrap_or(("", part));
+        let mut place = &mut spec;
+        for parent in parents.split('.').filter(|parent| !parent.is_empty()) {
+            place = match parent.parse::<usize>() {
+                Ok(index) => &mut place[index],
+                Err(_) => &mut place[parent],
+            };
+        }
+        place[last] = value;
+        spec
+    };
+    for (part, value, field) in [
+        ("runtimeClassName", json!("kata"), "runtimeClassName"),
+        ("hostUsers", json!(false), "hostUsers"),
+        ("hostnameOverride", json!("other"), "hostnameOverride"),
+        ("os", json!({"name": "windows"}), "os"),
+        ("resourceClaims", json!([{"name": "gpu"}]), "resourceClaims"),
+        ("resources", json!({"limits": {"cpu": "1"}}), "resources"),
+        (
+            "securityContext",
+            json!({"supplementalGroupsPolicy": "Strict"}),
+            "securityContext.supplementalGroupsPolicy",
+        ),
+        ("containers.0.restartPolicy", json!("Always"), "containers[0].restartPolicy"),
+        (
+            "containers.0.restartPolicyRules",
+            json!([{"action": "Restart"}]),
+            "containers[0].restartPolicyRules",
+        ),
+        (
+            "containers.0.volumeDevices",
+            json!([{"name": "v", "devicePath": "/dev/x"}]),
+            "containers[0].volumeDevices",
+        ),
+        (
+            "containers.0.lifecycle",
+            json!({"stopSignal": "SIGUSR1"}),
+            "containers[0].lifecycle.stopSignal",
+        ),
+    ] {
+        let found = causes(with(part, value));
+        let expected = format!("spec.{field}: Forbidden: ");
+        assert!(found.iter().any(|cause| cause.starts_with(&expected)), "{expected}\n{found:?}");
+    }
+    for (part, value) in [
+        ("runtimeClassName", json!("")),
+        ("hostUsers", json!(true)),
+        ("os", json!({"name": "linux"})),
+        ("securityContext", json!({"supplementalGroupsPolicy": "Merge"})),
+    ] {
+        assert_eq!(causes(with(part, value)), Vec::<String>::new(), "{part}");
+    }
+    let mount = |more: Value| {
+        let mut mount = json!({"name": "v", "mountPath": "/v"});
+        mount.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        causes(json!({"volumes": [{"name": "v", "emptyDir": {}}],
+            "containers": [{"name": "c", "image": "i", "volumeMounts": [mount]}]}))
+    };
+    let recursive = mount(json!({"readOnly": true, "recursiveReadOnly": "Enabled"}));
+    assert!(recursive[0].contains("volumeMounts[0].recursiveReadOnly: Forbidden"), "{recursive:?}");
+    assert!(mount(json!({"readOnly": true, "recursiveReadOnly": "IfPossible"})).is_empty());
+    let volume = |source: Value| {
+        let mut volume = json!({"name": "v"});
+        volume.as_object_mut().unwrap().extend(source.as_object().unwrap().clone());
+        causes(json!({"containers": [{"name": "c", "image": "i"}], "volumes": [volume]}))
+    };
+    for (source, field) in [
+        (json!({"nfs": {"server": "s", "path": "/"}}), "nfs"),
+        (json!({"persistentVolumeClaim": {"claimName": "c"}}), "persistentVolumeClaim"),
+        (json!({"emptyDir": {"medium": "HugePages-2Mi"}}), "emptyDir.medium"),
+        (
+            json!({"projected": {"sources": [{"clusterTrustBundle": {"path": "p"}}]}}),
+            "projected.sources[0].clusterTrustBundle",
+        ),
+    ] {
+        let expected = format!("spec.volumes[0].{field}: Forbidden: not served here");
+        assert_eq!(volume(source), [expected]);
+    }
+    assert!(volume(json!({"emptyDir": {"medium": "Memory"}})).is_empty());
+    let both = mount(json!({"subPath": "a", "subPathExpr": "$(B)"}));
+    assert!(both[0].contains("mutually exclusive"), "{both:?}");
+}
+
+#[test]
 fn a_living_pod_keeps_its_spec() {
     let old = pod(json!({"containers": [{"name": "c", "image": "i:1"}]}));
     let check = |new: &Pod| {

@@ -5,6 +5,7 @@ use k8s_openapi::api::core::v1::{KeyToPath, Volume};
 use super::super::rules::{duplicate, forbidden, invalid, required};
 use super::super::{Causes, names};
 use super::containers::Seen;
+use super::unserved;
 
 pub(super) fn volumes<'a>(
     field: &str,
@@ -22,19 +23,21 @@ pub(super) fn volumes<'a>(
                 duplicate(format!("{field}.name"), &volume.name, causes);
             }
         }
-        match sources(volume) {
+        let sources = sources(volume);
+        match sources.len() {
             0 => causes.add(&field, "Required value: must specify a volume type"),
-            1 => {}
+            1 => unserved::volume(&field, &sources[0], volume, causes),
             _ => forbidden(&field, "may not specify more than 1 volume type", causes),
         }
         content(&field, volume, causes);
     }
 }
 
-/// How many sources are set: every field of a volume but its name is one.
-fn sources(volume: &Volume) -> usize {
+/// The sources that are set: every field of a volume but its name is one.
+fn sources(volume: &Volume) -> Vec<String> {
     let value = serde_json::to_value(volume).unwrap_or_default();
-    value.as_object().map_or(0, |map| map.keys().filter(|key| *key != "name").count())
+    let fields = value.as_object().into_iter().flatten().map(|(field, _)| field.clone());
+    fields.filter(|field| field != "name").collect()
 }
 
 fn content(field: &str, volume: &Volume, causes: &mut Causes) {
@@ -72,11 +75,6 @@ fn content(field: &str, volume: &Volume, causes: &mut Causes) {
         if let Some(secs) = token.expiration_seconds.filter(|s| !(600..=1 << 32).contains(s)) {
             invalid(at("expirationSeconds"), secs, "must be from 600 to 2^32", causes);
         }
-    }
-    if let Some(claim) = &volume.persistent_volume_claim
-        && claim.claim_name.is_empty()
-    {
-        required(format!("{field}.persistentVolumeClaim.claimName"), causes);
     }
 }
 
