@@ -85,7 +85,8 @@ fn read(directory: &Path) -> io::Result<Files> {
     Ok(files)
 }
 
-/// Links each visible name through `..data`, and removes names that have no file any more.
+/// Links each visible name through `..data`, and removes names that have no file any more. What is no link was made for a `subPath`
+/// that names no file; it goes when there is one.
 fn link_names(directory: &Path, files: &Files) -> io::Result<()> {
     let wanted: BTreeSet<&str> =
         files.keys().map(|path| path.split('/').next().unwrap_or(path)).collect();
@@ -99,9 +100,11 @@ fn link_names(directory: &Path, files: &Files) -> io::Result<()> {
         symlink(&target, &link)?;
     }
     for entry in std::fs::read_dir(directory)? {
-        let name = entry?.file_name();
+        let entry = entry?;
+        let name = entry.file_name();
         let name = name.to_string_lossy();
-        if !name.starts_with("..") && !wanted.contains(name.as_ref()) {
+        let is_link = entry.file_type()?.is_symlink();
+        if is_link && !name.starts_with("..") && !wanted.contains(name.as_ref()) {
             remove_if_there(&directory.join(name.as_ref()))?;
         }
     }
@@ -122,6 +125,7 @@ fn remove_old(directory: &Path, current: &str) -> io::Result<()> {
 
 fn remove_if_there(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => std::fs::remove_dir(path),
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }

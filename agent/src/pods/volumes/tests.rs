@@ -92,6 +92,25 @@ fn files_of_a_group_are_not_written_again_without_a_reason() {
 }
 
 #[test]
+fn a_sub_path_that_names_no_file_does_not_stop_updates() {
+    let directory = tempfile::tempdir().unwrap();
+    let layout = layout(directory.path());
+    let mut work = work(spec());
+    prepare(&work, "u1", &Facts::default(), &layout).unwrap();
+    let cfg = layout.volume("u1", "cfg", false);
+    Part::open(&cfg, "late.conf").unwrap();
+    let text = |name: &str| std::fs::read_to_string(cfg.join(name)).unwrap();
+    let settings = work.config_maps.get_mut("settings").unwrap();
+    settings.insert("a.conf".to_owned(), b"changed".to_vec());
+    prepare(&work, "u1", &Facts::default(), &layout).unwrap();
+    assert_eq!((text("a.conf").as_str(), cfg.join("late.conf").is_dir()), ("changed", true));
+    let settings = work.config_maps.get_mut("settings").unwrap();
+    settings.insert("late.conf".to_owned(), b"here".to_vec());
+    prepare(&work, "u1", &Facts::default(), &layout).unwrap();
+    assert_eq!(text("late.conf"), "here");
+}
+
+#[test]
 fn mounts_point_into_the_volumes() {
     let directory = tempfile::tempdir().unwrap();
     let layout = layout(directory.path());
