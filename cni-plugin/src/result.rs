@@ -79,10 +79,10 @@ pub fn error(failure: &Failure, version: &str) -> Value {
     out
 }
 
-/// The answer to VERSION.
-pub fn versions() -> Value {
+/// The answer to VERSION by somebody who speaks `asked`.
+pub fn versions(asked: Version) -> Value {
     json!({
-        "cniVersion": crate::version::SUPPORTED[0].as_str(),
+        "cniVersion": asked.as_str(),
         "supportedVersions": crate::version::SUPPORTED.map(Version::as_str),
     })
 }

@@ -50,7 +50,7 @@ impl Outcome {
 pub fn run(environment: Environment<'_>) -> Outcome {
     let newest = crate::version::SUPPORTED[0].as_str();
     let command = match Command::from_environment(environment) {
-        Ok(Some(Command::Version)) => return Outcome::value(&result::versions()),
+        Ok(Some(Command::Version)) => return Outcome::value(&result::versions(asked())),
         Ok(Some(command)) => command,
         Ok(None) => return about(),
         Err(failure) => return Outcome::error(&failure, newest),
@@ -68,6 +68,14 @@ pub fn run(environment: Environment<'_>) -> Outcome {
         Ok(outcome) => outcome,
         Err(failure) => Outcome::error(&failure, &named),
     }
+}
+
+/// The version that the one who asks for ours speaks: the newest, unless its input says something else that makes sense.
+fn asked() -> Version {
+    let keys = input().and_then(config::read).and_then(|bytes| config::parse(&bytes));
+    let keys = keys.unwrap_or_default();
+    let named = keys.get("cniVersion").and_then(Value::as_str);
+    named.and_then(|text| Version::parse(Some(text)).ok()).unwrap_or(crate::version::SUPPORTED[0])
 }
 
 /// Standard input without a buffer, so that what has not been read is known to be still in the descriptor.

@@ -270,7 +270,11 @@ fn rows_10_11_version_and_unknown_keys() {
         let text = node.call("VERSION").stdin(stdin).ok();
         let versions: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(versions["supportedVersions"], json!(["1.1.0", "1.0.0", "0.4.0", "0.3.1"]));
+        assert_eq!(versions["cniVersion"], "1.1.0");
     }
+    let older = node.call("VERSION").stdin(b"{\"cniVersion\":\"0.4.0\"}").ok();
+    let older: Value = serde_json::from_str(&older).unwrap();
+    assert_eq!(older["cniVersion"], "0.4.0", "it is told in the version that it speaks");
     let text = node.call("ADD").key("ipMasq", json!({"deep": 7})).fails(2);
     assert!(text.contains("ipMasq") && text.contains('7'), "{text}");
     node.call("ADD").key("cni.dev/anything", json!(1)).ok();
