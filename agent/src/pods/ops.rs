@@ -203,8 +203,9 @@ impl Job {
     }
 
     async fn clean(&self) -> Result<(), OpError> {
-        let mut directories = self.context.layout.pod(&self.pod.uid).to_vec();
-        directories.push(self.context.layout.logs(&self.pod));
+        let layout = &self.context.layout;
+        let mut directories = vec![layout.logs(&self.pod)];
+        directories.extend(layout.pod(&self.pod.uid));
         self.context.tokens.forget(&self.pod.uid);
         let done = blocking(move || directories.iter().try_for_each(|d| volumes::clean(d))).await?;
         done.map_err(|error| OpError::new("FailedCleanup", error))

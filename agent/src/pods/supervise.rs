@@ -156,15 +156,7 @@ impl Supervisor {
     async fn sweep(&self, desired: &Desired) {
         let known: Vec<&str> =
             desired.keys().chain(self.workers.keys()).map(|pod| pod.uid.as_str()).collect();
-        let mut orphans = Vec::new();
-        for root in self.context.layout.roots() {
-            let Ok(entries) = std::fs::read_dir(root) else { continue };
-            let paths = entries.flatten().filter(|entry| {
-                let name = entry.file_name();
-                !known.contains(&name.to_string_lossy().as_ref())
-            });
-            orphans.extend(paths.map(|entry| entry.path()));
-        }
+        let orphans = self.context.layout.left_overs(&known);
         if orphans.is_empty() {
             return;
         }
