@@ -106,6 +106,22 @@ impl Oom {
         let _ = std::fs::remove_dir(made);
     }
 
+    /// Removes groups that were made for containers of pods other than these, by uid: nobody else does when an agent was killed before
+    /// it could. Blocks.
+    pub(crate) fn sweep(&self, known: &[&str]) {
+        let Some(Hierarchy::V2(root)) = &self.hierarchy else { return };
+        let groups = std::fs::read_dir(below(root, &self.pods)).into_iter().flatten().flatten();
+        let left_over = |group: &std::fs::DirEntry| {
+            let name = group.file_name();
+            let name = name.to_string_lossy();
+            name.split_once('_').is_some_and(|(uid, _)| !known.contains(&uid))
+        };
+        for group in groups.filter(left_over) {
+            // One that is in use stays.
+            let _ = std::fs::remove_dir(group.path());
+        }
+    }
+
     /// The container's own group, where it is what has to be listened to.
     fn own_group(&self, id: &str) -> Option<PathBuf> {
         match &self.hierarchy {
@@ -202,6 +218,24 @@ mod tests {
             hash: String::new(),
             delay_secs: 0,
         }
+    }
+
+    #[test]
+    fn groups_of_pods_that_nobody_knows_are_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let hierarchy = Some(Hierarchy::V2(root.path().to_owned()));
+        let oom = Oom { hierarchy, pods: "/mesh/pods".to_owned(), listeners: Mutex::default() };
+        oom.sweep(&[]);
+        let pods = root.path().join("mesh/pods");
+        // A pod that is known, one that is not, one whose container still runs, and a sandbox.
+        for group in ["u1_web_0", "u2_web_0", "u3_web_1/container", "sandbox"] {
+            std::fs::create_dir_all(pods.join(group)).unwrap();
+        }
+        oom.sweep(&["u1"]);
+        let mut left: Vec<_> =
+            std::fs::read_dir(pods).unwrap().flatten().map(|e| e.file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["sandbox", "u1_web_0", "u3_web_1"]);
     }
 
     #[tokio::test]

@@ -152,10 +152,11 @@ impl Supervisor {
         self.is_surveyed && !std::mem::replace(&mut self.swept, true)
     }
 
-    /// Deletes directories of pods that are neither wanted nor running: left by an agent that was killed in the middle.
+    /// Deletes directories and control groups of pods that are neither wanted nor running: left by an agent that was killed in the middle.
     async fn sweep(&self, desired: &Desired) {
         let known: Vec<&str> =
             desired.keys().chain(self.workers.keys()).map(|pod| pod.uid.as_str()).collect();
+        self.context.oom.sweep(&known);
         let orphans = self.context.layout.left_overs(&known);
         if orphans.is_empty() {
             return;
