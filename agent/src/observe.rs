@@ -20,6 +20,7 @@ use kube::runtime::watcher::Event;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Resource};
 use mesh_model::compile::is_restricted;
+use mesh_model::containers::lasting;
 use mesh_model::{ClusterConfig, Compiler, NodeName, Objects, Snapshot, wellknown};
 use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, watch};
@@ -281,20 +282,16 @@ fn keep_identity(pod: &mut Pod) {
     pod.metadata.labels = metadata.labels;
     pod.metadata.creation_timestamp = metadata.creation_timestamp;
     if let Some(spec) = pod.spec.take() {
-        let container = |container: Container| {
-            let Container { name, mut ports, restart_policy, .. } = container;
-            ports.iter_mut().for_each(|ports| ports.retain(|port| port.name.is_some()));
-            Container { name, ports, restart_policy, ..Container::default() }
+        let container = |container: &Container| {
+            let ports = container.ports.iter().flatten().filter(|port| port.name.is_some());
+            let ports = Some(ports.cloned().collect());
+            Container { name: container.name.clone(), ports, ..Container::default() }
         };
-        // Of init containers, sidecars alone are there as long as the pod.
-        let mut sidecars = spec.init_containers.unwrap_or_default();
-        sidecars.retain(|one| one.restart_policy.as_deref() == Some("Always"));
-        let sidecars: Vec<Container> = sidecars.into_iter().map(container).collect();
+        let containers = lasting(&spec).map(container).collect();
         pod.spec = Some(PodSpec {
             node_name: spec.node_name,
             host_network: spec.host_network,
-            init_containers: (!sidecars.is_empty()).then_some(sidecars),
-            containers: spec.containers.into_iter().map(container).collect(),
+            containers,
             ..PodSpec::default()
         });
     }
@@ -401,21 +398,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_pods_elsewhere_named_ports_are_known_that_stay() {
-        let ports = |number| serde_json::json!([{"name": "web", "containerPort": number}, {"containerPort": 9}]);
+    fn of_a_pod_elsewhere_its_named_ports_stay() {
+        let ports = |name: &str| serde_json::json!([{"name": name, "containerPort": 80}, {"containerPort": 81}]);
         let mut pod: Pod = serde_json::from_value(serde_json::json!({
-            "metadata": {"name": "p"},
-            "spec": {"initContainers": [{"name": "i", "ports": ports(1)},
-                                        {"name": "s", "restartPolicy": "Always", "ports": ports(2)}],
-                     "containers": [{"name": "c", "image": "x", "ports": ports(3)}]}
-        }))
+            "metadata": {"namespace": "n", "name": "p", "annotations": {"a": "b"}},
+            "spec": {
+                "containers": [{"name": "c", "image": "i", "ports": ports("web")}],
+                "initContainers": [
+                    {"name": "i", "ports": ports("once")},
+                    {"name": "s", "restartPolicy": "Always", "ports": ports("metrics")}]}}))
         .unwrap();
         keep_identity(&mut pod);
-        let spec = pod.spec.unwrap();
-        let all = spec.init_containers.iter().flatten().chain(&spec.containers);
-        let ports = all.flat_map(|c| c.ports.iter().flatten().map(|port| port.container_port));
-        assert_eq!(ports.collect::<Vec<_>>(), [2, 3]);
-        assert_eq!(spec.containers[0].image, None);
+        let kept = serde_json::to_value(&pod).unwrap();
+        let container = |name: &str, port: &str| serde_json::json!({"name": name, "ports": [{"name": port, "containerPort": 80}]});
+        assert_eq!(
+            kept["spec"]["containers"],
+            serde_json::json!([container("c", "web"), container("s", "metrics")])
+        );
+        assert_eq!(kept["spec"].get("initContainers"), None);
+        assert_eq!(kept["metadata"].get("annotations"), None);
     }
 
     #[test]

@@ -10,6 +10,7 @@
 
 pub mod cluster;
 pub mod compile;
+pub mod containers;
 pub mod encryption;
 pub mod ephemeral;
 pub mod flow;

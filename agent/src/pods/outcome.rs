@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use mesh_model::containers::is_sidecar;
 
 use super::observed::{Instance, Observed};
-use super::restart::{Policy, after, is_sidecar};
+use super::restart::{Policy, after};
 
 /// See [`outcome`].
 #[derive(Debug, Clone, PartialEq, Eq)]

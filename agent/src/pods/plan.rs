@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use mesh_model::containers::is_sidecar;
 use mesh_model::snapshot::PodWork;
 
 use super::container::spec_hash;
 use super::memory::{Memory, Task};
 use super::observed::{DEFAULT_GRACE_SECS, Instance, Observed, Sandbox, State};
 use super::outcome::{Outcome, outcome};
-use super::restart::{Fate, Policy, after, fate, is_sidecar};
+use super::restart::{Fate, Policy, after, fate};
 
 /// How long a deleted pod serves on at most, while other nodes have not confirmed that they send to it no more.
 const LONGEST_DRAIN: Duration = Duration::from_secs(5);

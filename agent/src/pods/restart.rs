@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, PodSpec};
+use mesh_model::containers::is_sidecar;
 
 use super::observed::Instance;
 
@@ -56,11 +57,6 @@ impl Policy {
             Self::Never => false,
         }
     }
-}
-
-/// Whether an init container keeps running beside the ordinary ones (KEP-753).
-pub(crate) fn is_sidecar(init: &Container) -> bool {
-    init.restart_policy.as_deref() == Some("Always")
 }
 
 /// What becomes of a container that ended.

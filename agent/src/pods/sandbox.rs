@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use mesh_cri::v1;
+use mesh_model::containers::lasting;
 
 use super::RunnerOptions;
 use super::observed::{ANNOTATION_GRACE, PodRef};
@@ -99,7 +100,7 @@ fn port_mappings(spec: &PodSpec) -> Vec<v1::PortMapping> {
             }
         })
     };
-    spec.containers.iter().flat_map(mapped).collect()
+    lasting(spec).flat_map(mapped).collect()
 }
 
 fn sysctls(spec: &PodSpec) -> HashMap<String, String> {
@@ -111,6 +112,19 @@ fn sysctls(spec: &PodSpec) -> HashMap<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sidecars_may_have_ports_of_the_node() {
+        let ports = |number: u16| serde_json::json!([{"containerPort": 80, "hostPort": number}]);
+        let spec = serde_json::json!({
+            "containers": [{"name": "c", "ports": ports(8080)}],
+            "initContainers": [
+                {"name": "i", "ports": ports(8081)},
+                {"name": "s", "restartPolicy": "Always", "ports": ports(8082)}]});
+        let mapped = port_mappings(&serde_json::from_value(spec).unwrap());
+        let ports: Vec<i32> = mapped.iter().map(|port| port.host_port).collect();
+        assert_eq!(ports, [8080, 8082]);
+    }
 
     #[test]
     fn a_pod_may_be_called_by_its_full_name() {

@@ -5,12 +5,12 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, HostIP, Pod, PodIP, PodSpec, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use mesh_model::containers::is_sidecar;
 
 use super::memory::Memory;
 use super::observed::{Instance, Observed};
 use super::outcome::{Outcome, outcome};
 use super::plan::is_deleting;
-use super::restart::is_sidecar;
 
 mod conditions;
 mod containers;

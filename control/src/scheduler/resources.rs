@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{Container, Node, Pod, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
+use mesh_model::containers::is_sidecar;
+
 use super::quantity::{thousandths, units};
 
 /// Amounts by resource: `cpu` in thousandths of a core, everything else in whole units.
@@ -68,7 +70,7 @@ impl Resources {
         let mut peak = Self::default();
         for container in spec.init_containers.iter().flatten() {
             let request = container_request(container);
-            if container.restart_policy.as_deref() == Some("Always") {
+            if is_sidecar(container) {
                 sidecars.add(&request);
                 peak.raise_to(&sidecars);
             } else {

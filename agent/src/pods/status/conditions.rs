@@ -2,9 +2,9 @@
 
 use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use mesh_model::containers::is_sidecar;
 
 use super::{View, whole_second};
-use crate::pods::restart::is_sidecar;
 
 /// The conditions that the runner owns; all others are kept as they are.
 const OURS: [&str; 4] = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady"];

@@ -5,13 +5,14 @@ use k8s_openapi::api::core::v1::{
     ContainerStateWaiting, ContainerStatus, EphemeralContainer, PodSpec,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use mesh_model::containers::is_sidecar;
 use mesh_model::ephemeral::as_container;
 
 use super::{View, whole_second};
 use crate::pods::memory::{Failure, Task};
 use crate::pods::observed::{Exit, Instance, State};
 use crate::pods::plan::{FRESH_FAILURE, is_deleting};
-use crate::pods::restart::{Fate, Policy, after, fate, is_sidecar};
+use crate::pods::restart::{Fate, Policy, after, fate};
 
 /// The exit code of a process that was ended by SIGKILL.
 const KILLED: i32 = 137;

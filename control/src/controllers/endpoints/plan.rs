@@ -7,12 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod, Service, ServicePort};
+use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service, ServicePort};
 use k8s_openapi::api::discovery::v1::{
     Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use mesh_model::containers::lasting;
 use mesh_model::wellknown::{
     ANNOTATION_WEIGHT, ANNOTATION_WEIGHTS, LABEL_HEADLESS, LABEL_MANAGED_BY, LABEL_SERVICE_NAME,
 };
@@ -268,9 +269,7 @@ fn target_port(port: &ServicePort, pod: Option<&Pod>) -> Option<i32> {
 
 fn named_port(pod: &Pod, name: &str, wanted: &str) -> Option<i32> {
     let spec = pod.spec.as_ref()?;
-    let sidecar = |c: &&Container| c.restart_policy.as_deref() == Some("Always");
-    let sidecars = spec.init_containers.iter().flatten().filter(sidecar);
-    let ports = spec.containers.iter().chain(sidecars).flat_map(|c| c.ports.iter().flatten());
+    let ports = lasting(spec).flat_map(|c| c.ports.iter().flatten());
     ports
         .filter(|p| p.name.as_deref() == Some(name) && protocol(p.protocol.as_ref()) == wanted)
         .map(|p| p.container_port)

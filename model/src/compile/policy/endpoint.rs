@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::Pod;
 
 use super::Labels;
 use super::words::Vocabulary;
 use crate::snapshot::Protocol;
-use crate::{NodeName, ObjectKey};
+use crate::{NodeName, ObjectKey, containers};
 
 static NO_LABELS: Labels = BTreeMap::new();
 
@@ -44,10 +44,7 @@ impl<'a> Endpoint<'a> {
             return None;
         }
         let mut named_ports = BTreeMap::new();
-        let sidecar = |c: &&Container| c.restart_policy.as_deref() == Some("Always");
-        let sidecars = spec.init_containers.iter().flatten().filter(sidecar);
-        let containers = spec.containers.iter().chain(sidecars);
-        for port in containers.flat_map(|c| c.ports.iter().flatten()) {
+        for port in containers::lasting(spec).flat_map(|c| c.ports.iter().flatten()) {
             let (Some(name), Some(protocol), Ok(number)) = (
                 port.name.as_deref(),
                 Protocol::parse(port.protocol.as_deref()),
@@ -105,4 +102,27 @@ pub(super) fn addresses(pod: &Pod) -> Vec<IpAddr> {
     addresses.sort_unstable();
     addresses.dedup();
     addresses
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_of_sidecars_have_names_too() {
+        let ports =
+            |name: &str, number: u16| serde_json::json!([{"name": name, "containerPort": number}]);
+        let pod: Pod = serde_json::from_value(serde_json::json!({
+            "metadata": {"namespace": "n", "name": "p"},
+            "spec": {
+                "containers": [{"name": "c", "ports": ports("web", 80)}],
+                "initContainers": [
+                    {"name": "i", "ports": ports("once", 1)},
+                    {"name": "s", "restartPolicy": "Always", "ports": ports("metrics", 9090)},
+                    {"name": "t", "restartPolicy": "Always", "ports": ports("web", 81)}]}}))
+        .unwrap();
+        let found = Endpoint::of(&pod).unwrap().named_ports;
+        let port = |name| found.get(&(name, Protocol::Tcp)).copied();
+        assert_eq!((port("web"), port("metrics"), port("once")), (Some(80), Some(9090), None));
+    }
 }
