@@ -40,7 +40,9 @@ impl Killer {
             let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
             tasks.map(|task| fs::read_to_string(task.path().join("status"))).all(|status| {
                 let status = status.unwrap_or_default();
-                status.is_empty() || status.contains(&format!("TracerPid:\t{}\n", tracer.id()))
+                // An agent that has just started makes calls of its own: it may be dead already.
+                let ended = status.is_empty() || status.contains("State:\tZ");
+                ended || status.contains(&format!("TracerPid:\t{}\n", tracer.id()))
             })
         });
         Self(tracer)
