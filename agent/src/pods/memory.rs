@@ -8,6 +8,9 @@ use jiff::Timestamp;
 
 use super::restart::{after, retry_delay};
 
+/// Why a start failed when the runtime has the container, but could not run it.
+pub(crate) const RUN_FAILED: &str = "RunContainerError";
+
 /// Something under way or failed; there is at most one of each at a time.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Task {
@@ -123,7 +126,7 @@ impl Memory {
 fn wait(task: &Task, reason: &str, count: u32) -> Duration {
     match task {
         // The failed run itself is in the runtime, and its restart has a back-off of its own.
-        Task::Start(_) if reason == "RunContainerError" => Duration::ZERO,
+        Task::Start(_) if reason == RUN_FAILED => Duration::ZERO,
         Task::Start(_) => retry_delay(count),
         // What is missing may come with the next change of the API, and a token when it answers again.
         Task::Volumes => Duration::from_secs(1 << count.saturating_sub(1).min(6)),

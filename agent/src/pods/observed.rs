@@ -118,8 +118,11 @@ pub(crate) struct Exit {
 }
 
 impl Exit {
-    /// How long it ran.
+    /// How long it ran. One that could not be started has no time of its start.
     pub(crate) fn ran(&self) -> std::time::Duration {
+        if self.started_at == Timestamp::UNIX_EPOCH {
+            return std::time::Duration::ZERO;
+        }
         self.finished_at.duration_since(self.started_at).try_into().unwrap_or_default()
     }
 }

@@ -108,6 +108,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::pods::observed::Exit;
 
     #[test]
     fn waits_double_up_to_five_minutes_and_start_over() {
@@ -121,6 +122,22 @@ mod tests {
         assert_eq!(seen, [0, 10, 20, 40, 80, 160, 300, 300, 300]);
         assert_eq!(next_delay(delay, 9, HEALTHY), Duration::ZERO);
         assert_eq!(next_delay(Duration::ZERO, 10, short), FIRST);
+    }
+
+    #[test]
+    fn what_could_not_be_started_has_not_run_since_1970() {
+        let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let ran = |started_at| Exit {
+            started_at,
+            finished_at: now,
+            code: 128,
+            reason: "StartError".to_owned(),
+            message: String::new(),
+        };
+        assert_eq!(ran(Timestamp::UNIX_EPOCH).ran(), Duration::ZERO);
+        assert_eq!(next_delay(Duration::ZERO, 1, ran(Timestamp::UNIX_EPOCH).ran()), FIRST);
+        assert_eq!(ran(after(now, Duration::ZERO)).ran(), Duration::ZERO);
+        assert!(ran(now.checked_sub(SignedDuration::from_hours(1)).unwrap()).ran() >= HEALTHY);
     }
 
     #[test]

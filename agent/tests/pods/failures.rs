@@ -101,7 +101,6 @@ fn failures_are_named_and_tried_again() {
         .await;
         rig.until(&runner, "the program is missed", |api| {
             api.waiting("no-command") == "CrashLoopBackOff"
-                || api.waiting("no-command") == "RunContainerError"
         })
         .await;
 

@@ -10,6 +10,7 @@ use crate::pods::container::{ConfigError, Parts, container_config, container_env
 use crate::pods::env::Environment;
 use crate::pods::hosts::hosts;
 use crate::pods::image;
+use crate::pods::memory::RUN_FAILED;
 use crate::pods::observed::LABEL_CONTAINER;
 use crate::pods::plan::{LEAST_GRACE, grace_of};
 use crate::pods::probes::action::{Action, Trouble};
@@ -47,7 +48,7 @@ impl Job {
         self.context.oom.prepare(&id);
         if let Err(error) = client.start_container(&id).await {
             self.event(true, name, "Failed", format!("Error: {}", error.message));
-            return Err(OpError::new("RunContainerError", error.message));
+            return Err(OpError::new(RUN_FAILED, error.message));
         }
         // A hook may take long, and is no work of the runtime's.
         drop(turn);

@@ -9,7 +9,7 @@ use mesh_model::containers::is_sidecar;
 use mesh_model::ephemeral::as_container;
 
 use super::{View, whole_second};
-use crate::pods::memory::{Failure, Task};
+use crate::pods::memory::{Failure, RUN_FAILED, Task};
 use crate::pods::observed::{Exit, Instance, State};
 use crate::pods::plan::{FRESH_FAILURE, is_deleting};
 use crate::pods::restart::{Fate, Policy, after, fate};
@@ -146,7 +146,9 @@ fn pause(
     if ended || is_deleting(view.pod) || !policy.restarts(exit.code) {
         return None;
     }
-    if let Some(failure) = view.memory.start_failure(&container.name) {
+    let failure = view.memory.start_failure(&container.name);
+    // A run that could not be started is a run all the same, and waits as one that crashed.
+    if let Some(failure) = failure.filter(|failure| failure.reason != RUN_FAILED) {
         return Some(failed(view, container, failure));
     }
     match fate(run, policy) {
@@ -163,7 +165,7 @@ fn pause(
                 )),
             ))
         }
-        _ => None,
+        _ => failure.map(|failure| failed(view, container, failure)),
     }
 }
 

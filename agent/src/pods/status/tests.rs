@@ -159,6 +159,18 @@ fn the_previous_log_is_that_of_the_last_end_that_is_shown() {
 }
 
 #[test]
+fn a_command_that_does_not_exist_is_a_crash_loop() {
+    let mut case = Case::new(one("Always"), vec![run("a", 0, exited(128))]);
+    let start = Task::Start("a".to_owned());
+    case.memory.fail(start, "RunContainerError", "no such file".to_owned(), now());
+    check(&case, "Running", BASE, "RunContainerError");
+    case.observed = observed(vec![run("a", 0, exited(128)), run("a", 1, exited(128))]);
+    check(&case, "Running", BASE, "CrashLoopBackOff");
+    let container = case.status().container_statuses.unwrap().remove(0);
+    assert_eq!(container.last_state.unwrap().terminated.unwrap().exit_code, 128);
+}
+
+#[test]
 fn a_deleted_pod_ends_with_its_last_container() {
     for (codes, phase) in [([0, 0], "Succeeded"), ([0, 143], "Failed")] {
         let spec = serde_json::json!({"containers": [{"name": "a"}, {"name": "b"}]});
