@@ -3,7 +3,7 @@
 //! It follows the registry's watch, and what a controller writes goes in at once: so a controller always sees
 //! its own writes and never does the same thing twice.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -26,11 +26,20 @@ struct State<K> {
     objects: BTreeMap<String, BTreeMap<String, Arc<K>>>,
     /// Unique ids of objects that we removed, and whose watch events are still to come.
     removed: HashSet<String>,
+    /// Unique ids of the objects that the watch removed last. What we wrote may be gone before we get to say that we wrote it.
+    gone: VecDeque<String>,
 }
+
+/// More deletions than happen between a write and its being told.
+const REMEMBERED: usize = 1024;
 
 impl<K: Object> Mirror<K> {
     pub(crate) fn new() -> Arc<Self> {
-        let state = State { objects: BTreeMap::new(), removed: HashSet::new() };
+        let state = State {
+            objects: BTreeMap::new(),
+            removed: HashSet::new(),
+            gone: VecDeque::with_capacity(REMEMBERED),
+        };
         Arc::new(Self { state: RwLock::new(state), telling: Mutex::new(Vec::new()) })
     }
 
@@ -123,15 +132,21 @@ impl<K: Object> Mirror<K> {
         let object = Arc::new(object);
         let old = self.write(|state| {
             let meta = object.metadata();
-            if state.removed.contains(objects::uid(meta)) {
+            let uid = objects::uid(meta);
+            if state.removed.contains(uid) {
                 return None;
             }
-            let names = state.objects.entry(objects::namespace(meta).to_owned()).or_default();
-            let old = names.get(objects::name(meta)).cloned();
+            let (ns, name) = (objects::namespace(meta), objects::name(meta));
+            let old = state.objects.get(ns).and_then(|names| names.get(name)).cloned();
+            let known = old.as_ref().is_some_and(|old| objects::uid(old.metadata()) == uid);
+            if !known && state.gone.iter().any(|gone| gone == uid) {
+                return None;
+            }
             if old.as_ref().is_some_and(|old| revision(&**old) >= revision(&*object)) {
                 return None;
             }
-            names.insert(objects::name(meta).to_owned(), object.clone());
+            let names = state.objects.entry(ns.to_owned()).or_default();
+            names.insert(name.to_owned(), object.clone());
             Some(old)
         });
         if let Some(old) = old {
@@ -149,6 +164,10 @@ impl<K: Object> Mirror<K> {
         let old = self.write(|state| {
             if !ours {
                 state.removed.remove(uid);
+                if state.gone.len() == REMEMBERED {
+                    state.gone.pop_front();
+                }
+                state.gone.push_back(uid.to_owned());
             }
             let names = state.objects.get_mut(objects::namespace(meta))?;
             if names.get(objects::name(meta)).is_none_or(|o| objects::uid(o.metadata()) != uid) {
@@ -219,6 +238,17 @@ mod tests {
         mirror.put(object("a", "1", 6));
         mirror.put(object("a", "1", 7));
         assert_eq!(*log.lock().unwrap(), [(None, Some(5)), (Some(5), Some(7))]);
+    }
+
+    #[test]
+    fn what_is_gone_before_we_say_that_we_wrote_it_does_not_come_back() {
+        let mirror = Mirror::new();
+        mirror.put(object("a", "1", 5));
+        mirror.remove(&object("a", "1", 6), false);
+        mirror.wrote(object("a", "1", 5));
+        assert!(mirror.get("ns", "a").is_none());
+        mirror.put(object("a", "2", 7));
+        assert!(mirror.get("ns", "a").is_some(), "another object of the same name");
     }
 
     #[test]
