@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::{self, BufRead as _, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
+use std::ops::RangeInclusive;
 use std::os::fd::AsFd as _;
 use std::sync::mpsc;
 use std::thread;
@@ -21,8 +22,9 @@ const REFUSED: char = 'R';
 const SOMEBODY_ELSE: char = '?';
 const NO_NAME: char = 'N';
 const FAILED: char = 'E';
-/// Source port of SCTP packets; which target an answer belongs to follows from who sent it.
-const SCTP_PORT: u16 = 40_000;
+/// Source ports of SCTP packets, one for each line as a client would be given one: what is remembered of an earlier line's packets says
+/// nothing about this one's. Which target an answer belongs to follows from who sent it.
+const SCTP_PORTS: RangeInclusive<u16> = 40_000..=59_999;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Protocol {
@@ -60,6 +62,7 @@ impl Target {
 /// Answers lines until the input ends.
 pub(crate) fn run(args: &Args) -> Result<(), String> {
     args.finish()?;
+    let mut ports = SCTP_PORTS.cycle();
     for line in io::stdin().lock().lines() {
         let line = line.map_err(|e| format!("read a question: {e}"))?;
         let mut words = line.split_whitespace();
@@ -67,7 +70,8 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
         let targets = words.map(|word| Target::parse(word).ok_or(word));
         let targets: Result<Vec<_>, _> = targets.collect();
         let targets = targets.map_err(|word| format!("{word}: not a target"))?;
-        let answer = round(&targets, limit.ok_or("a line without a limit")?);
+        let port = ports.next().unwrap_or(*SCTP_PORTS.start());
+        let answer = round(&targets, limit.ok_or("a line without a limit")?, port);
         let mut out = io::stdout().lock();
         writeln!(out, "{answer}").and_then(|()| out.flush()).map_err(|e| e.to_string())?;
     }
@@ -75,7 +79,7 @@ pub(crate) fn run(args: &Args) -> Result<(), String> {
 }
 
 /// Asks all targets; what has not answered after `limit` is silent. Names may take half as long again.
-fn round(targets: &[Target], limit: Duration) -> String {
+fn round(targets: &[Target], limit: Duration, sctp_port: u16) -> String {
     let known = Names::resolve(targets, limit / 2);
     let end = Instant::now() + limit;
     let mut letters = vec![None; targets.len()];
@@ -95,10 +99,10 @@ fn round(targets: &[Target], limit: Duration) -> String {
             }
         }
     }
-    let raws = ask_sctp(&raw, &mut letters);
+    let raws = ask_sctp(&raw, sctp_port, &mut letters);
     loop {
         finish_some(&mut open, targets, &mut letters);
-        raws.iter().for_each(|socket| hear_sctp(socket, &raw, targets, &mut letters));
+        raws.iter().for_each(|socket| hear_sctp(socket, sctp_port, (targets, &raw), &mut letters));
         let waits = letters.iter().any(Option::is_none);
         let Some(left) = end.checked_duration_since(Instant::now()).filter(|_| waits) else {
             break;
@@ -190,7 +194,7 @@ fn not_yet(error: &io::Error) -> bool {
 }
 
 /// One raw socket for each family that is asked for.
-fn ask_sctp(targets: &[(usize, SocketAddr)], letters: &mut [Option<char>]) -> Vec<Raw> {
+fn ask_sctp(targets: &[(usize, SocketAddr)], port: u16, letters: &mut [Option<char>]) -> Vec<Raw> {
     let mut raws = Vec::new();
     for v4 in [true, false] {
         let of_family = || targets.iter().filter(|(_, to)| to.is_ipv4() == v4);
@@ -200,7 +204,7 @@ fn ask_sctp(targets: &[(usize, SocketAddr)], letters: &mut [Option<char>]) -> Ve
         let opened = Raw::open(v4).and_then(|raw| raw.socket().set_nonblocking(true).map(|()| raw));
         for (index, to) in of_family() {
             let sent = match &opened {
-                Ok(raw) => raw.send(*to, SCTP_PORT, QUESTION).map_err(|e| letter(&e)),
+                Ok(raw) => raw.send(*to, port, QUESTION).map_err(|e| letter(&e)),
                 Err(e) => Err(letter(e)),
             };
             letters[*index] = sent.err();
@@ -212,14 +216,13 @@ fn ask_sctp(targets: &[(usize, SocketAddr)], letters: &mut [Option<char>]) -> Ve
 
 fn hear_sctp(
     raw: &Raw,
-    asked: &[(usize, SocketAddr)],
-    targets: &[Target],
+    port: u16,
+    (targets, asked): (&[Target], &[(usize, SocketAddr)]),
     letters: &mut [Option<char>],
 ) {
     while let Ok(heard) = raw.receive() {
         // To itself a pod's own questions come, too.
-        let Some(packet) = heard.filter(|p| p.destination == SCTP_PORT && p.text != QUESTION)
-        else {
+        let Some(packet) = heard.filter(|p| p.destination == port && p.text != QUESTION) else {
             continue;
         };
         let from = SocketAddr::new(packet.from, packet.source);
@@ -302,7 +305,7 @@ mod tests {
             let (_, from) = udp.recv_from(&mut buffer).unwrap();
             udp.send_to(b"me", from).unwrap();
         });
-        assert_eq!(round(&targets, Duration::from_millis(500)), "+?R+.N");
+        assert_eq!(round(&targets, Duration::from_millis(500), 40_000), "+?R+.N");
     }
 
     #[test]
