@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use mesh_model::snapshot::WgKey;
 use mesh_worker::descriptors::InheritError;
@@ -20,7 +20,7 @@ use crate::config::OverlayConfig;
 use crate::engine::{Beginning, Engine, Failure, capacity};
 use crate::handover::{self, Legacy};
 use crate::keys::{KeyError, NodeKeys};
-use crate::protocol::{Outbox, Stamps};
+use crate::protocol::Outbox;
 use crate::status::Status;
 
 pub use crate::engine::{EngineFailure, StartError};
@@ -132,9 +132,8 @@ async fn work(
 ) -> Result<(), RunError> {
     let bound = options.private_key.with_extension("stamp");
     let left = legacy.as_ref().map(|legacy| &legacy.estate);
-    let above = bound::load(&bound).max(left.map_or(Duration::ZERO, |estate| estate.last_stamp));
     let goes_on_with = left.map(|estate| estate.peers.len());
-    let stamps = Stamps::new(Instant::now(), SystemTime::now(), above);
+    let stamps = bound::begin(&bound, left.map(|estate| estate.last_stamp));
     let beginning = Beginning { stamps, affords, inherited, legacy };
     let engine = Engine::start(&options.device, &keys.present, beginning)?;
     tracing::info!(device = options.device, keys = ?keys.public(), goes_on_with, "overlay engine runs");

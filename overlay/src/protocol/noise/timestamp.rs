@@ -10,10 +10,6 @@ use std::time::{Duration, Instant, SystemTime};
 /// TAI64 of the Unix epoch, as everybody counts it (leap seconds are ignored).
 const EPOCH: u64 = (1 << 62) + 10;
 
-/// How far the bound on disk is moved beyond the last stamp. A restart skips this much at most, and the disk is written
-/// once in half of it at most, not at all without handshakes.
-const AHEAD: Duration = Duration::from_secs(30);
-
 /// A point in time, in the order of its bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Tai64n(pub [u8; 12]);
@@ -45,11 +41,22 @@ struct State {
 }
 
 impl Stamps {
+    /// How far the bound on disk is moved beyond the last stamp. A restart skips this much at most, and the disk is written
+    /// once in half of it at most, not at all without handshakes.
+    pub const AHEAD: Duration = Duration::from_secs(30);
+
     /// Stamps that follow the clock, which shows `clock` at `now`, but are all above `bound`: what the process before has
     /// stored of [`to_store`](Self::to_store), zero for the first one.
     pub fn new(now: Instant, clock: SystemTime, bound: Duration) -> Self {
         let clock = clock.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Self { clock: (now, clock), state: Mutex::new(State { last: bound, bound }) }
+    }
+
+    /// The same, when the process before has told its [`last`](Self::last) one: nothing is skipped.
+    #[must_use]
+    pub fn after(self, last: Duration) -> Self {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).last = last;
+        self
     }
 
     /// The next stamp.
@@ -69,9 +76,9 @@ impl Stamps {
     /// A new bound, since the epoch, when the stamps come near the one before; to be stored at once.
     pub fn to_store(&self) -> Option<Duration> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = state.last + AHEAD / 2 > state.bound;
+        let due = state.last + Self::AHEAD / 2 > state.bound;
         due.then(|| {
-            state.bound = state.last + AHEAD;
+            state.bound = state.last + Self::AHEAD;
             state.bound
         })
     }
