@@ -66,8 +66,8 @@ impl Upgrade {
     fn enforce(&self, programs: &Programs, client_may: bool) {
         let pod = |(_, port): &(Net, PodPort), identity, ingress| {
             let key = ObjectKey::new("default", port.host_interface.to_string());
-            let found = self.node.network.list().unwrap().into_iter();
-            let found = found.filter(|seen| seen.host_interface == port.host_interface).next_back();
+            let mut all = self.node.network.list().unwrap().into_iter();
+            let found = all.find(|seen| seen.host_interface == port.host_interface);
             let place = Place { pod: Some(key.clone()), addresses: port.addresses().collect() };
             let policy = PodPolicy { identity, ingress, egress: 0 };
             ((key, policy), (found.unwrap().ifindex, place))
