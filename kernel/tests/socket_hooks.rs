@@ -55,6 +55,19 @@ fn tcp_of_both_families_and_mapped_reaches_a_backend_and_sees_the_vip() {
     assert!(net.tcp("10.96.0.1:80".parse().unwrap()).is_err());
 }
 
+/// Node port 80 of a service with a backend for TCP over each family and one for UDP; returns where those are.
+fn put_node_port<T: ServiceTable>(net: &Net, table: &mut ServiceReconciler<T>) -> [SocketAddr; 3] {
+    let (v4, v6) = (net.greeter("127.0.0.1:0", "hello4"), net.greeter("[::1]:0", "hello6"));
+    let udp = net.answerer("127.0.0.1:0", "datagram");
+    let wanted = [
+        frontend("0.0.0.0", Protocol::Tcp, &[v4]),
+        frontend("::", Protocol::Tcp, &[v6]),
+        frontend("0.0.0.0", Protocol::Udp, &[udp]),
+    ];
+    assert!(table.reconcile(&wanted).unwrap().failed.is_empty());
+    [v4, v6, udp]
+}
+
 #[test]
 fn a_node_port_is_reached_by_the_address_of_any_node_and_by_no_other() {
     if !privileged() {
@@ -62,15 +75,8 @@ fn a_node_port_is_reached_by_the_address_of_any_node_and_by_no_other() {
     }
     let (lab, net) = (Lab::new(), Net::new());
     let programs = lab.load();
-    let (v4, v6) = (net.greeter("127.0.0.1:0", "hello4"), net.greeter("[::1]:0", "hello6"));
-    let udp = net.answerer("127.0.0.1:0", "datagram");
     let mut table = ServiceReconciler::new(programs.services());
-    let wanted = [
-        frontend("0.0.0.0", Protocol::Tcp, &[v4]),
-        frontend("::", Protocol::Tcp, &[v6]),
-        frontend("0.0.0.0", Protocol::Udp, &[udp]),
-    ];
-    assert!(table.reconcile(&wanted).unwrap().failed.is_empty());
+    put_node_port(&net, &mut table);
     let nodes = ["192.0.2.7".parse().unwrap(), "2001:db8::7".parse().unwrap()];
     assert_eq!(table.table().set_node_addresses(&nodes.into()).unwrap(), 2);
     let mut client = Client::start(&lab.cgroup, &net);
@@ -93,15 +99,8 @@ fn a_node_port_is_reached_by_loopback_from_the_node_and_not_from_a_pod() {
     }
     let (lab, net, pod) = (Lab::new(), Net::new(), Net::new());
     let programs = lab.load();
-    let (v4, v6) = (net.greeter("127.0.0.1:0", "hello4"), net.greeter("[::1]:0", "hello6"));
-    let udp = net.answerer("127.0.0.1:0", "datagram");
     let mut table = ServiceReconciler::new(programs.services());
-    let wanted = [
-        frontend("0.0.0.0", Protocol::Tcp, &[v4]),
-        frontend("::", Protocol::Tcp, &[v6]),
-        frontend("0.0.0.0", Protocol::Udp, &[udp]),
-    ];
-    assert!(table.reconcile(&wanted).unwrap().failed.is_empty());
+    let [v4, ..] = put_node_port(&net, &mut table);
     // Makes the node's own network known.
     let _flows = FlowReader::open(&programs, &net.handle(), Settings::default()).unwrap();
     let mut process = Client::start(&lab.cgroup, &net);
