@@ -41,6 +41,7 @@ mod rotation;
 mod run;
 mod saved;
 mod server;
+mod settings;
 mod sockets;
 mod start;
 mod switch;

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use mesh_worker::memory::give_back;
 
-/// A start is over after some seconds; on a slow machine, or in a large cluster, after some more.
+/// A start is over after some seconds; on a slow machine, or in a large cluster, after some more. Later it costs milliseconds a minute.
 const FIRST: Duration = Duration::from_secs(4);
-const LAST: Duration = Duration::from_secs(600);
+const LAST: Duration = Duration::from_secs(60);
 
 /// Gives back what is free, again and again, for ever: to start takes three times what there is to keep (the kernel's types,
 /// programs, whole lists of the API), and so does each new list.

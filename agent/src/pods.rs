@@ -21,6 +21,7 @@ use mesh_model::snapshot::PodWork;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
+mod apparmor;
 mod container;
 mod env;
 mod evict;
@@ -168,6 +169,7 @@ impl Runner {
             starts: Turns::new(PARALLEL_STARTS),
             cpu_millis: cpu_millis(),
             memory_bytes: memory_bytes(),
+            has_apparmor: apparmor::is_enabled(),
             options,
         });
         let (told, pressures) = watch::channel(Pressures::default());

@@ -14,11 +14,11 @@ use mesh_kernel::{IfName, LoadOptions, NetNs, Programs, WireGuardDevice as _};
 use mesh_model::wellknown::OVERLAY_DEVICE;
 use mesh_worker::supervise;
 
-use crate::cli::{Options, PodsChoice};
 use crate::errors::chain;
 use crate::originals::Originals;
 use crate::pods::Removal;
 use crate::reconcile::conflist;
+use crate::settings::{Options, PodsChoice};
 use crate::workers::{self, Paths};
 
 /// Stops the workers and removes what the agent made. Goes on after a failure and names all of them at the end.

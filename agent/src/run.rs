@@ -23,7 +23,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
 use crate::board::Board;
-use crate::cli::{Options, OverlayChoice};
 use crate::encryption::Checks;
 use crate::errors::chain;
 use crate::flows::Flows;
@@ -38,6 +37,7 @@ use crate::reconcile::{Concern, drive};
 use crate::rotation::{self, Rotation};
 use crate::saved::Saved;
 use crate::server::{self, Sources};
+use crate::settings::{Options, OverlayChoice};
 use crate::switch::{Switch, Whereabouts};
 use crate::trace::Marks;
 use crate::workers::{self, Paths};

@@ -2,47 +2,58 @@
 //!
 //! A connected datagram socket never meets the socket hooks again: it would send to nobody for ever. It is ended, and its
 //! owner connects anew. A stream whose pod is gone would wait for its time-outs; it is ended, too. Looks into this node's own
-//! namespace and those of its pods, and only when a backend has gone.
+//! namespace and those of its pods, and only when a backend has gone, or when an agent starts: the one before may have been killed when
+//! it was about to.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_kernel::services::Gone;
+use mesh_kernel::services::{FrontendKey, Gone, Observed};
 use mesh_kernel::sockets::{Connection, Ended, end_connections};
 use mesh_kernel::{NetNs, Programs, ServiceTable as _};
 use mesh_model::snapshot::Protocol;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::errors::chain;
+use crate::reconcile::services::News;
 
 /// What goes within this time goes together, and this is the least time between two rounds: a rollout is many.
 const GATHER: Duration = Duration::from_millis(200);
 
 /// Ends the sockets of what departs, for ever.
-pub(crate) async fn end_departed(
-    mut departed: UnboundedReceiver<Vec<Gone>>,
-    programs: Arc<Programs>,
-) {
-    while let Some(first) = departed.recv().await {
+pub(crate) async fn end_departed(mut news: UnboundedReceiver<News>, programs: Arc<Programs>) {
+    while let Some(first) = news.recv().await {
         tokio::time::sleep(GATHER).await;
-        let mut gone: BTreeSet<Gone> = first.into_iter().collect();
-        while let Ok(more) = departed.try_recv() {
-            gone.extend(more);
+        let (mut gone, mut begun) = (BTreeSet::new(), false);
+        let mut next = Some(first);
+        while let Some(one) = next {
+            match one {
+                News::Begun => begun = true,
+                News::Gone(some) => gone.extend(some),
+            }
+            next = news.try_recv().ok();
         }
         let programs = Arc::clone(&programs);
         let index = Index::new(gone);
-        let _ = tokio::task::spawn_blocking(move || end(&programs, &index)).await;
+        let _ = tokio::task::spawn_blocking(move || end(&programs, &index, begun)).await;
     }
 }
 
-fn end(programs: &Programs, gone: &Index) {
-    let protocols = gone.protocols();
+/// Ends what is connected to these, and where an agent has just `begun` also what is connected to none of a frontend's backends.
+fn end(programs: &Programs, gone: &Index, begun: bool) {
+    let mut protocols = gone.protocols();
+    if begun && !protocols.contains(&Protocol::Udp) {
+        protocols.push(Protocol::Udp);
+    }
     if protocols.is_empty() {
         return;
     }
     let table = programs.services();
+    let now = begun.then(|| table.observe()).and_then(|observed| {
+        observed.inspect_err(|error| tracing::warn!(error = chain(error), "services not read")).ok()
+    });
     let mut namespaces = programs.pod_namespaces().unwrap_or_else(|error| {
         tracing::warn!(%error, "pods' namespaces not found, their sockets stay");
         vec![]
@@ -51,7 +62,9 @@ fn end(programs: &Programs, gone: &Index) {
     let mut all = Ended::default();
     for namespace in namespaces {
         let meant = |connection: &Connection| {
-            gone.means(connection, || table.reached_by(connection.cookie, connection.remote))
+            let reached_by = || table.reached_by(connection.cookie, connection.remote);
+            gone.means(connection, reached_by)
+                || now.as_ref().is_some_and(|now| is_stranded(now, connection, reached_by))
         };
         match end_connections(&namespace, &protocols, meant) {
             Ok(ended) => {
@@ -70,6 +83,19 @@ fn end(programs: &Programs, gone: &Index) {
     } else if all.ended > 0 {
         tracing::info!(sockets = all.ended, "sockets to backends that are gone ended");
     }
+}
+
+/// Whether a datagram socket got through a frontend to what is none of its backends any more.
+fn is_stranded(
+    now: &Observed,
+    connection: &Connection,
+    reached_by: impl FnOnce() -> Option<SocketAddr>,
+) -> bool {
+    let Connection { protocol, remote, .. } = *connection;
+    protocol == Protocol::Udp
+        && reached_by().is_some_and(|vip| {
+            !now.has(&FrontendKey { vip: vip.ip(), protocol, port: vip.port() }, remote)
+        })
 }
 
 /// What is gone, by where it was.
@@ -132,6 +158,35 @@ mod tests {
             backend: "10.244.1.5:5353".parse().unwrap(),
             terminating,
         }
+    }
+
+    #[test]
+    fn what_an_earlier_agent_left_is_found_in_the_table() {
+        use mesh_kernel::services::{Entry, Member};
+        let frontend = |vip: &str| FrontendKey {
+            vip: vip.parse().unwrap(),
+            protocol: Protocol::Udp,
+            port: 53,
+        };
+        let entry = |id| Entry { id, count: 1, affinity_secs: 0 };
+        let leaving = Member { leaving: true, terminating: false };
+        let [here, there] = ["10.244.1.5:5353", "10.244.1.6:5353"].map(|at| at.parse().unwrap());
+        let now = Observed {
+            entries: [(frontend("10.96.0.1"), entry(1)), (frontend("0.0.0.0"), entry(2))].into(),
+            members: [((1, here), leaving), ((2, there), Member::default())].into(),
+            ..Observed::default()
+        };
+        let stranded = |protocol, vip: &str, remote| {
+            let connection = Connection { protocol, remote, cookie: 1 };
+            is_stranded(&now, &connection, || vip.parse().ok())
+        };
+        assert!(!stranded(Protocol::Udp, "10.96.0.1:53", here), "it may finish");
+        assert!(stranded(Protocol::Udp, "10.96.0.1:53", there));
+        assert!(!stranded(Protocol::Udp, "it named the pod", there));
+        assert!(!stranded(Protocol::Udp, "192.0.2.1:53", there), "a node port");
+        assert!(stranded(Protocol::Udp, "192.0.2.1:53", here));
+        assert!(stranded(Protocol::Udp, "10.96.0.9:53", here), "the service is gone");
+        assert!(!stranded(Protocol::Tcp, "10.96.0.9:53", here), "the other side says so");
     }
 
     #[test]

@@ -8,8 +8,9 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::{Cli, Command, DnsArgs, IngressArgs, OverlayArgs, RelayArgs, Settings};
+use crate::cli::{Cli, Command, DnsArgs, IngressArgs, OverlayArgs, RelayArgs};
 use crate::errors::chain;
+use crate::settings::Settings;
 use crate::{reset, run};
 
 /// Runs what the command line says, and returns when it ends.
@@ -54,6 +55,7 @@ fn log_to_stderr() {
 
 fn agent(settings: Settings) -> anyhow::Result<()> {
     let options = settings.resolve()?;
+    mesh_worker::memory::share();
     let threads = std::thread::available_parallelism().map_or(1, usize::from).clamp(2, 4);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)

@@ -9,7 +9,7 @@ use mesh_model::wellknown::{NODE_LOCAL_ADDRESS, NODE_LOCAL_ADDRESS_V6, OVERLAY_D
 use mesh_worker::SocketSpec;
 use mesh_worker::supervise::{Replacement, WorkerSpec};
 
-use crate::cli::Options;
+use crate::settings::Options;
 
 const DNS_PORT: u16 = 53;
 /// What a replaced worker gets beyond its drain time before it is killed.

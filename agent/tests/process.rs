@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use mesh_tests::folders::below;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -277,20 +278,6 @@ fn inventory(node: &Node) -> BTreeSet<String> {
     let ours = mounts.lines().filter(|line| line.contains(&node.name) && !line.contains("netns"));
     all.extend(ours.map(|line| format!("mount {line}")));
     all
-}
-
-/// Everything below a folder; nothing when there is none.
-fn below(folder: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut pending = vec![folder.to_owned()];
-    while let Some(folder) = pending.pop() {
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-            let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
-            pending.extend(is_folder.then(|| entry.path()));
-            found.push(entry.path());
-        }
-    }
-    found
 }
 
 impl Drop for Node {

@@ -41,6 +41,7 @@ mod write;
 
 use body::Raw;
 use caller::{Access, Caller, Verb};
+use patch::Patch;
 pub use preshared::Channel;
 pub use proxy::Agents;
 use query::Query;
@@ -200,12 +201,19 @@ impl Api {
         };
         let at_once = verb == Verb::Delete && write::asks_no_grace(&asked.query, &raw);
         self.allow(&asked, verb, Some(&raw), at_once)?;
+        if asked.method == Method::PATCH && Patch::is_apply(&raw) && self.is_missing(&asked.target)
+        {
+            self.allow(&asked, Verb::Create, None, false)?;
+        }
+        let program = asked.headers.get(http::header::USER_AGENT);
         let writing = write::Writing {
             registry: &self.0.registry,
             target: &asked.target,
             query: &asked.query,
             raw: &raw,
             form: Form::of(&asked.headers, &asked.query)?,
+            program: program.and_then(|value| value.to_str().ok()).unwrap_or(&asked.caller.user),
+            by_node: asked.caller.node().is_some() && !asked.caller.is_admin(),
         };
         match asked.method.as_str() {
             "POST" => writing.create().await,
@@ -215,6 +223,12 @@ impl Api {
             _ if asked.target.sub.is_some() => Err(ApiError::MethodNotAllowed),
             _ => writing.delete().await,
         }
+    }
+
+    /// Whether there is no object where the request goes.
+    fn is_missing(&self, target: &Target) -> bool {
+        let name = target.name.as_deref().unwrap_or_default();
+        self.0.registry.record(target.kind, target.ns.as_deref(), name).is_err()
     }
 
     /// Refuses what the caller may not do.

@@ -292,4 +292,24 @@ mod tests {
         assert_eq!(group("apps").unwrap()["preferredVersion"]["groupVersion"], "apps/v1");
         assert_eq!(group("batch"), None);
     }
+
+    /// Rows of the first table of docs/API.md: group and version, kinds.
+    #[test]
+    fn the_kinds_that_are_documented_are_those_that_are_served() {
+        let text = include_str!("../../docs/API.md");
+        let table = text.split("| Group | Kinds |").nth(1).unwrap().trim_start();
+        let rows = table.lines().skip(1).take_while(|line| line.starts_with('|'));
+        let cells = rows.map(|row| row.split('|').map(str::trim).collect::<Vec<_>>());
+        let mut documented: Vec<(String, &str)> = Vec::new();
+        for cells in cells {
+            let version = cells[1].trim_start_matches("core ").trim_matches('`').to_owned();
+            documented.extend(cells[2].split(", ").map(|kind| (version.clone(), kind)));
+        }
+        let mut served: Vec<_> = KINDS.iter().map(|kind| (kind.api_version(), kind.kind)).collect();
+        documented.sort();
+        served.sort();
+        assert_eq!(documented, served);
+        let count = format!("discovery; {} kinds;", served.len());
+        assert!(include_str!("../../README.md").contains(&count), "README: {count}");
+    }
 }

@@ -5,6 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{
 };
 use mesh_model::kinds::Kind;
 
+use crate::fields::Conflict;
 use crate::store::{Compacted, TxnError};
 
 /// One field that is not as it must be.
@@ -62,6 +63,9 @@ pub enum ApiError {
         /// What differs.
         detail: String,
     },
+    /// An apply would change what others have.
+    #[error("Apply failed with {}", applied(.0))]
+    ApplyConflict(Vec<Conflict>),
     /// Fields are not as they must be.
     #[error("{} \"{name}\" is invalid: {}", qualified(.kind), listed(.causes))]
     Invalid {
@@ -162,6 +166,23 @@ fn listed(causes: &[Cause]) -> String {
     }
 }
 
+/// Conflicts as clients are used to them: one in a line, several with a line for each field.
+fn applied(conflicts: &[Conflict]) -> String {
+    if let [only] = conflicts {
+        return format!("1 conflict: conflict with {}: {}", only.owner, only.field);
+    }
+    let mut lines = Vec::new();
+    let mut owner = None;
+    for conflict in conflicts {
+        if owner != Some(&conflict.owner) {
+            lines.push(format!("conflicts with {}:", conflict.owner));
+            owner = Some(&conflict.owner);
+        }
+        lines.push(format!("- {}", conflict.field));
+    }
+    format!("{} conflicts: {}", conflicts.len(), lines.join("\n"))
+}
+
 impl ApiError {
     /// HTTP status and Kubernetes reason.
     pub fn code(&self) -> (u16, &'static str) {
@@ -173,7 +194,7 @@ impl ApiError {
             Self::MethodNotAllowed => (405, "MethodNotAllowed"),
             Self::NotAcceptable(_) => (406, "NotAcceptable"),
             Self::AlreadyExists { .. } => (409, "AlreadyExists"),
-            Self::Conflict { .. } => (409, "Conflict"),
+            Self::Conflict { .. } | Self::ApplyConflict(_) => (409, "Conflict"),
             Self::Expired(_) => (410, "Expired"),
             Self::TooLarge(_) => (413, "RequestEntityTooLarge"),
             Self::UnsupportedMediaType(_) => (415, "UnsupportedMediaType"),
@@ -205,6 +226,15 @@ impl ApiError {
             | Self::Conflict { kind, name, .. }
             | Self::Forbidden { kind, name, .. } => (kind, name, None),
             Self::Invalid { kind, name, causes } => (kind, name, Some(causes)),
+            Self::ApplyConflict(conflicts) => {
+                let cause = |conflict: &Conflict| StatusCause {
+                    reason: Some("FieldManagerConflict".to_owned()),
+                    message: Some(format!("conflict with {}", conflict.owner)),
+                    field: Some(conflict.field.clone()),
+                };
+                let causes = Some(conflicts.iter().map(cause).collect());
+                return Some(StatusDetails { causes, ..StatusDetails::default() });
+            }
             Self::TooManyRequests { cause, retry_after_secs, .. } => {
                 let cause = cause.as_ref().map(|message| StatusCause {
                     reason: Some("DisruptionBudget".to_owned()),

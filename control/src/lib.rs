@@ -6,6 +6,7 @@ pub mod bootstrap;
 pub mod controllers;
 pub mod discovery;
 pub mod error;
+pub mod fields;
 pub mod ipam;
 mod objects;
 pub mod openapi;

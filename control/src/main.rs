@@ -61,7 +61,8 @@ struct Serve {
     advertise_address: Vec<IpAddr>,
     /// File with the cluster's address plan (YAML or JSON), for the first start
     ///
-    /// Fields: domain, podCidrs, nodePrefixV4, nodePrefixV6, serviceCidrs, dnsVips, nodePorts, overlayPort.
+    /// Fields: domain, podCidrs, nodePrefixV4, nodePrefixV6, serviceCidrs, dnsVips, nodePorts, overlayPort, externalIpCidrs,
+    /// loadBalancerCidrs.
     #[arg(long, value_name = "FILE")]
     cluster_config: Option<PathBuf>,
     /// How often the keys that pairs of nodes share are replaced
@@ -137,4 +138,21 @@ fn start_logs(args: &Serve) -> anyhow::Result<()> {
         LogFormat::Json => logs.json().init(),
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_documented_command_exists() {
+        mesh_tests::documented::assert_exist("mesh-control", Cli::try_parse_from);
+    }
 }

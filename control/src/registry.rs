@@ -24,7 +24,7 @@ mod watch;
 mod write;
 
 pub use crate::strategy::Object;
-pub use codec::{decode, object_json};
+pub use codec::{decode, object_json, to_value};
 pub use delete::Deleted;
 pub use watch::Event;
 pub use write::{Part, WriteOptions};

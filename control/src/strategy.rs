@@ -78,6 +78,12 @@ pub trait Object:
         let _ = (old, causes);
     }
 
+    /// Why a node may not make it so, where it may write the object: what the service decides about the node.
+    fn refused_to_nodes(&self, old: Option<&Self>) -> Option<String> {
+        let _ = old;
+        None
+    }
+
     /// Drops what an update only carries along: what `old` had, and the new form has no use for.
     fn drop_superfluous(&mut self, old: &Self) {
         let _ = old;

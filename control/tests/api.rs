@@ -8,6 +8,8 @@ mod access;
 mod accounts;
 #[path = "api/agents.rs"]
 mod agents;
+#[path = "api/apply.rs"]
+mod apply;
 #[path = "api/clients.rs"]
 mod clients;
 #[path = "api/crash.rs"]

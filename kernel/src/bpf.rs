@@ -39,7 +39,7 @@ use std::path::{Path, PathBuf};
 use mesh_abi as abi;
 
 pub use bpffs::{BpffsError, detach_all, ensure_mounted};
-pub(crate) use edge::EdgeMaps;
+pub(crate) use edge::{EdgeMaps, Gate};
 pub use link::AttachError;
 pub use load::LoadError;
 pub(crate) use map::Map;
@@ -341,11 +341,11 @@ impl Programs {
         let names = self.pins.link_names().map_err(|source| self.pins.links_error(source))?;
         for name in names {
             let program = match name.split_once('-') {
-                Some((OVERLAY_PIN, _)) => abi::programs::FROM_OVERLAY,
-                Some((edge::UPLINK_PIN, _)) => abi::programs::FROM_UPLINK,
-                Some((edge::ANSWERS_PIN, _)) => abi::programs::TO_UPLINK,
-                _ => continue,
+                Some((OVERLAY_PIN, _)) => Some(abi::programs::FROM_OVERLAY),
+                Some((pin, _)) => Gate::of_pin(pin).map(Gate::program),
+                None => None,
             };
+            let Some(program) = program else { continue };
             let attach = |source| LoadError::Attach { name: name.clone(), source };
             let program = self.program(program);
             let program = program.map_err(|error| attach(AttachError::Create(error)))?;

@@ -152,9 +152,7 @@ impl FlowReader {
     /// # Errors
     /// When the maps cannot be used.
     pub fn open(programs: &Programs, node: &NetNs, settings: Settings) -> Result<Self, FlowError> {
-        let path = programs.map_path(abi::maps::FLOWS);
-        let ring = MapData::from_pin(path).and_then(AyaMap::from_map_data);
-        let ring = ring.and_then(RingBuf::try_from).map_err(|e| FlowError::Ring(Box::new(e)))?;
+        let ring = open_ring(programs, abi::maps::FLOWS)?;
         let waiting = Waiting::new(&ring).map_err(FlowError::Wait)?;
         let mut lacking = programs.lacking().to_vec();
         let btf = Btf::of_kernel().map_err(|error| lacking.push(error.to_string())).ok();
@@ -173,10 +171,9 @@ impl FlowReader {
         config.rate_per_sec = settings.rate_per_sec;
         config.flags = u32::from(settings.connections) * FlowConfig::CONNECTIONS
             + u32::from(settings.drops) * FlowConfig::DROPS;
-        let map = |map| move |source| FlowError::Map { map, source };
-        let cookie = node.cookie().map_err(map(abi::maps::NAMESPACES))?;
-        programs.namespaces.put(&cookie, &0).map_err(map(abi::maps::NAMESPACES))?;
-        programs.flow_config.put(&0, &config).map_err(map(abi::maps::FLOW_CONFIG))?;
+        let cookie = node.cookie().map_err(map_error(abi::maps::NAMESPACES))?;
+        programs.namespaces.put(&cookie, &0).map_err(map_error(abi::maps::NAMESPACES))?;
+        programs.flow_config.put(&0, &config).map_err(map_error(abi::maps::FLOW_CONFIG))?;
         let reasons = btf.map(|btf| btf.enumerators("skb_drop_reason")).unwrap_or_default();
         Ok(Self {
             ring,
@@ -235,8 +232,7 @@ impl FlowReader {
     pub fn tally(&self) -> Result<Tally, FlowError> {
         let sum = |counter: FlowCounter| {
             let all = self.counters.per_cpu(&(counter as u32));
-            let map = abi::maps::FLOW_COUNTERS;
-            Ok(all.map_err(|source| FlowError::Map { map, source })?.iter().sum())
+            Ok(all.map_err(map_error(abi::maps::FLOW_COUNTERS))?.iter().sum())
         };
         Ok(Tally {
             told: sum(FlowCounter::Told)?,
@@ -251,6 +247,19 @@ impl Drop for FlowReader {
         // The next reader writes it anew; a failure costs the programs' time only.
         let _ = self.config.put(&0, &FlowConfig::default());
     }
+}
+
+/// The ring buffer of events that is pinned under that name.
+pub(crate) fn open_ring(
+    programs: &Programs,
+    map: &'static str,
+) -> Result<RingBuf<MapData>, FlowError> {
+    let ring = MapData::from_pin(programs.map_path(map)).and_then(AyaMap::from_map_data);
+    ring.and_then(RingBuf::try_from).map_err(|error| FlowError::Ring(Box::new(error)))
+}
+
+pub(crate) fn map_error(map: &'static str) -> impl Fn(io::Error) -> FlowError {
+    move |source| FlowError::Map { map, source }
 }
 
 /// Nothing for what is not an event of this version.

@@ -11,7 +11,7 @@ mod table;
 mod weights;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use mesh_model::snapshot::Protocol;
 
@@ -67,6 +67,17 @@ impl Observed {
     pub fn backends(&self, key: &FrontendKey) -> Option<BTreeSet<SocketAddr>> {
         let entry = self.entries.get(key)?;
         Some((0..entry.count).filter_map(|i| self.slots.get(&(entry.id, i)).copied()).collect())
+    }
+
+    /// Whether a backend belongs to a frontend, be it as one that is leaving. By a node's address a node port is meant.
+    pub fn has(&self, frontend: &FrontendKey, backend: SocketAddr) -> bool {
+        let any_node: IpAddr = match frontend.vip {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let by_node = || self.entries.get(&FrontendKey { vip: any_node, ..*frontend });
+        let entry = self.entries.get(frontend).or_else(by_node);
+        entry.is_some_and(|entry| self.members.contains_key(&(entry.id, backend)))
     }
 
     /// Carries out steps.

@@ -8,14 +8,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd as _};
 use std::time::Duration;
 
-use aya::maps::{Map as AyaMap, MapData, RingBuf};
+use aya::maps::{MapData, RingBuf};
 use mesh_abi as abi;
 use mesh_abi::{TraceEvent, TraceKey, TraceState};
 
 pub use mesh_abi::{EdgeReason, TraceHook as Hook, TraceKind as Kind};
 
 use crate::bpf::Map;
-use crate::flows::FlowError;
+use crate::flows::{self, FlowError, map_error};
 use crate::{Programs, convert};
 
 /// By what a probe is known.
@@ -104,9 +104,7 @@ impl Traces {
     /// # Errors
     /// When the maps cannot be used.
     pub fn open(programs: &Programs) -> Result<Self, FlowError> {
-        let path = programs.map_path(abi::maps::TRACE_EVENTS);
-        let ring = MapData::from_pin(path).and_then(AyaMap::from_map_data);
-        let ring = ring.and_then(RingBuf::try_from).map_err(|e| FlowError::Ring(Box::new(e)))?;
+        let ring = flows::open_ring(programs, abi::maps::TRACE_EVENTS)?;
         let (state, marks) = (programs.trace.clone(), programs.traces.clone());
         let this = Self { state, marks, ring };
         let entries = this.marks.entries().map_err(map_error(abi::maps::TRACES))?;
@@ -158,10 +156,6 @@ impl Drop for Traces {
         // The next one does it again.
         let _ = self.switch(false);
     }
-}
-
-fn map_error(map: &'static str) -> impl Fn(io::Error) -> FlowError {
-    move |source| FlowError::Map { map, source }
 }
 
 /// Nothing for what is not an event of this version.

@@ -122,18 +122,7 @@ fn a_broken_object_leaves_the_working_one_attached() {
     let (lab, net) = (Lab::new(), crate::lab::Net::new());
     let pod = crate::lab::Net::new();
     let programs = std::sync::Arc::new(lab.load());
-    let port = mesh_kernel::pods::PodPort {
-        netns: pod.path(),
-        interface: "eth0".parse().unwrap(),
-        host_interface: mesh_kernel::IfName::for_pod("one", "eth0"),
-        owner: "default/one".to_owned(),
-        v4: Some([10, 244, 1, 5].into()),
-        v6: None,
-        mtu: 1420,
-        mac: None,
-        ports: vec![],
-        bandwidth: Default::default(),
-    };
+    let port = crate::pod_network::port(&pod, 5);
     let network = mesh_kernel::pods::LinuxPodNetwork::new(net.handle(), programs);
     mesh_kernel::PodNetwork::attach(&network, &port).unwrap();
     let device = port.host_interface.to_string();

@@ -14,35 +14,17 @@ use aya::maps::{Array, Map, MapData};
 use mesh_kernel::flows::{Direction, End, Event, FlowReader, Kind, Reason, Settings};
 use mesh_kernel::pods::{LinuxPodNetwork, PodNetwork, PodPort};
 use mesh_kernel::services::ServiceReconciler;
-use mesh_kernel::{IfName, NetNs, Programs};
-use mesh_model::ObjectKey;
-use mesh_model::snapshot::{Backend, FULL_WEIGHT, Frontend, FrontendKind, Protocol};
+use mesh_kernel::{NetNs, Programs};
+use mesh_model::snapshot::{Frontend, Protocol};
 
 use crate::client::Client;
 use crate::lab::{Lab, Net, PATIENCE, privileged};
+use crate::pod_network::port;
+use crate::socket_hooks::frontend;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
-
-fn frontend(protocol: Protocol, port: u16, backends: &[SocketAddr]) -> Frontend {
-    let backend = |b: &SocketAddr| Backend {
-        address: b.ip(),
-        port: b.port(),
-        node: None,
-        weight: FULL_WEIGHT,
-    };
-    Frontend {
-        vip: "10.96.0.1".parse().unwrap(),
-        protocol,
-        port,
-        kind: FrontendKind::ClusterIp,
-        service: ObjectKey::new("default", "web"),
-        port_name: String::new(),
-        affinity_secs: None,
-        backends: backends.iter().map(backend).collect(),
-        leaving: vec![],
-    }
-}
+const VIP: &str = "10.96.0.1";
 
 fn open(programs: &Programs, node: &NetNs) -> FlowReader {
     let reader = FlowReader::open(programs, node, Settings::default()).unwrap();
@@ -119,7 +101,7 @@ fn a_connection_through_a_service_is_told_from_opening_to_end() {
     let mut server = Client::start(&lab.cgroup, &net);
     let backend: SocketAddr = server.ask("serve 127.0.0.1:0").parse().unwrap();
     let mut table = ServiceReconciler::new(programs.services());
-    table.reconcile(&[frontend(Protocol::Tcp, 80, &[backend])]).unwrap();
+    table.reconcile(&[frontend(VIP, Protocol::Tcp, &[backend])]).unwrap();
     let mut client = Client::start(&lab.cgroup, &net);
     assert_eq!(client.ask("tcp 10.96.0.1:80"), "served from 10.96.0.1:80");
 
@@ -244,7 +226,7 @@ fn what_was_never_established_says_why() {
     let programs = lab.load();
     let mut reader = open(&programs, &net.handle());
     let mut table = ServiceReconciler::new(programs.services());
-    table.reconcile(&[frontend(Protocol::Tcp, 81, &[])]).unwrap();
+    table.reconcile(&[Frontend { port: 81, ..frontend(VIP, Protocol::Tcp, &[]) }]).unwrap();
     let mut client = Client::start(&lab.cgroup, &net);
     // Nobody listens there.
     assert_eq!(client.ask("tcp [::1]:1"), "error ECONNREFUSED");
@@ -267,7 +249,7 @@ fn datagrams_are_told_once_for_each_destination() {
     let mut reader = open(&programs, &net.handle());
     let (one, other) = (net.answerer("127.0.0.1:0", "one"), net.answerer("127.0.0.1:0", "other"));
     let mut table = ServiceReconciler::new(programs.services());
-    table.reconcile(&[frontend(Protocol::Udp, 53, &[one])]).unwrap();
+    table.reconcile(&[Frontend { port: 53, ..frontend(VIP, Protocol::Udp, &[one]) }]).unwrap();
     let mut client = Client::start(&lab.cgroup, &net);
     for _ in 0..3 {
         client.ask("udp 10.96.0.1:53");
@@ -337,18 +319,7 @@ impl Node {
     fn new() -> Self {
         let (lab, node, pod) = (Lab::new(), Net::new(), Net::new());
         let programs = Arc::new(lab.load());
-        let port = PodPort {
-            netns: pod.path(),
-            interface: "eth0".parse().unwrap(),
-            host_interface: IfName::for_pod("one", "eth0"),
-            owner: "default/one".to_owned(),
-            v4: Some([10, 244, 1, 5].into()),
-            v6: None,
-            mtu: 1420,
-            mac: None,
-            ports: vec![],
-            bandwidth: Default::default(),
-        };
+        let port = port(&pod, 5);
         let network = LinuxPodNetwork::new(node.handle(), programs.clone());
         let ifindex = network.attach(&port).unwrap().host_ifindex;
         Self { programs, node, pod, port, ifindex, _lab: lab }

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use mesh_abi::maps;
 use mesh_kernel::{LoadOptions, NetNs, Programs};
 use nix::mount::{MntFlags, umount2};
 use nix::sched::{CloneFlags, unshare};
@@ -14,6 +15,27 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Long enough that only a hang exceeds it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Capacities of the maps that have their memory from the start: all of it for maps that forget (`LruHashMap`), 16 bytes an entry
+/// for the others. Enough for every test that does not say what it needs. A node's own would be tens of megabytes for each load, and Linux 6.1
+/// frees them so late that a small machine had none left.
+const CAPACITIES: [(&str, u32); 15] = [
+    (maps::SERVICES, 8_192),
+    (maps::SLOTS, 8_192),
+    (maps::MEMBERS, 8_192),
+    (maps::REVERSE, 4_096),
+    (maps::STICKY, 4_096),
+    (maps::AFFINITY, 4_096),
+    (maps::DATAGRAMS, 4_096),
+    (maps::EDGE_SERVICES, 8_192),
+    (maps::EDGE_TABLES, 8_192),
+    (maps::EDGE_BACKENDS, 8_192),
+    (maps::EDGE_FLOWS, 8_192),
+    (maps::EDGE_FRAGMENTS, 2_048),
+    (maps::IDENTITIES, 8_192),
+    (maps::CONNECTIONS, 8_192),
+    (maps::BEGINNINGS, 8_192),
+];
 
 /// Whether the test can run; says why when not. With `CI` set it has to.
 pub(crate) fn privileged() -> bool {
@@ -63,7 +85,8 @@ impl Lab {
     }
 
     pub(crate) fn options(&self) -> LoadOptions {
-        LoadOptions::new(self.bpf_dir(), &self.cgroup)
+        let options = LoadOptions::new(self.bpf_dir(), &self.cgroup);
+        LoadOptions { capacities: CAPACITIES.into(), ..options }
     }
 
     pub(crate) fn load(&self) -> Programs {
@@ -72,8 +95,8 @@ impl Lab {
 
     /// On maps of these capacities.
     pub(crate) fn load_with(&self, capacities: &[(&'static str, u32)]) -> Programs {
-        let options =
-            LoadOptions { capacities: capacities.iter().copied().collect(), ..self.options() };
+        let mut options = self.options();
+        options.capacities.extend(capacities.iter().copied());
         Programs::open_or_load(&options).unwrap_or_else(|error| panic!("{error:#?}"))
     }
 }

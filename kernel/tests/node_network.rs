@@ -11,10 +11,11 @@ use std::sync::Arc;
 
 use mesh_abi::Reason;
 use mesh_kernel::node::{Desired, LinuxNodeNetwork, Masquerade, NodeNetwork, SysctlWatch};
-use mesh_kernel::pods::{LinuxPodNetwork, PodNetwork, PodPort};
+use mesh_kernel::pods::{LinuxPodNetwork, PodNetwork};
 use mesh_kernel::{IfName, Programs};
 
 use crate::lab::{Lab, Net, PATIENCE, privileged};
+use crate::pod_network::port;
 
 struct Node {
     network: LinuxNodeNetwork,
@@ -179,18 +180,7 @@ fn pods_and_the_overlay_device_exchange_packets_past_the_stack() {
     node.settle(&desired());
     let pods = LinuxPodNetwork::new(node.net.handle(), node.programs.clone());
     let pod = Net::new();
-    let port = PodPort {
-        netns: pod.path(),
-        interface: "eth0".parse().unwrap(),
-        host_interface: IfName::for_pod("one", "eth0"),
-        owner: "default/one".to_owned(),
-        v4: Some([10, 244, 1, 5].into()),
-        v6: Some([0xfd10, 0x244, 0, 1, 0, 0, 0, 5].into()),
-        mtu: 1420,
-        mac: None,
-        ports: vec![],
-        bandwidth: mesh_kernel::pods::Bandwidth::default(),
-    };
+    let port = port(&pod, 5);
     pods.attach(&port).unwrap();
     // The stack could forward too: make sure that it is not the one who does.
     node.net.run(|| mesh_kernel::sysctl::write("net/ipv4/ip_forward", "0")).unwrap();
@@ -289,18 +279,7 @@ fn traffic_that_leaves_the_cluster_is_masqueraded_and_the_rest_is_not() {
     node.settle(&desired());
     let pods = LinuxPodNetwork::new(node.net.handle(), node.programs.clone());
     let pod = Net::new();
-    let port = PodPort {
-        netns: pod.path(),
-        interface: "eth0".parse().unwrap(),
-        host_interface: IfName::for_pod("one", "eth0"),
-        owner: "default/one".to_owned(),
-        v4: Some([10, 244, 1, 5].into()),
-        v6: Some([0xfd10, 0x244, 0, 1, 0, 0, 0, 5].into()),
-        mtu: 1420,
-        mac: None,
-        ports: vec![],
-        bandwidth: mesh_kernel::pods::Bandwidth::default(),
-    };
+    let port = port(&pod, 5);
     pods.attach(&port).unwrap();
     let seen_as = |there: &str| {
         let any = if there.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" };

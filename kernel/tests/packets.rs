@@ -5,6 +5,10 @@ pub(crate) const SYN: u8 = 2;
 pub(crate) const RST: u8 = 4;
 pub(crate) const ACK: u8 = 16;
 pub(crate) const SYN_ACK: u8 = SYN | ACK;
+/// Types of SCTP chunks (RFC 9260, section 3.2).
+pub(crate) const DATA: u8 = 0;
+pub(crate) const INIT: u8 = 1;
+pub(crate) const INIT_ACK: u8 = 2;
 
 /// A TCP segment without data.
 pub(crate) struct Segment {
@@ -35,10 +39,17 @@ pub(crate) fn tcp(segment: &Segment) -> Vec<u8> {
     ipv4(segment.from, segment.to, 6, &header)
 }
 
-/// Any protocol that begins with ports.
+/// An SCTP packet with a chunk of that type.
+pub(crate) fn sctp(from: ([u8; 4], u16), to: ([u8; 4], u16), chunk: u8) -> Vec<u8> {
+    let payload = [&ports(from.1, to.1)[..], &[0; 8], &[chunk, 0, 0, 4]].concat();
+    ipv4(from.0, to.0, 132, &payload)
+}
+
+/// Any protocol that begins with ports; the beginning of a connection where it tells.
 pub(crate) fn with_ports(protocol: u8, from: ([u8; 4], u16), to: ([u8; 4], u16)) -> Vec<u8> {
     let payload = match protocol {
         6 => tcp_header(from.1, to.1, SYN),
+        132 => return sctp(from, to, INIT),
         _ => [&ports(from.1, to.1)[..], &[0, 12, 0, 0, 1, 2, 3, 4]].concat(),
     };
     ipv4(from.0, to.0, protocol, &payload)

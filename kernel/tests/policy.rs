@@ -16,6 +16,9 @@ use mesh_model::snapshot::Protocol;
 
 use crate::lab::{Lab, Net, privileged};
 use crate::packets::{self, ACK, FIN, RST, SYN, SYN_ACK, Segment};
+use crate::pod_network::port;
+
+mod direction;
 
 const NEXT: u32 = u32::MAX;
 const DROP: u32 = 2;
@@ -39,7 +42,7 @@ struct Bench {
     programs: Arc<Programs>,
     table: PolicyReconciler<BpfPolicyTable>,
     node: Net,
-    _lab: Lab,
+    lab: Lab,
     _pods: [Net; 2],
     port: PodPort,
     other: PodPort,
@@ -47,21 +50,6 @@ struct Bench {
     other_ifindex: u32,
     set: PolicySet,
     places: BTreeMap<u32, Place>,
-}
-
-fn port(pod: &Net, container: &str, number: u8) -> PodPort {
-    PodPort {
-        netns: pod.path(),
-        interface: "eth0".parse().unwrap(),
-        host_interface: mesh_kernel::IfName::for_pod(container, "eth0"),
-        owner: format!("default/{container}"),
-        v4: Some([10, 244, 1, number].into()),
-        v6: Some([0xfd10, 0x244, 0, 1, 0, 0, 0, u16::from(number)].into()),
-        mtu: 1420,
-        mac: None,
-        ports: vec![],
-        bandwidth: Default::default(),
-    }
 }
 
 fn rule(policy: u32, identity: u32, ports: Ports) -> Rule {
@@ -89,7 +77,7 @@ impl Bench {
         let pods = [Net::new(), Net::new()];
         let programs = Arc::new(lab.load_with(capacities));
         let network = LinuxPodNetwork::new(node.handle(), programs.clone());
-        let [port, other] = [port(&pods[0], "one", 5), port(&pods[1], "two", 6)];
+        let [port, other] = [port(&pods[0], 5), port(&pods[1], 6)];
         let ifindex = network.attach(&port).unwrap().host_ifindex;
         let other_ifindex = network.attach(&other).unwrap().host_ifindex;
         let key = |name| ObjectKey::new("default", name);
@@ -108,12 +96,12 @@ impl Bench {
         };
         let places = [(ifindex, place("one", &port)), (other_ifindex, place("two", &other))].into();
         let table = PolicyReconciler::new(programs.policy());
-        let (_lab, _pods) = (lab, pods);
+        let _pods = pods;
         let mut bench = Self {
             programs,
             table,
             node,
-            _lab,
+            lab,
             _pods,
             port,
             other,
@@ -130,6 +118,14 @@ impl Bench {
         let wanted = Tables::wanted(&self.set, &self.places, &[(Protocol::Tcp, 10_250)]);
         let outcome = self.table.reconcile(&wanted).unwrap();
         assert!(outcome.failed.is_empty(), "{:?}", outcome.failed);
+    }
+
+    /// Puts the pod `default/one` under these policies.
+    fn restrict(&mut self, ingress: u32, egress: u32) {
+        self.set.active = true;
+        let own = PodPolicy { identity: ALICE, ingress, egress };
+        self.set.pods.insert(ObjectKey::new("default", "one"), own);
+        self.publish();
     }
 
     fn dropped(&self, reason: Reason) -> u64 {
@@ -495,6 +491,41 @@ fn a_pod_does_not_get_past_a_policy_by_a_port_of_its_node() {
     // Whom everybody may ask may be asked by everybody.
     bench.set.rules = vec![rule(IN, 0, tcp(80))].into();
     bench.publish();
+    assert_eq!(bench._pods[1].tcp(by_node).unwrap(), "hello");
+}
+
+/// Real packets: a pod may always speak to its node, and by a port of the node only to pods to which it may speak.
+#[test]
+fn a_pod_does_not_get_past_its_own_policy_by_a_port_of_its_node() {
+    if !privileged() {
+        return;
+    }
+    let mut bench = Bench::new(0, 0, vec![]);
+    let own = PodPolicy { identity: BOB, ingress: IN, egress: OUT };
+    bench.set.pods.insert(ObjectKey::new("default", "two"), own);
+    bench.publish();
+    bench.node.ip("addr add 10.244.1.1/32 dev lo");
+    let forwarding = || mesh_kernel::sysctl::write("net/ipv4/ip_forward", "1");
+    bench.node.run(forwarding).unwrap();
+    let published = HostPort { protocol: Protocol::Tcp, address: None, port: 8080, pod_port: 80 };
+    let network = LinuxPodNetwork::new(bench.node.handle(), bench.programs.clone());
+    network.publish(&[(vec![published], bench.port.addresses().collect())]).unwrap();
+    bench._pods[0].greeter("10.244.1.5:80", "hello");
+    let of_node = bench.node.greeter("10.244.1.1:9090", "node");
+    assert_eq!(bench._pods[1].tcp(of_node).unwrap(), "node");
+    let by_node = std::net::SocketAddr::from((NODE, 8080));
+    let quick =
+        || std::net::TcpStream::connect_timeout(&by_node, std::time::Duration::from_millis(300));
+    let before = bench.dropped(Reason::PolicyEgress);
+    assert!(bench._pods[1].run(quick).is_err());
+    assert!(bench.dropped(Reason::PolicyEgress) > before);
+    // That it may hear nobody says nothing about answers.
+    bench.set.rules = vec![rule(OUT, ALICE, tcp(80))].into();
+    bench.publish();
+    assert_eq!(bench._pods[1].tcp(by_node).unwrap(), "hello");
+    // Nor what the other one may hear, which has been asked.
+    bench.set.rules = vec![rule(OUT, ALICE, tcp(80)), rule(IN, 0, tcp(80))].into();
+    bench.restrict(IN, 0);
     assert_eq!(bench._pods[1].tcp(by_node).unwrap(), "hello");
 }
 

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::lab::{Lab, Net, privileged};
+use crate::pod_network::port;
 
 /// Verdicts of `linux/pkt_cls.h`.
 const NEXT: u32 = u32::MAX;
@@ -25,28 +26,13 @@ struct Bench {
     other: PodPort,
 }
 
-fn port(pod: &Net, container: &str, number: u8) -> PodPort {
-    PodPort {
-        netns: pod.path(),
-        interface: "eth0".parse().unwrap(),
-        host_interface: mesh_kernel::IfName::for_pod(container, "eth0"),
-        owner: format!("default/{container}"),
-        v4: Some([10, 244, 1, number].into()),
-        v6: Some([0xfd10, 0x244, 0, 1, 0, 0, 0, u16::from(number)].into()),
-        mtu: 1420,
-        mac: None,
-        ports: vec![],
-        bandwidth: mesh_kernel::pods::Bandwidth::default(),
-    }
-}
-
 impl Bench {
     fn new() -> Self {
         let (lab, node) = (Lab::new(), Net::new());
         let pods = [Net::new(), Net::new()];
         let programs = Arc::new(lab.load());
         let network = LinuxPodNetwork::new(node.handle(), programs.clone());
-        let [port, other] = [port(&pods[0], "one", 5), port(&pods[1], "two", 6)];
+        let [port, other] = [port(&pods[0], 5), port(&pods[1], 6)];
         let ifindex = network.attach(&port).unwrap().host_ifindex;
         network.attach(&other).unwrap();
         Self { programs, node, _lab: lab, _pods: pods, port, ifindex, other }

@@ -89,7 +89,7 @@ fn many_steps_at_once_stop_where_a_map_is_full() {
     }
     let lab = Lab::new();
     let mut options = lab.options();
-    options.capacities = [("SLOTS", 500)].into();
+    options.capacities.insert("SLOTS", 500);
     let programs = mesh_kernel::Programs::open_or_load(&options).unwrap();
     let mut table = ServiceReconciler::new(programs.services());
     let wanted = frontends(60, 10);

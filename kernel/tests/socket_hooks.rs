@@ -17,7 +17,8 @@ use mesh_model::snapshot::{Backend, FULL_WEIGHT, Frontend, FrontendKind, Leaving
 use crate::client::Client;
 use crate::lab::{Lab, Net, privileged};
 
-fn frontend(vip: &str, protocol: Protocol, backends: &[SocketAddr]) -> Frontend {
+/// A service address with port 80.
+pub(crate) fn frontend(vip: &str, protocol: Protocol, backends: &[SocketAddr]) -> Frontend {
     Frontend {
         vip: vip.parse().unwrap(),
         protocol,

@@ -4,20 +4,22 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use mesh_abi::{Reason, programs as names};
+use mesh_kernel::Programs;
 use mesh_kernel::bpf::test_run::Input;
 use mesh_kernel::flows::{FlowReader, Settings};
 use mesh_kernel::pods::{LinuxPodNetwork, PodNetwork, PodPort};
 use mesh_kernel::policy::{PolicyReconciler, Tables};
 use mesh_kernel::services::ServiceReconciler;
 use mesh_kernel::traces::{Event, Hook, Kind, Mark, Traces, identity};
-use mesh_kernel::{IfName, Programs};
 use mesh_model::ObjectKey;
 use mesh_model::policy::{PodPolicy, PolicySet, Ports, Rule};
-use mesh_model::snapshot::{Backend, FULL_WEIGHT, Frontend, FrontendKind, Protocol};
+use mesh_model::snapshot::{Frontend, Protocol};
 
 use crate::client::Client;
 use crate::lab::{Lab, Net, privileged};
 use crate::packets::{self, ACK, SYN, SYN_ACK, Segment};
+use crate::pod_network::port;
+use crate::socket_hooks::frontend;
 
 const POD: [u8; 4] = [10, 244, 1, 5];
 const FAR: [u8; 4] = [10, 244, 2, 7];
@@ -41,18 +43,7 @@ impl Bench {
     fn new() -> Self {
         let (lab, node, pod) = (Lab::new(), Net::new(), Net::new());
         let programs = Arc::new(lab.load());
-        let port = PodPort {
-            netns: pod.path(),
-            interface: "eth0".parse().unwrap(),
-            host_interface: IfName::for_pod("one", "eth0"),
-            owner: "default/one".to_owned(),
-            v4: Some(POD.into()),
-            v6: None,
-            mtu: 1420,
-            mac: None,
-            ports: vec![],
-            bandwidth: Default::default(),
-        };
+        let port = PodPort { v6: None, ..port(&pod, 5) };
         let network = LinuxPodNetwork::new(node.handle(), programs.clone());
         let ifindex = network.attach(&port).unwrap().host_ifindex;
         let key = ObjectKey::new("default", "one");
@@ -191,22 +182,10 @@ fn a_marked_socket_tells_which_backend_it_was_given() {
     let programs = lab.load();
     let backend = net.answerer("127.0.0.1:0", "one");
     let straight = net.answerer("127.0.0.1:0", "other");
-    let frontend = |port, backends: Vec<SocketAddr>| Frontend {
-        vip: "10.96.0.1".parse().unwrap(),
-        protocol: Protocol::Udp,
-        port,
-        kind: FrontendKind::ClusterIp,
-        service: ObjectKey::new("default", "web"),
-        port_name: String::new(),
-        affinity_secs: None,
-        backends: backends
-            .iter()
-            .map(|b| Backend { address: b.ip(), port: b.port(), node: None, weight: FULL_WEIGHT })
-            .collect(),
-        leaving: vec![],
-    };
     let mut table = ServiceReconciler::new(programs.services());
-    table.reconcile(&[frontend(53, vec![backend]), frontend(54, vec![])]).unwrap();
+    let served = frontend("10.96.0.1", Protocol::Udp, &[backend]);
+    let empty = frontend("10.96.0.1", Protocol::Udp, &[]);
+    table.reconcile(&[Frontend { port: 53, ..served }, Frontend { port: 54, ..empty }]).unwrap();
     let mut traces = Traces::open(&programs).unwrap();
     let vip = |port: u16| SocketAddr::new("10.96.0.1".parse().unwrap(), port);
     let mut client = Client::start(&lab.cgroup, &net);

@@ -83,6 +83,9 @@ pub(crate) enum Command {
     )]
     Why(WhyArgs),
     /// Look after one node
+    #[command(
+        after_help = "Examples:\n  meshctl node drain node-2\n  meshctl node uncordon node-2\n  meshctl node rotate-key node-2\n  meshctl node reset node-2"
+    )]
     Node(NodeArgs),
     /// Create or update the objects of manifests
     #[command(
@@ -431,5 +434,10 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_documented_command_exists() {
+        mesh_tests::documented::assert_exist("meshctl", Cli::try_parse_from);
     }
 }

@@ -31,7 +31,7 @@ enum Said {
 /// `meshctl flows`.
 pub(crate) async fn flows(global: &Global, args: FlowsArgs) -> anyhow::Result<()> {
     if !matches!(global.output, Output::Table | Output::Wide | Output::Json) {
-        bail!("--output {:?} is for objects: use table or json here", global.output);
+        bail!("-o yaml and -o name are for objects: use table, wide or json here");
     }
     let source = Source::open(global).await?;
     let nodes = source.nodes(args.node.as_deref()).await?;

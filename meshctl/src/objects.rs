@@ -115,7 +115,8 @@ pub(crate) async fn show(global: &Global, args: GetArgs) -> anyhow::Result<()> {
     }
     let as_table = matches!(global.output, Output::Table | Output::Wide);
     let accept = if as_table { ACCEPT_TABLE } else { JSON };
-    let value = api.call(Method::GET, &path, None, accept).await?;
+    let mut value = api.call(Method::GET, &path, None, accept).await?;
+    hide_owners(&mut value);
     match global.output {
         Output::Json => output::json(&value)?,
         Output::Yaml => print!("{}", serde_saphyr::to_string(&value).context("write YAML")?),
@@ -125,6 +126,16 @@ pub(crate) async fn show(global: &Global, args: GetArgs) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Owners of fields are for programs that apply, not for people; `kubectl get --show-managed-fields` has them.
+fn hide_owners(value: &mut Value) {
+    if let Some(Value::Array(items)) = value.get_mut("items") {
+        items.iter_mut().for_each(hide_owners);
+    }
+    if let Some(Value::Object(metadata)) = value.get_mut("metadata") {
+        metadata.remove("managedFields");
+    }
 }
 
 /// Percent-encoding of what a query must not hold (RFC 3986, section 3.4).

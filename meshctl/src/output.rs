@@ -49,7 +49,7 @@ pub(crate) fn report<T: Serialize>(
             Ok(())
         }
         Output::Yaml | Output::Name => {
-            bail!("--output {output:?} is for objects: use table or json here")
+            bail!("-o yaml and -o name are for objects: use table, wide or json here")
         }
     }
 }

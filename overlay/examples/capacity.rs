@@ -154,7 +154,8 @@ impl Net {
             while let Some(train) = self.outbox.take() {
                 messages.push_back(train.bytes.to_vec());
             }
-            let answers = messages.iter().map(|message| (HUB.into(), message.as_slice()));
+            let answers =
+                messages.iter().map(|message| (SocketAddr::from(HUB), message.as_slice()));
             caller.inbound(now, answers, &mut sink, &mut there);
             messages.clear();
         }

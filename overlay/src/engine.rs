@@ -14,7 +14,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use mesh_model::snapshot::WgKey;
@@ -260,6 +260,7 @@ impl Engine {
     /// Lets time pass; to be called every 100 ms or so.
     pub(crate) fn tick(&self, outbox: &mut Outbox) {
         let now = Instant::now();
+        self.shared.core.follow_clock(now, SystemTime::now());
         self.shared.core.tick(now, outbox);
         self.shared.send_now(outbox);
         self.follow_links(now);

@@ -14,7 +14,7 @@
 //! [`protocol::peer::seal`].
 //!
 //! Specification: the WireGuard paper, <https://www.wireguard.com/papers/wireguard.pdf>, named "WG" below.
-//! Known gap against it: the outer header carries neither traffic class nor ECN of the inner one.
+//! Of the inner header's traffic class the outer one carries ECN ([`protocol::ecn`]), as the kernel's device does.
 
 pub mod config;
 pub mod counters;

@@ -2,6 +2,7 @@
 
 pub(crate) mod clock;
 pub(crate) mod echo;
+pub(crate) mod lately;
 pub(crate) mod memory;
 pub(crate) mod poll;
 pub(crate) mod tun;

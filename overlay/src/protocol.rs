@@ -5,6 +5,7 @@
 
 pub mod allowed_ips;
 pub mod core;
+pub mod ecn;
 pub mod estate;
 pub mod gate;
 pub mod narrow;
@@ -15,11 +16,11 @@ pub mod peer;
 pub mod probe;
 pub mod table;
 
-pub use self::core::{Core, Sink};
+pub use self::core::{Arrival, Core, Sink};
 pub use allowed_ips::AllowedIps;
 pub use estate::Estate;
 pub use gate::Gate;
 pub use noise::Stamps;
-pub use outbox::Outbox;
+pub use outbox::{Outbox, Way};
 pub use peer::Peer;
 pub use table::Table;

@@ -20,7 +20,7 @@ use mesh_worker::descriptors::InheritError;
 use mesh_worker::privileges;
 use mesh_worker::server::ServeError;
 use mesh_worker::{Control, Descriptors, Handler};
-use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
+use quinn_udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
@@ -293,12 +293,18 @@ impl Udp {
     }
 
     /// Sends a train; what does not fit now is dropped, as on any wire.
-    fn send(&self, to: SocketAddr, train: &[u8], stride: usize) -> io::Result<()> {
+    fn send(
+        &self,
+        to: SocketAddr,
+        ecn: Option<EcnCodepoint>,
+        train: &[u8],
+        stride: usize,
+    ) -> io::Result<()> {
         let most = stride.max(1) * self.state.max_gso_segments().max(1);
         for contents in train.chunks(most) {
             let transmit = Transmit {
                 destination: to,
-                ecn: None,
+                ecn,
                 contents,
                 segment_size: (contents.len() > stride).then_some(stride),
                 src_ip: None,
@@ -352,7 +358,9 @@ impl Ends {
             let mut passed = false;
             for to in targets.into_iter().flatten() {
                 let socket = if to.is_ipv4() { Some(&self.v4) } else { self.v6.as_ref() };
-                passed |= socket.is_some_and(|socket| socket.send(to, part, stride).is_ok());
+                // As a router does: what congestion has said to it is for the node behind.
+                let send = |socket: &Arc<Udp>| socket.send(to, meta.ecn, part, stride).is_ok();
+                passed |= socket.is_some_and(send);
             }
             let counter = if passed { &shared.forwarded } else { &shared.dropped };
             counter.fetch_add(datagrams, Relaxed);
@@ -405,6 +413,29 @@ mod tests {
         tokio::task::yield_now().await;
         let again = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, first_port));
         assert!(again.is_ok(), "the port is free again: {again:?}");
+    }
+
+    #[tokio::test]
+    async fn what_is_said_about_congestion_is_passed_on() {
+        let ((a, at_a), first_port) = (socket().await, socket().await.1.port());
+        let b = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let (state, at_b) = (UdpSocketState::new((&b).into()).unwrap(), b.local_addr().unwrap());
+        let b = UdpSocket::from_std(b).unwrap();
+        let (a_key, b_key) = (WgKey([1; 32]), WgKey([2; 32]));
+        let (a_next_key, b_next_key) = (None, None);
+        let pair = RelayedPair { slot: 0, a: at_a, a_key, a_next_key, b: at_b, b_key, b_next_key };
+        let relay = Relay::default();
+        relay.configure(&RelayConfig { first_port, pairs: vec![pair] }).unwrap();
+        for ecn in [None, Some(EcnCodepoint::Ect0), Some(EcnCodepoint::Ce)] {
+            socket2::SockRef::from(&a).set_tos_v4(ecn.map_or(0, |ecn| ecn as u32)).unwrap();
+            a.send_to(&[7; 100], (Ipv4Addr::LOCALHOST, first_port)).await.unwrap();
+            let (mut buffer, mut metas) = ([0; 2000], [RecvMeta::default()]);
+            let mut receive =
+                || state.recv((&b).into(), &mut [IoSliceMut::new(&mut buffer)], &mut metas);
+            let received = b.async_io(Interest::READABLE, &mut receive);
+            tokio::time::timeout(Duration::from_secs(10), received).await.unwrap().unwrap();
+            assert_eq!(metas[0].ecn, ecn);
+        }
     }
 
     #[test]

@@ -137,6 +137,8 @@ pub enum DropReason {
     ForbiddenSource,
     /// From the underlay: authentic, but not an IP packet.
     MalformedInner,
+    /// From the underlay: a router that was congested has marked it, and its sender would not be told (RFC 6040, section 4.2).
+    Congested,
     /// To the device: the system refused to take it.
     DeviceRefused,
     /// From the device: more packets than the engine could seal in time; the system dropped them.
@@ -147,7 +149,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// All reasons, in order.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::NoPeer,
         Self::NoEndpoint,
         Self::QueueFull,
@@ -165,6 +167,7 @@ impl DropReason {
         Self::Replayed,
         Self::ForbiddenSource,
         Self::MalformedInner,
+        Self::Congested,
         Self::DeviceRefused,
         Self::DeviceQueueFull,
         Self::SocketQueueFull,

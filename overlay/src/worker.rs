@@ -111,7 +111,7 @@ pub fn run(options: &WorkerOptions) -> Result<(), RunError> {
         .map_err(RunError::Runtime)?;
     // Before the worker that is to be replaced stops: nobody carries packets from then on.
     let affords = capacity::handshakes(&keys.present);
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let path = options.state.with_extension("lock");
         let (alone, legacy) = match predecessor {
             Some(predecessor) => {
@@ -121,7 +121,10 @@ pub fn run(options: &WorkerOptions) -> Result<(), RunError> {
             None => (lock(&path)?, None),
         };
         work(options, (keys, affords), alone, (inherited, legacy)).await
-    })
+    });
+    // What waits for a disk that has stalled is not waited for.
+    runtime.shutdown_background();
+    ended
 }
 
 async fn work(
@@ -146,7 +149,7 @@ async fn work(
         failure: Arc::clone(&failure),
         private_key: options.private_key.clone(),
         bound,
-        storing: tokio::sync::Mutex::default(),
+        storing: Arc::default(),
     });
     control.restore(&*worker).await;
     tokio::select! {
@@ -209,7 +212,7 @@ struct Worker {
     /// File of the bound of the stamps.
     bound: PathBuf,
     /// Held while the bound is being stored.
-    storing: tokio::sync::Mutex<()>,
+    storing: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// Only one worker has an engine, and the lock that says so.
@@ -244,17 +247,22 @@ impl Worker {
         let mut outbox = Outbox::default();
         loop {
             interval.tick().await;
-            // Whoever stores is not overtaken by a successor that does.
-            let _turn = self.storing.lock().await;
+            // A disk that stalls stops no timer: the next bound waits for the one that is being stored.
+            let turn = Arc::clone(&self.storing).try_lock_owned().ok();
             let reached = match &*self.hold() {
                 Held::Engine { engine, .. } => {
                     engine.tick(&mut outbox);
-                    engine.stamps_to_store()
+                    turn.as_ref().and_then(|_| engine.stamps_to_store())
                 }
                 Held::Gone(_) => None,
             };
             if let Some(reached) = reached {
-                bound::store(&self.bound, reached).await;
+                let path = self.bound.clone();
+                tokio::spawn(async move {
+                    bound::store(&path, reached).await;
+                    // Whoever stores is not overtaken by a successor that does.
+                    drop(turn);
+                });
             }
         }
     }

@@ -213,7 +213,7 @@ fn a_thousand_peers_with_sessions_fit_in_half_of_what_they_may_take() {
                 hub.inbound(now, one, &mut sink, &mut outbox);
             }
             while let Some(train) = outbox.take() {
-                let one = std::iter::once((ENDS[0].into(), train.bytes));
+                let one = std::iter::once((SocketAddr::from(ENDS[0]), train.bytes));
                 caller.inbound(now, one, &mut sink, &mut back);
             }
         }

@@ -60,7 +60,10 @@ pub enum ServeError {
 pub struct Control {
     socket: PathBuf,
     state: PathBuf,
-    applying: Mutex<()>,
+    /// Number of the configuration in force.
+    applying: Mutex<u64>,
+    /// Of the one on disk; held while one is written.
+    saved: Arc<Mutex<u64>>,
     progress: watch::Sender<Progress>,
 }
 
@@ -85,6 +88,7 @@ impl Control {
             socket: socket.into(),
             state: state.into(),
             applying: Mutex::default(),
+            saved: Arc::default(),
             progress: watch::Sender::new(progress),
         })
     }
@@ -186,6 +190,7 @@ impl Control {
     async fn hand_over<H: Handler>(&self, handler: &H, stream: &UnixStream) -> io::Result<()> {
         // A configuration that is acknowledged has been put in force, and saved, before; none is any more after.
         let _turn = self.applying.lock().await;
+        let _saved = self.saved.lock().await;
         match handler.hand_over().await {
             Ok(estate) => {
                 // Whether the successor got it or has died: this worker has nothing left to work with.
@@ -198,18 +203,37 @@ impl Control {
     }
 
     async fn apply<H: Handler>(&self, handler: &H, raw: &str) -> Result<(), String> {
-        let _turn = self.applying.lock().await;
+        let mut applied = self.applying.lock().await;
         if self.progress.borrow().yielded {
             return Err("another worker has taken over".to_owned());
         }
         let config = serde_json::from_str(raw).map_err(|error| error.to_string())?;
         handler.apply(config).await?;
-        // The configuration is in force either way; without the file only a restart would miss it.
-        if let Err(error) = save(&self.state, raw.as_bytes()) {
+        *applied += 1;
+        let number = *applied;
+        drop(applied);
+        self.progress.send_if_modified(|now| !std::mem::replace(&mut now.configured, true));
+        self.save(number, raw).await;
+        Ok(())
+    }
+
+    /// Saves a configuration that is in force, unless a later one has been saved meanwhile. A disk that stalls holds up the answer to
+    /// whoever sent it: neither the worker's own work nor the next configuration.
+    async fn save(&self, number: u64, raw: &str) {
+        let mut saved = Arc::clone(&self.saved).lock_owned().await;
+        if *saved > number {
+            return;
+        }
+        let (path, content) = (self.state.clone(), raw.as_bytes().to_vec());
+        let written = tokio::task::spawn_blocking(move || {
+            let written = save(&path, &content);
+            *saved = number;
+            written
+        });
+        // It is in force either way; without the file only a restart would miss it.
+        if let Ok(Err(error)) = written.await {
             tracing::warn!(path = %self.state.display(), %error, "configuration not saved");
         }
-        self.progress.send_if_modified(|now| !std::mem::replace(&mut now.configured, true));
-        Ok(())
     }
 
     /// Reports now and after each change, until the client closes.

@@ -24,6 +24,9 @@ const INHERITED: [&str; 6] = [
     "RUSTC_WRAPPER",
     "CARGO_TARGET_DIR",
 ];
+/// Part of what a build stands for: an object that an older check let through is checked again.
+const CHECK: &str = include_str!("ebpf/stack.rs");
+
 /// A compiler that can build `core` for the eBPF target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Compiler {
@@ -92,7 +95,8 @@ pub(crate) fn search_path() -> OsString {
     env::join_paths(all).unwrap_or(old)
 }
 
-/// Builds `target/bpf/mesh.bpf.o`, and refuses one that older kernels would; returns at once when sources, flags and compiler are those of the last build.
+/// Builds `target/bpf/mesh.bpf.o`, and refuses one that older kernels would; returns at once when sources, flags, compiler
+/// and check are those of the last build.
 pub(crate) fn build() -> Result<()> {
     let compiler = Compiler::find().context("no eBPF compiler: run `cargo xtask tools`")?;
     let folder = artifacts::target().join("bpf");
@@ -134,6 +138,7 @@ fn replace_if_other(bytes: &[u8], object: &Path) -> Result<()> {
 fn fingerprint(compiler: &Compiler) -> Result<String> {
     let mut hasher = Sha256::new();
     hasher.update(compiler.version()?);
+    hasher.update(CHECK);
     let mut files = Vec::new();
     for part in ["ebpf/abi", "ebpf/programs"] {
         sources(&artifacts::repository().join(part), &mut files)?;

@@ -254,10 +254,15 @@ fn code(done: anyhow::Result<ExitCode>) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
+    use clap::{CommandFactory as _, Parser as _};
 
     #[test]
     fn the_command_line_is_consistent() {
         super::Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_documented_command_exists() {
+        mesh_tests::documented::assert_exist("cargo xtask", super::Cli::try_parse_from);
     }
 }

@@ -58,6 +58,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) target: Option<String>,
     /// The directory of the node's own seccomp profiles.
     pub(crate) seccomp_profiles: &'a Path,
+    /// The profile of AppArmor that it asks for.
+    pub(crate) apparmor: Option<v1::SecurityProfile>,
 }
 
 /// The environment of a container; separate, because mounts depend on it (`subPathExpr`).
@@ -118,6 +120,7 @@ pub(crate) fn container_config(mut parts: Parts<'_>) -> Result<v1::ContainerConf
 fn security_context(parts: &Parts<'_>) -> Result<v1::LinuxContainerSecurityContext, ConfigError> {
     let Parts { spec, container, image, .. } = parts;
     let mut context = security::of_container(spec, container, parts.seccomp_profiles);
+    context.apparmor.clone_from(&parts.apparmor);
     if let Some(target) = &parts.target {
         let namespaces = context.namespace_options.get_or_insert_default();
         namespaces.pid = v1::NamespaceMode::Target.into();

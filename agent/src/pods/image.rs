@@ -30,6 +30,9 @@ impl PullPolicy {
     }
 }
 
+/// How every implementation of image references calls a name that is none.
+const NO_REFERENCE: &str = "invalid reference format";
+
 /// An image is not on the node and cannot be brought there.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ImageError {
@@ -46,6 +49,8 @@ impl ImageError {
     pub(crate) fn reason(&self) -> &'static str {
         match self {
             Self::NeverPull(_) => "ErrImageNeverPull",
+            // The runtime parses it; no registry was asked.
+            Self::Pull { cause, .. } if cause.message.contains(NO_REFERENCE) => "InvalidImageName",
             Self::Pull { .. } => "ErrImagePull",
             Self::Inspect { .. } => "ImageInspectError",
         }

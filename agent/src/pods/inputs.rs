@@ -91,7 +91,8 @@ impl Inputs {
         let statics = mirrors.statics.iter().map(|pod| Arc::new(work(pod, mirrors.of(pod))));
         let all: Vec<Arc<PodWork>> = statics.chain(sources.api.iter().flatten().cloned()).collect();
         let complete = sources.api.is_some();
-        if complete || !all.is_empty() {
+        let was_some = self.goal.borrow().is_some();
+        if complete || was_some || !all.is_empty() {
             self.goal.send_modify(|goal| {
                 let before = goal.take().map(|goal| goal.pods);
                 *goal = Some(Goal { pods: merge(before, all), complete });
@@ -161,6 +162,18 @@ mod tests {
         inputs.change(|sources| sources.directory.read());
         assert_eq!(names(&inputs), (vec!["p".to_owned()], true));
         assert_eq!(inputs.mirrors().borrow().mirrors.as_ref().unwrap().len(), 1, "to be deleted");
+    }
+
+    #[test]
+    fn the_last_file_that_goes_counts_without_an_api() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("web.yaml"), WEB).unwrap();
+        let directory = Directory::new(dir.path().to_owned(), "node-1".parse().unwrap());
+        let inputs = Inputs::new(directory, watch::Sender::new(None));
+        std::fs::remove_file(dir.path().join("web.yaml")).unwrap();
+        inputs.change(|sources| sources.directory.read());
+        let goal = inputs.goal().borrow().clone().unwrap();
+        assert!(goal.pods.is_empty() && !goal.complete);
     }
 
     #[test]

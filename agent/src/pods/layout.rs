@@ -63,6 +63,16 @@ impl Layout {
         [state.join("parts"), state.join("volumes"), secrets.join("volumes")]
     }
 
+    /// The directory that holds the pods' log directories.
+    pub(crate) fn log_root(&self) -> &Path {
+        &self.logs
+    }
+
+    /// The directory of links to logs, beside that of the logs.
+    pub(crate) fn log_links(&self) -> PathBuf {
+        self.logs.with_file_name("containers")
+    }
+
     pub(crate) fn logs(&self, pod: &PodRef) -> PathBuf {
         self.logs.join(pod.log_directory())
     }

@@ -10,6 +10,7 @@ use std::path::Path;
 use jiff::Timestamp;
 
 mod follow;
+pub(crate) mod links;
 pub(crate) mod rotate;
 mod serve;
 mod tail;

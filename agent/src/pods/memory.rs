@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::outcome::Cause;
 use super::restart::{after, retry_delay};
 
 /// Why a start failed when the runtime has the container, but could not run it.
@@ -89,8 +90,8 @@ pub(crate) struct Memory {
     pub(crate) stopped: BTreeSet<String>,
     /// The volumes of the pod, which has ended, are gone.
     pub(crate) freed: bool,
-    /// Why the node could not keep the pod.
-    pub(crate) evicted: Option<String>,
+    /// Why the node does not run the pod, or not any longer.
+    pub(crate) ended_by: Option<Cause>,
     /// The pod's files are gone.
     pub(crate) cleaned: bool,
     /// The API was told that the pod is gone.

@@ -51,6 +51,8 @@ pub(crate) struct Context {
     pub(crate) starts: Turns,
     pub(crate) cpu_millis: i64,
     pub(crate) memory_bytes: i64,
+    /// The kernel enforces profiles of AppArmor.
+    pub(crate) has_apparmor: bool,
 }
 
 /// A step failed.

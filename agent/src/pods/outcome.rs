@@ -27,34 +27,41 @@ pub(crate) struct Cause {
     pub(crate) message: String,
 }
 
+impl Cause {
+    /// The node could not keep it.
+    pub(crate) fn evicted(why: String) -> Self {
+        Self { reason: "Evicted", message: why }
+    }
+
+    /// The node cannot confine it as it asks.
+    pub(crate) fn not_confined(why: &str) -> Self {
+        Self { reason: "AppArmor", message: format!("Pod was rejected: {why}") }
+    }
+}
+
 /// The pod's outcome. What was reported once stays, whatever the runtime still has.
-/// `evicted` tells why the node could not keep it.
+/// `ended_by` tells why the node does not run it.
 pub(crate) fn outcome(
     pod: &Pod,
     observed: &Observed,
-    evicted: Option<&str>,
+    ended_by: Option<&Cause>,
     now: Timestamp,
 ) -> Outcome {
     let ended = |succeeded| Outcome::Ended { succeeded, cause: None };
-    let failed = |reason, message: &str| Outcome::Ended {
-        succeeded: false,
-        cause: Some(Cause { reason, message: message.to_owned() }),
-    };
+    let failed = |cause: Cause| Outcome::Ended { succeeded: false, cause: Some(cause) };
     match pod.status.as_ref().and_then(|s| s.phase.as_deref()) {
         Some("Succeeded") => return ended(true),
         Some("Failed") => return ended(false),
         _ => {}
     }
-    if let Some(why) = evicted {
-        return failed("Evicted", why);
+    if let Some(cause) = ended_by {
+        return failed(cause.clone());
     }
     let Some(spec) = pod.spec.as_ref() else { return Outcome::Open { deadline: None } };
     let deadline = deadline(pod, spec);
     if deadline.is_some_and(|at| at <= now) {
-        return failed(
-            "DeadlineExceeded",
-            "Pod was active on the node longer than the specified deadline",
-        );
+        let message = "Pod was active on the node longer than the specified deadline".to_owned();
+        return failed(Cause { reason: "DeadlineExceeded", message });
     }
     match of_containers(spec, observed) {
         Some(succeeded) => ended(succeeded),

@@ -149,7 +149,7 @@ impl Planner<'_> {
                 }
             };
         }
-        match outcome(&work.pod, self.observed, self.memory.evicted.as_deref(), self.now) {
+        match outcome(&work.pod, self.observed, self.memory.ended_by.as_ref(), self.now) {
             Outcome::Open { deadline } => {
                 if let Some(deadline) = deadline {
                     self.wake(deadline);
@@ -157,7 +157,7 @@ impl Planner<'_> {
                 self.run(&work.pod, spec);
             }
             Outcome::Ended { .. } => {
-                let grace = match &self.memory.evicted {
+                let grace = match &self.memory.ended_by {
                     Some(_) => EVICTED_GRACE.min(grace_of(&work.pod)),
                     None => grace_of(&work.pod),
                 };

@@ -17,6 +17,7 @@ pub(crate) mod action;
 mod grpc;
 mod http;
 mod insecure;
+mod redirect;
 
 use action::{Action, Trouble};
 

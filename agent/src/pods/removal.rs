@@ -8,6 +8,7 @@ use futures_util::StreamExt as _;
 use mesh_cri::{CallError, Client};
 
 use super::layout::Layout;
+use super::logs::links::{Links, reconcile};
 use super::observe::survey;
 use super::observed::{PodRef, owned};
 use super::volumes;
@@ -62,6 +63,12 @@ impl Removal {
                 failures.push(format!("delete {}: {error}", directory.display()));
             }
         }
+        let links = layout.log_links();
+        if let Err(error) = reconcile(&links, layout.log_root(), &Links::new()) {
+            failures.push(format!("delete links in {}: {error}", links.display()));
+        }
+        // It may hold what is not ours, and then stays.
+        let _ = std::fs::remove_dir(links);
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         for group in groups(&mounts, &self.cgroup_parent) {
             if let Err(error) = remove_groups(&group) {

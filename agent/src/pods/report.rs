@@ -13,8 +13,10 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client};
+use serde_json::{Value, json};
 
 use super::observed::PodRef;
+use super::status::is_ours;
 use super::tokens::{Token, TokenWanted};
 
 /// A report did not arrive.
@@ -172,7 +174,7 @@ impl KubeReporter {
 #[async_trait]
 impl StatusReporter for KubeReporter {
     async fn status(&self, pod: &PodRef, status: &PodStatus) -> Result<(), ReportError> {
-        let patch = Patch::Merge(status_patch(pod, status));
+        let patch = Patch::Strategic(status_patch(pod, status));
         let params =
             PatchParams { field_manager: Some(COMPONENT.to_owned()), ..Default::default() };
         let patched = self.pods(pod).patch_status(&pod.name, &params, &patch).await;
@@ -187,7 +189,7 @@ impl StatusReporter for KubeReporter {
         let Some(recorded) = self.count(event, now) else { return Ok(()) };
         let events: Api<Event> = Api::namespaced(self.client.clone(), &event.pod.namespace);
         if recorded.count > 1 {
-            let patch = serde_json::json!({"count": recorded.count, "lastTimestamp": Time(now)});
+            let patch = json!({"count": recorded.count, "lastTimestamp": Time(now)});
             let patched =
                 events.patch(&recorded.name, &PatchParams::default(), &Patch::Merge(patch)).await;
             return match patched.map_err(report_error) {
@@ -272,24 +274,37 @@ impl StatusReporter for KubeReporter {
     }
 }
 
-/// A merge patch: lists are replaced, and what the status no longer has is removed. The uid is a condition: a new pod
-/// of the same name must not get the status of the old one.
-fn status_patch(pod: &PodRef, status: &PodStatus) -> serde_json::Value {
-    let mut patch = serde_json::json!({"metadata": {"uid": pod.uid}, "status": status});
-    if let Some(fields) = patch["status"].as_object_mut() {
-        let owned = [
-            "ephemeralContainerStatuses",
-            "initContainerStatuses",
-            "podIP",
-            "podIPs",
-            "hostIP",
-            "hostIPs",
-            "reason",
-            "message",
-        ];
-        for name in owned {
-            fields.entry(name).or_insert(serde_json::Value::Null);
+/// A strategic merge patch: what the status no longer has is removed, but for conditions of others, who may be writing them at the same
+/// time. The uid is a condition: a new pod of the same name must not get the status of the old one.
+fn status_patch(pod: &PodRef, status: &PodStatus) -> Value {
+    let mut status = status.clone();
+    status.conditions.iter_mut().for_each(|all| all.retain(|c| is_ours(&c.type_)));
+    let mut patch = json!({"metadata": {"uid": pod.uid}, "status": status});
+    let Some(fields) = patch["status"].as_object_mut() else { return patch };
+    let conditions = fields.get_mut("conditions").and_then(Value::as_array_mut);
+    for condition in conditions.into_iter().flatten().filter_map(Value::as_object_mut) {
+        for name in ["reason", "message"] {
+            condition.entry(name).or_insert(Value::Null);
         }
+    }
+    // Without that, addresses would be added to those that were there before.
+    for name in ["podIPs", "hostIPs"] {
+        if let Some(all) = fields.get_mut(name).and_then(Value::as_array_mut) {
+            all.insert(0, json!({"$patch": "replace"}));
+        }
+    }
+    let owned = [
+        "ephemeralContainerStatuses",
+        "initContainerStatuses",
+        "podIP",
+        "podIPs",
+        "hostIP",
+        "hostIPs",
+        "reason",
+        "message",
+    ];
+    for name in owned {
+        fields.entry(name).or_insert(Value::Null);
     }
     patch
 }
@@ -318,7 +333,23 @@ mod tests {
         let patch = status_patch(&pod, &status);
         assert_eq!(patch["metadata"]["uid"], "u");
         assert_eq!(patch["status"]["phase"], "Pending");
-        assert_eq!(patch["status"].get("podIPs"), Some(&serde_json::Value::Null));
+        assert_eq!(patch["status"].get("podIPs"), Some(&Value::Null));
         assert_eq!(patch["status"].get("conditions"), None);
+    }
+
+    #[test]
+    fn a_patch_leaves_conditions_of_others_alone() {
+        let pod = PodRef { namespace: "d".to_owned(), name: "p".to_owned(), uid: "u".to_owned() };
+        let status = json!({"podIPs": [{"ip": "10.244.1.5"}], "conditions": [
+            {"type": "example.org/gate", "status": "False"}, {"type": "PodScheduled", "status": "True"},
+            {"type": "Ready", "status": "True"}]});
+        let patch = status_patch(&pod, &serde_json::from_value(status).unwrap());
+        let sent = patch["status"]["conditions"].as_array().unwrap();
+        let types: Vec<_> = sent.iter().map(|c| c["type"].as_str().unwrap()).collect();
+        assert_eq!(types, ["PodScheduled", "Ready"]);
+        let ready = sent[1].as_object().unwrap();
+        assert!(ready["reason"].is_null() && ready["message"].is_null(), "those of before go");
+        let ips = json!([{"$patch": "replace"}, {"ip": "10.244.1.5"}]);
+        assert_eq!(patch["status"]["podIPs"], ips);
     }
 }

@@ -2,12 +2,12 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use k8s_openapi::api::core::v1::{Container, PodSpec, SeccompProfile};
+use k8s_openapi::api::core::v1::{Container, PodSpec, SELinuxOptions, SeccompProfile};
 use mesh_cri::v1;
 use mesh_model::ephemeral::as_container;
 
 /// Kernel interfaces that a container does not see.
-const MASKED: [&str; 11] = [
+const MASKED: [&str; 12] = [
     "/proc/asound",
     "/proc/acpi",
     "/proc/interrupts",
@@ -19,6 +19,7 @@ const MASKED: [&str; 11] = [
     "/proc/sched_debug",
     "/proc/scsi",
     "/sys/firmware",
+    "/sys/devices/virtual/powercap",
 ];
 /// Kernel interfaces that a container cannot change.
 const READ_ONLY: [&str; 5] =
@@ -33,6 +34,7 @@ pub(crate) fn of_sandbox(spec: &PodSpec, profiles: &Path) -> v1::LinuxSandboxSec
     let run_as_user = pod.and_then(|p| p.run_as_user);
     v1::LinuxSandboxSecurityContext {
         namespace_options: Some(namespaces(spec)),
+        selinux_options: pod.and_then(|p| p.se_linux_options.as_ref()).map(selinux),
         run_as_user: run_as_user.map(number),
         run_as_group: run_as_user.and(pod.and_then(|p| p.run_as_group)).map(number),
         readonly_rootfs: false,
@@ -67,6 +69,10 @@ pub(crate) fn of_container(
         }),
         privileged,
         namespace_options: Some(namespaces(spec)),
+        selinux_options: own
+            .and_then(|c| c.se_linux_options.as_ref())
+            .or(pod.and_then(|p| p.se_linux_options.as_ref()))
+            .map(selinux),
         run_as_user: user.map(number),
         // The runtime refuses a group without a user.
         run_as_group: group.map(number),
@@ -77,6 +83,7 @@ pub(crate) fn of_container(
         masked_paths: paths(&MASKED),
         readonly_paths: paths(&READ_ONLY),
         seccomp: Some(seccomp(profile, privileged, profiles)),
+        apparmor: None,
     }
 }
 
@@ -97,6 +104,15 @@ fn is_privileged(container: &Container) -> bool {
 
 fn number(value: i64) -> v1::Int64Value {
     v1::Int64Value { value }
+}
+
+fn selinux(options: &SELinuxOptions) -> v1::SeLinuxOption {
+    v1::SeLinuxOption {
+        user: options.user.clone().unwrap_or_default(),
+        role: options.role.clone().unwrap_or_default(),
+        r#type: options.type_.clone().unwrap_or_default(),
+        level: options.level.clone().unwrap_or_default(),
+    }
 }
 
 fn groups(spec: &PodSpec) -> Vec<i64> {
@@ -184,6 +200,23 @@ mod tests {
         assert!(must_not_be_root(&spec, &spec.containers[0]));
         assert!(!must_not_be_root(&spec, &spec.containers[1]));
         assert!(of_sandbox(&spec, Path::new("/p")).privileged);
+    }
+
+    #[test]
+    fn labels_of_selinux_are_the_containers_own_or_those_of_its_pod() {
+        let spec = spec(serde_json::json!({
+            "securityContext": {"seLinuxOptions": {"level": "s0:c1,c2", "user": "u"}},
+            "containers": [{"name": "a"},
+                {"name": "b", "securityContext": {"seLinuxOptions": {"type": "spc_t"}}}]}));
+        let of = |index: usize| {
+            let context = of_container(&spec, &spec.containers[index], Path::new("/p"));
+            context.selinux_options.map(|o| (o.user, o.role, o.r#type, o.level)).unwrap()
+        };
+        let text = |parts: [&str; 4]| parts.map(str::to_owned).into();
+        assert_eq!(of(0), text(["u", "", "", "s0:c1,c2"]));
+        assert_eq!(of(1), text(["", "", "spc_t", ""]));
+        let sandbox = of_sandbox(&spec, Path::new("/p")).selinux_options;
+        assert_eq!(sandbox.map(|o| o.level).as_deref(), Some("s0:c1,c2"));
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod conditions;
 mod containers;
 mod qos;
 
+pub(crate) use conditions::is_ours;
 pub(crate) use qos::{Qos, qos};
 
 /// All that a status is made of.
@@ -34,7 +35,7 @@ impl View<'_> {
     /// The status that is true now.
     pub(crate) fn status(&self) -> PodStatus {
         let Some(spec) = self.pod.spec.as_ref() else { return self.previous.clone() };
-        let outcome = outcome(self.pod, self.observed, self.memory.evicted.as_deref(), self.now);
+        let outcome = outcome(self.pod, self.observed, self.memory.ended_by.as_ref(), self.now);
         let ended = matches!(outcome, Outcome::Ended { .. });
         let init = containers::init_statuses(self, spec, ended);
         let main = containers::statuses(self, spec, ended);
@@ -44,15 +45,17 @@ impl View<'_> {
             Outcome::Ended { cause, .. } => cause,
             Outcome::Open { .. } => None,
         };
+        // A container that was never made has no state; "creating" would not be true any more.
+        let told = cause.is_none() || !self.never_began();
         let (reason, message) = match cause {
             Some(cause) => (Some(cause.reason.to_owned()), Some(cause.message)),
             None => (self.previous.reason.clone(), self.previous.message.clone()),
         };
         PodStatus {
             conditions: Some(conditions::conditions(self, spec, phase, &init, &main)),
-            container_statuses: Some(main),
+            container_statuses: Some(if told { main } else { Vec::new() }),
             ephemeral_container_statuses: Some(added).filter(|all| !all.is_empty()),
-            init_container_statuses: Some(init).filter(|all| !all.is_empty()),
+            init_container_statuses: Some(init).filter(|all| told && !all.is_empty()),
             host_ip: self.host_ips.first().map(IpAddr::to_string),
             host_ips: ips(self.host_ips, |ip| HostIP { ip }),
             pod_ip: self.pod_ips.first().map(IpAddr::to_string),
@@ -87,6 +90,13 @@ impl View<'_> {
             ),
             ..told
         }
+    }
+
+    /// None of its containers was ever made.
+    fn never_began(&self) -> bool {
+        let init = self.previous.init_container_statuses.iter().flatten();
+        let mut told = init.chain(self.previous.container_statuses.iter().flatten());
+        self.observed.instances.is_empty() && told.all(|c| c.container_id.is_none())
     }
 
     /// The phase of a deleted pod whose containers have all ended. It is never Running, whatever its restart policy.

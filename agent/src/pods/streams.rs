@@ -27,7 +27,6 @@ mod offer;
 mod runtime;
 mod session;
 mod spdy;
-mod splice;
 mod tunnel;
 mod websocket;
 
@@ -39,6 +38,8 @@ use session::Wanted;
 const SESSIONS: usize = 256;
 /// How long the client's connection may take to become ours after the answer.
 const UPGRADE_LIMIT: Duration = Duration::from_secs(10);
+/// How long the rest of one direction may take when the other has ended.
+const LINGER: Duration = Duration::from_secs(5);
 
 type Parameters = Query<Vec<(String, String)>>;
 
@@ -226,7 +227,7 @@ impl Streams {
                 Err(_) => return tracing::debug!(path, "a client did not upgrade in time"),
             };
             match offer {
-                Offer::Spdy(_) => splice::splice(client, runtime).await,
+                Offer::Spdy(_) => mesh_splice::splice(client, runtime, LINGER).await,
                 Offer::Channels(channels, _) => {
                     let ending = session::run(client, runtime, channels, wanted).await;
                     tracing::debug!(?ending, path, "session ended");

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use mesh_model::snapshot::PodWork;
 use tokio::sync::{Notify, watch};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::{AbortHandle, JoinError, JoinSet};
 
 use super::observe::survey;
 use super::observed::PodRef;
 use super::ops::Context;
+use super::statics::is_static;
 use super::volumes;
 use super::worker::{Wanted, Worker};
 
@@ -44,6 +45,14 @@ struct Handle {
     wanted: watch::Sender<Wanted>,
     changed: Arc<Notify>,
     task: AbortHandle,
+    /// Only the node's own files decide whether it runs.
+    is_static: bool,
+}
+
+impl Handle {
+    fn is_leaving(&self) -> bool {
+        matches!(*self.wanted.borrow(), Wanted::Gone)
+    }
 }
 
 /// Runs until it is cancelled; workers end with it.
@@ -65,6 +74,8 @@ pub(crate) async fn run(context: Arc<Context>, mut desired: watch::Receiver<Opti
     loop {
         tokio::select! {
             changed = desired.changed() => if changed.is_err() { return },
+            // Its place may be wanted.
+            Some(ended) = supervisor.tasks.join_next() => log_panic(ended),
             _ = ticks.tick() => match survey(&supervisor.context.client).await {
                 Ok(seen) => {
                     reachable = true;
@@ -109,27 +120,50 @@ impl Supervisor {
     }
 
     fn reconcile(&mut self, goal: &Goal) {
-        let desired = &goal.pods;
         while let Some(ended) = self.tasks.try_join_next() {
-            if let Err(error) = ended.map_err(|e| e.to_string()) {
-                tracing::error!(error, "a pod's worker panicked, it is started again");
+            log_panic(ended);
+        }
+        let finished = self.workers.extract_if(.., |_, handle| handle.task.is_finished());
+        for (pod, _) in finished {
+            // A worker ends when nothing is left. Where that is not so the next survey tells.
+            self.seen.remove(&pod);
+        }
+        // First those that have to go: whether a place is free depends on them.
+        for pod in self.unwanted(goal) {
+            self.want(&pod, Wanted::Gone);
+        }
+        for (pod, work) in &goal.pods {
+            if !is_static(&work.pod) || self.has_place(pod, &goal.pods) {
+                self.want(pod, Wanted::Known(Arc::clone(work)));
             }
-        }
-        self.workers.retain(|_, handle| !handle.task.is_finished());
-        for (pod, work) in desired {
-            self.want(pod, Wanted::Known(Arc::clone(work)));
-        }
-        if !goal.complete {
-            return;
-        }
-        let unknown: Vec<PodRef> = self.workers.keys().chain(self.seen.keys()).cloned().collect();
-        for pod in unknown.iter().filter(|pod| !desired.contains_key(pod)) {
-            self.want(pod, Wanted::Gone);
         }
     }
 
-    fn want(&mut self, pod: &PodRef, wanted: Wanted) {
+    /// What is there and has to go. Before everything that is wanted is known, that is only what the node's own files made run.
+    fn unwanted(&self, goal: &Goal) -> Vec<PodRef> {
+        let gone = |pod: &&PodRef| !goal.pods.contains_key(*pod);
+        let known = self.workers.iter().filter(|(_, handle)| goal.complete || handle.is_static);
+        let seen = self.seen.keys().filter(|_| goal.complete);
+        known.map(|(pod, _)| pod).chain(seen).filter(gone).cloned().collect()
+    }
+
+    /// Whether a static pod may run: not beside an earlier version of itself, and, when its file came back, not before what the
+    /// missing file ended is over.
+    fn has_place(&self, pod: &PodRef, desired: &Desired) -> bool {
+        let is_earlier = |other: &PodRef| {
+            let same_name = (&other.namespace, &other.name) == (&pod.namespace, &pod.name);
+            same_name && other.uid != pod.uid && !desired.contains_key(other)
+        };
         if let Some(handle) = self.workers.get(pod) {
+            return !handle.is_leaving();
+        }
+        self.is_surveyed && !self.workers.keys().chain(self.seen.keys()).any(is_earlier)
+    }
+
+    fn want(&mut self, pod: &PodRef, wanted: Wanted) {
+        let is_static = matches!(&wanted, Wanted::Known(work) if is_static(&work.pod));
+        if let Some(handle) = self.workers.get_mut(pod) {
+            handle.is_static |= is_static;
             handle.wanted.send_if_modified(|now| {
                 let changed = !same(now, &wanted);
                 if changed {
@@ -144,7 +178,7 @@ impl Supervisor {
         let worker =
             Worker::new(Arc::clone(&self.context), pod.clone(), receiver, Arc::clone(&changed));
         let task = self.tasks.spawn(worker.run());
-        self.workers.insert(pod.clone(), Handle { wanted: sender, changed, task });
+        self.workers.insert(pod.clone(), Handle { wanted: sender, changed, task, is_static });
     }
 
     fn sweep_is_due(&mut self) -> bool {
@@ -170,6 +204,12 @@ impl Supervisor {
             }
         });
         let _ = swept.await;
+    }
+}
+
+fn log_panic(ended: Result<(), JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "a pod's worker panicked, it is started again");
     }
 }
 

@@ -61,7 +61,7 @@ pub(crate) enum MountError {
     Io { path: String, cause: io::Error },
 }
 
-/// Writes all volumes of the pod, or brings them up to date. Blocks.
+/// Writes all volumes of the pod, or brings them up to date; also those after one that cannot be. Blocks.
 pub(crate) fn prepare(
     work: &PodWork,
     uid: &str,
@@ -74,20 +74,31 @@ pub(crate) fn prepare(
     }
     let group = spec.security_context.as_ref().and_then(|s| s.fs_group);
     let group = group.and_then(|g| u32::try_from(g).ok());
+    let mut all = Ok(());
     for volume in spec.volumes.iter().flatten() {
         let path = layout.volume(uid, &volume.name, content::has_secret(volume));
-        if let Some(files) = content::files(volume, work, facts)? {
-            payload::write(&path, &files, group)
-                .map_err(io_error(&volume.name, "write its files"))?;
-        } else if let Some(empty) = &volume.empty_dir {
-            empty_dir(&volume.name, &path, empty, group)?;
-        } else if let Some(host) = &volume.host_path {
-            host_path(&volume.name, host)?;
-        } else {
-            return Err(VolumeError::NotServed { volume: volume.name.clone() });
-        }
+        // A token has to be renewed although somebody deleted a ConfigMap.
+        all = all.and(prepare_one(volume, &path, work, facts, group));
     }
-    Ok(())
+    all
+}
+
+fn prepare_one(
+    volume: &Volume,
+    path: &Path,
+    work: &PodWork,
+    facts: &Facts,
+    group: Option<u32>,
+) -> Result<(), VolumeError> {
+    if let Some(files) = content::files(volume, work, facts)? {
+        payload::write(path, &files, group).map_err(io_error(&volume.name, "write its files"))
+    } else if let Some(empty) = &volume.empty_dir {
+        empty_dir(&volume.name, path, empty, group)
+    } else if let Some(host) = &volume.host_path {
+        host_path(&volume.name, host)
+    } else {
+        Err(VolumeError::NotServed { volume: volume.name.clone() })
+    }
 }
 
 /// A directory that only root can look into.
@@ -190,6 +201,8 @@ pub(crate) fn container_mounts(
             container_path: absolute(&mount.mount_path),
             host_path: host_path.display().to_string(),
             readonly: read_only || mount.read_only == Some(true),
+            // What is the node's own keeps its labels.
+            selinux_relabel: volume.host_path.is_none(),
             propagation: match mount.mount_propagation.as_deref() {
                 Some("HostToContainer") => v1::MountPropagation::HostToContainer,
                 Some("Bidirectional") => v1::MountPropagation::Bidirectional,

@@ -10,11 +10,13 @@ use mesh_model::snapshot::{Departure, PodWork};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{AbortHandle, Id, JoinSet};
 
+use super::apparmor;
 use super::evict::Evictions;
 use super::memory::{Memory, Task, Verdicts};
 use super::observe::{observe, pod_ips};
 use super::observed::{Instance, Observed, PodRef, State};
 use super::ops::{Context, Job, OpError, field_of, find_container};
+use super::outcome::Cause;
 use super::plan::{Plan, SETTLE, Step, is_deleting, plan};
 use super::probes::{Finding, Kind, Probers, Subject};
 use super::registry::Found;
@@ -173,7 +175,7 @@ impl Worker {
         if work.as_ref().is_some_and(|w| is_deleting(&w.pod)) {
             self.memory.deleting_since.get_or_insert(now);
         }
-        self.memory.evicted = self.evictions.borrow_and_update().get(&self.pod.uid).cloned();
+        self.memory.ended_by = self.ended_by(work.as_deref());
         if let Some(departure) = work.as_ref().and_then(|w| w.departure) {
             self.depart(departure, now);
         }
@@ -183,6 +185,23 @@ impl Worker {
             self.report(&work, now);
         }
         plan
+    }
+
+    /// Why the node does not run the pod.
+    fn ended_by(&mut self, work: Option<&PodWork>) -> Option<Cause> {
+        if let Some(why) = self.evictions.borrow_and_update().get(&self.pod.uid) {
+            return Some(Cause::evicted(why.clone()));
+        }
+        // What an earlier version started goes on.
+        let runs = self.observed.instances.iter().any(Instance::is_running);
+        let work = work.filter(|_| !runs)?;
+        let why = apparmor::refusal(&work.pod, self.context.has_apparmor)?;
+        let phase = work.pod.status.as_ref().and_then(|s| s.phase.as_deref());
+        if self.memory.ended_by.is_none() && phase != Some("Failed") {
+            tracing::warn!(pod = %self.pod, why, "pod refused");
+            self.event(true, "", "AppArmor", why.clone());
+        }
+        Some(Cause::not_confined(&why))
     }
 
     /// Follows what the other nodes know of the pod's deletion.

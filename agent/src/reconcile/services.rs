@@ -16,15 +16,24 @@ use crate::paths::outlook::Outlook;
 /// Most failures that a report names: a full map fails for every backend.
 const NAMED: usize = 5;
 
+/// What whoever ends sockets hears of the table.
+#[derive(Debug, PartialEq)]
+pub(crate) enum News {
+    /// For the first time it is as it should be. The agent before may have been killed between a change and what follows from it.
+    Begun,
+    /// These backends are gone.
+    Gone(Vec<Gone>),
+}
+
 /// Keeps the kernel's service table as the snapshot says.
 pub(crate) struct Services<T> {
     table: Arc<Mutex<Table<T>>>,
 }
 
 impl<T: ServiceTable> Services<T> {
-    /// `gone` hears of backends that are gone.
-    pub(crate) fn new(table: T, gone: UnboundedSender<Vec<Gone>>) -> Self {
-        Self { table: Arc::new(Mutex::new(Table::new(table, gone))) }
+    /// `news` hears of backends that are gone.
+    pub(crate) fn new(table: T, news: UnboundedSender<News>) -> Self {
+        Self { table: Arc::new(Mutex::new(Table::new(table, news))) }
     }
 }
 
@@ -64,12 +73,14 @@ struct Table<T> {
     reconciler: ServiceReconciler<T>,
     /// What the table follows from, when the last round was complete.
     done: Option<Frontends>,
-    gone: UnboundedSender<Vec<Gone>>,
+    /// Whether a round was complete ever.
+    begun: bool,
+    news: UnboundedSender<News>,
 }
 
 impl<T: ServiceTable> Table<T> {
-    fn new(table: T, gone: UnboundedSender<Vec<Gone>>) -> Self {
-        Self { reconciler: ServiceReconciler::new(table), done: None, gone }
+    fn new(table: T, news: UnboundedSender<News>) -> Self {
+        Self { reconciler: ServiceReconciler::new(table), done: None, begun: false, news }
     }
 
     fn round(&mut self, wanted: Frontends, heal: bool) -> Result<(), Failures> {
@@ -105,14 +116,17 @@ impl<T: ServiceTable> Table<T> {
         let mut failures = named(&outcome);
         if !outcome.gone.is_empty() {
             // Nobody listens in an agent that ends.
-            let _ = self.gone.send(outcome.gone);
+            let _ = self.news.send(News::Gone(outcome.gone));
         }
         failures.extend(nodes.err().map(|error| chain(&error)));
-        if failures.is_empty() {
-            self.done = Some(wanted);
-            return Ok(());
+        if !failures.is_empty() {
+            return Err(failures);
         }
-        Err(failures)
+        self.done = Some(wanted);
+        if !std::mem::replace(&mut self.begun, true) {
+            let _ = self.news.send(News::Begun);
+        }
+        Ok(())
     }
 }
 
@@ -153,15 +167,15 @@ mod tests {
         Frontends(Arc::new(snapshot), Arc::default())
     }
 
-    fn table() -> (Table<FakeServiceTable>, UnboundedReceiver<Vec<Gone>>) {
-        let (gone, departed) = unbounded_channel();
-        (Table::new(FakeServiceTable::new(), gone), departed)
+    fn table() -> (Table<FakeServiceTable>, UnboundedReceiver<News>) {
+        let (news, heard) = unbounded_channel();
+        (Table::new(FakeServiceTable::new(), news), heard)
     }
 
     #[test]
     fn a_full_map_is_named_and_a_tampered_one_repaired() {
         let one = || wanted(&[("10.96.0.1", 6443)]);
-        let (mut table, _departed) = table();
+        let (mut table, _news) = table();
         table.round(one(), false).unwrap();
         table.reconciler.table().tamper(|observed| observed.entries.clear());
         table.round(one(), true).unwrap();
@@ -171,11 +185,13 @@ mod tests {
             ["192.0.2.1".parse().unwrap()].into()
         );
 
-        let (mut full, _departed) = self::table();
+        let (mut full, mut unheard) = self::table();
         full.reconciler.table().limit_slots(0);
         assert!(!full.round(one(), false).unwrap_err().is_empty());
+        assert!(unheard.try_recv().is_err(), "not whole yet");
         full.reconciler.table().limit_slots(1);
         full.round(one(), false).unwrap();
+        assert_eq!(unheard.try_recv().unwrap(), News::Begun);
         assert_eq!(
             full.reconciler.table().observe().unwrap().slots.len(),
             1,
@@ -185,7 +201,7 @@ mod tests {
 
     #[test]
     fn a_change_costs_what_changed() {
-        let (mut table, mut departed) = table();
+        let (mut table, mut heard) = table();
         let first = [("10.96.0.1", 1), ("10.96.0.2", 1), ("10.96.0.4", 1)];
         table.round(wanted(&first), false).unwrap();
         let before = table.reconciler.table().steps();
@@ -193,11 +209,9 @@ mod tests {
         table.round(wanted(&then), false).unwrap();
         // One backend replaced (3), one frontend made (3) and one removed (3).
         assert_eq!(table.reconciler.table().steps() - before, 9);
-        assert_eq!(
-            departed.try_recv().unwrap().len(),
-            2,
-            "of the changed one and of the removed one"
-        );
+        assert_eq!(heard.try_recv().unwrap(), News::Begun);
+        let News::Gone(gone) = heard.try_recv().unwrap() else { panic!("once is enough") };
+        assert_eq!(gone.len(), 2, "of the changed one and of the removed one");
         let followed = table.reconciler.table().observe().unwrap();
         table.round(wanted(&then), true).unwrap();
         assert_eq!(table.reconciler.table().observe().unwrap(), followed, "nothing was missed");

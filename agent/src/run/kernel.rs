@@ -53,9 +53,9 @@ impl Agent {
         if is_switched {
             self.carries_again().await;
         }
-        let (gone, departed) = mpsc::unbounded_channel();
-        tokio::spawn(sockets::end_departed(departed, Arc::clone(&programs)));
-        self.drive(Services::new(programs.services(), gone));
+        let (news, heard) = mpsc::unbounded_channel();
+        tokio::spawn(sockets::end_departed(heard, Arc::clone(&programs)));
+        self.drive(Services::new(programs.services(), news));
         let edge = LinuxEdge::new(NetNs::current(), Arc::clone(&programs));
         self.drive(Edge::new(edge, self.mtu));
         self.drive(HealthChecks::default());

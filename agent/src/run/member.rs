@@ -6,7 +6,6 @@ use std::time::Duration;
 use mesh_model::wellknown::AGENT_PORT;
 
 use super::{Agent, longer};
-use crate::cli::PodsChoice;
 use crate::errors::chain;
 use crate::join::{Identity, JoinError, Joining};
 use crate::observe::Observer;
@@ -15,6 +14,7 @@ use crate::preshared::Keeper;
 use crate::reconcile::pods::{self, Pods};
 use crate::register::{self, Registration};
 use crate::saved::Saved;
+use crate::settings::PodsChoice;
 use crate::{api, capacity, drain, preshared, server};
 
 /// What an agent that goes on from a saved snapshot may take to be as ready as the one before.

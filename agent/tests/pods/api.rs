@@ -139,11 +139,17 @@ pub(crate) fn is_ready(status: &PodStatus) -> bool {
     status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
+/// Another pod may have the name by now.
+fn is_same(stored: &Pod, pod: &PodRef) -> bool {
+    stored.metadata.uid.as_deref() == Some(&pod.uid)
+}
+
 #[async_trait]
 impl StatusReporter for Api {
     async fn status(&self, pod: &PodRef, status: &PodStatus) -> Result<(), ReportError> {
         self.with(|state| {
-            let stored = state.pods.get_mut(&pod.name).ok_or(ReportError::Gone)?;
+            let stored = state.pods.get_mut(&pod.name).filter(|stored| is_same(stored, pod));
+            let stored = stored.ok_or(ReportError::Gone)?;
             stored.status = Some(status.clone());
             state.history.push((pod.name.clone(), status.clone()));
             Ok(())
@@ -157,10 +163,15 @@ impl StatusReporter for Api {
 
     async fn deleted(&self, pod: &PodRef) -> Result<(), ReportError> {
         self.with(|state| {
+            state
+                .pods
+                .get(&pod.name)
+                .filter(|stored| is_same(stored, pod))
+                .ok_or(ReportError::Gone)?;
             state.pods.remove(&pod.name);
             state.deleted.push(pod.name.clone());
-        });
-        Ok(())
+            Ok(())
+        })
     }
 
     async fn mirror(&self, pod: &Pod) -> Result<(), ReportError> {

@@ -18,6 +18,7 @@ fn failures_are_named_and_tried_again() {
         let api = rig.api.clone();
         api.apply("crash", one(serde_json::json!({"command": ["sh", "-c", "echo run; exit 3"]})));
         api.apply("no-image", one(serde_json::json!({"image": "localhost:1/nope:1"})));
+        api.apply("typo", one(serde_json::json!({"image": "mesh.test/Nope:1"})));
         api.apply(
             "never",
             one(serde_json::json!({"image": "mesh.test/nope:1", "imagePullPolicy": "Never"})),
@@ -87,6 +88,7 @@ fn failures_are_named_and_tried_again() {
         let (code, message) = rig.logs(&runner, "no-image/c").await;
         assert_eq!(code, 400, "{message}");
         rig.until(&runner, "never pulled", |api| api.waiting("never") == "ErrImageNeverPull").await;
+        rig.until(&runner, "no image", |api| api.waiting("typo") == "InvalidImageName").await;
         rig.until(&runner, "the variable is missed", |api| {
             api.waiting("no-config") == "CreateContainerConfigError"
         })

@@ -29,5 +29,19 @@ fn a_follower_misses_nothing_when_the_log_is_rotated() {
         let directory = rig.path("log/test_chatty_uid-chatty/c");
         let files: Vec<_> = std::fs::read_dir(directory).unwrap().flatten().collect();
         assert!((2..=5).contains(&files.len()), "{files:?}");
+
+        let links = || -> Vec<_> {
+            let entries = std::fs::read_dir(rig.path("containers")).into_iter().flatten();
+            entries.flatten().map(|entry| entry.path()).collect()
+        };
+        rig.until(&runner, "collectors find it", |_| links().len() == 1).await;
+        let container = rig.api.container("chatty").unwrap().container_id.unwrap();
+        let id = container.strip_prefix("containerd://").unwrap();
+        let link = &links()[0];
+        assert!(link.ends_with(format!("chatty_test_c-{id}.log")), "{link:?}");
+        let last = std::fs::read_to_string(link).unwrap();
+        assert!(last.ends_with(&format!(" stdout F {}\n", LINES - 1)), "{last}");
+        rig.api.delete("chatty");
+        rig.until(&runner, "nothing leads to a log that is gone", |_| links().is_empty()).await;
     });
 }

@@ -174,6 +174,7 @@ fn a_node_that_leaves_keeps_nothing_of_its_pods() {
         assert_eq!((rig.everything().await, rig.addresses()), (vec![], 0));
         assert!(!rig.path("agent/pods").exists() && !rig.path("run/pods").exists());
         assert_eq!(std::fs::read_dir(rig.path("log")).unwrap().count(), 0);
+        assert!(!rig.path("containers").exists(), "links to logs");
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
         let ours = |line: &&str| line.contains("/run/rig/agent") || line.contains("/run/rig/run");
         assert_eq!(mounts.lines().filter(ours).count(), 0, "{mounts}");

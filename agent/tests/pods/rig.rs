@@ -209,6 +209,19 @@ impl Rig {
         (status, String::from_utf8(body.to_vec()).unwrap())
     }
 
+    /// Waits until a container that runs has said this, and nothing else.
+    pub(crate) async fn until_said(&self, runner: &Runner, path: &str, text: &str) {
+        let begun = Instant::now();
+        loop {
+            let logged = self.logs(runner, path).await;
+            if logged == (200, text.to_owned()) {
+                return;
+            }
+            assert!(begun.elapsed() < LIMIT, "{path}: {logged:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// Waits until nothing is left of any pod: what a killed agent had asked for may come to be after its pod is gone,
     /// and is taken down then.
     pub(crate) async fn nothing_is_left(&self) {

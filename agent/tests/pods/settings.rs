@@ -94,3 +94,40 @@ fn a_container_finds_what_its_pod_asked_for() {
             .await;
     });
 }
+
+#[test]
+fn a_node_without_apparmor_refuses_who_needs_it() {
+    machine::run("settings::a_node_without_apparmor_refuses_who_needs_it", async |rig| {
+        let api = rig.api.clone();
+        let asks = |kind: &str| {
+            let mut asks = container("c", "exec sleep 1000");
+            asks["securityContext"] = serde_json::json!({"appArmorProfile": {"type": kind},
+                "seLinuxOptions": {"level": "s0:c1,c2"}});
+            serde_json::json!({"terminationGracePeriodSeconds": 0, "containers": [asks]})
+        };
+        api.apply("free", asks("Unconfined"));
+        api.apply("confined", asks("RuntimeDefault"));
+        let runner = rig.runner();
+        rig.until(&runner, "who needs none runs", |api| api.is_ready("free")).await;
+        let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
+        if enabled.is_ok_and(|text| text.starts_with('Y')) {
+            // The runtime of this machine is told not to use it, and says so itself.
+            let refused = |api: &crate::api::Api| api.waiting("confined") == "CreateContainerError";
+            return rig.until(&runner, "the runtime refuses it", refused).await;
+        }
+        rig.until(&runner, "it has failed", |api| api.phase("confined") == "Failed").await;
+        let status = api.status("confined");
+        assert_eq!(status.reason.as_deref(), Some("AppArmor"));
+        let why = "Pod was rejected: Cannot enforce AppArmor: AppArmor is not enabled on the host";
+        assert_eq!(status.message.as_deref(), Some(why));
+        assert_eq!(status.container_statuses, Some(vec![]));
+        rig.until(&runner, "it is told", |api| api.reasons("confined") == ["AppArmor"]).await;
+        drop(runner);
+        let runner = rig.runner();
+        rig.until(&runner, "another agent takes over", |api| api.is_ready("free")).await;
+        api.delete("confined");
+        let gone = |api: &crate::api::Api| api.read(|s| s.deleted == ["confined"]);
+        rig.until(&runner, "it can be deleted", gone).await;
+        assert_eq!(api.reasons("confined"), ["AppArmor"], "once, and nothing was made of it");
+    });
+}

@@ -99,6 +99,16 @@ pub fn yaml(bytes: &[u8]) -> Result<Value, ApiError> {
     serde_saphyr::from_str_with_options(text, options).map_err(|e| bad(e.to_string()))
 }
 
+/// Parses a manifest: JSON where it looks like it, else YAML.
+pub fn manifest(bytes: &[u8]) -> Result<Value, ApiError> {
+    let value =
+        if bytes.trim_ascii_start().first() == Some(&b'{') { json(bytes) } else { yaml(bytes) };
+    match value? {
+        value @ Value::Object(_) => Ok(value),
+        _ => Err(ApiError::BadRequest("the body must be one object".to_owned())),
+    }
+}
+
 /// Makes a typed object of a value. Fields that the type does not have are refused, or returned as warnings.
 pub fn typed<K: Object>(
     value: Value,

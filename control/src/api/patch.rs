@@ -21,7 +21,15 @@ pub(crate) enum Patch {
     Strategic(Value),
 }
 
+/// What a server-side apply is sent as, JSON or YAML.
+const APPLY: &str = "application/apply-patch+yaml";
+
 impl Patch {
+    /// Whether it is no patch of these types but a server-side apply.
+    pub(crate) fn is_apply(raw: &Raw) -> bool {
+        raw.media_type == APPLY
+    }
+
     /// From a body and its media type.
     pub(crate) fn parse(raw: &Raw) -> Result<Self, ApiError> {
         match raw.media_type.as_str() {
@@ -35,16 +43,10 @@ impl Patch {
             }
             "application/merge-patch+json" => Ok(Self::Merge(object(raw)?)),
             "application/strategic-merge-patch+json" => Ok(Self::Strategic(object(raw)?)),
-            "application/apply-patch+yaml" | "application/apply-patch+cbor" => {
-                Err(ApiError::UnsupportedMediaType(
-                    "server-side apply is not supported: use kubectl apply without --server-side"
-                        .to_owned(),
-                ))
-            }
             other => Err(ApiError::UnsupportedMediaType(format!(
                 "the body of the request was in an unknown format ({other}) - accepted media types \
                  include: application/json-patch+json, application/merge-patch+json, \
-                 application/strategic-merge-patch+json"
+                 application/strategic-merge-patch+json, {APPLY}"
             ))),
         }
     }

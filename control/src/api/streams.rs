@@ -8,10 +8,10 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::response::Response;
 use http::{HeaderMap, HeaderName, Method, StatusCode, header};
-use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::{Node, Pod};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use mesh_splice::splice;
 
 use super::caller::Verb;
 use super::{Api, Asked, proxy};
@@ -21,7 +21,6 @@ use crate::error::ApiError;
 const UPGRADE_LIMIT: Duration = Duration::from_secs(10);
 /// How long the rest of one direction may take when the other has ended.
 const LINGER: Duration = Duration::from_secs(10);
-const BLOCK_BYTES: usize = 32 << 10;
 
 /// What client and agent agree with, beside `Connection`.
 const HANDSHAKE: [HeaderName; 6] = [
@@ -71,7 +70,7 @@ impl Api {
             match tokio::time::timeout(UPGRADE_LIMIT, both).await {
                 Ok(Ok((client, agent))) => {
                     tokio::select! {
-                        () = join(client, agent) => {}
+                        () = splice(TokioIo::new(client), TokioIo::new(agent), LINGER) => {}
                         () = stopping.cancelled() => {}
                     }
                 }
@@ -114,33 +113,4 @@ fn handshake(from: &HeaderMap, to: &mut HeaderMap) {
             to.append(name.clone(), value.clone());
         }
     }
-}
-
-/// Copies both ways. When one side ends, the other is told so and may finish what it is saying, for a while.
-async fn join(client: Upgraded, agent: Upgraded) {
-    let (from_client, to_client) = tokio::io::split(TokioIo::new(client));
-    let (from_agent, to_agent) = tokio::io::split(TokioIo::new(agent));
-    let mut forth = std::pin::pin!(copy(from_client, to_agent));
-    let mut back = std::pin::pin!(copy(from_agent, to_client));
-    let rest = tokio::select! {
-        () = &mut forth => tokio::time::timeout(LINGER, back).await,
-        () = &mut back => tokio::time::timeout(LINGER, forth).await,
-    };
-    if rest.is_err() {
-        tracing::debug!("one side of a stream did not end in time");
-    }
-}
-
-/// Copies until the source ends. A sink that fails takes nothing more, but the source is still read: a connection that is
-/// closed with bytes unread may take away what its other side has yet to read.
-async fn copy(mut source: impl AsyncRead + Unpin, mut sink: impl AsyncWrite + Unpin) {
-    let mut block = vec![0; BLOCK_BYTES];
-    let mut open = true;
-    while let Ok(length @ 1..) = source.read(&mut block).await {
-        if open {
-            open = sink.write_all(&block[..length]).await.is_ok() && sink.flush().await.is_ok();
-        }
-    }
-    // Its other side may be gone, which is as good.
-    let _ = sink.shutdown().await;
 }

@@ -13,10 +13,12 @@ use super::respond::{self, Form};
 use super::selector::Selector;
 use super::target::Target;
 use crate::error::ApiError;
-use crate::registry::{Deleted, Object, Part, Registry, WriteOptions, decode};
+use crate::fields::Author;
+use crate::registry::{Deleted, Object, Part, Registry, WriteOptions, decode, to_value};
 use crate::store::Range;
 use crate::strategy::with_kind;
 
+mod apply;
 mod ephemeral;
 mod eviction;
 pub(super) mod scale;
@@ -40,7 +42,16 @@ pub(crate) struct Writing<'a> {
     pub(crate) raw: &'a Raw,
     /// How it wants its answer.
     pub(crate) form: Form,
+    /// The program that asks, as it calls itself; else who asks.
+    pub(crate) program: &'a str,
+    /// Whether a node asks.
+    pub(crate) by_node: bool,
 }
+
+/// Who writes, when neither the request nor its program has a name.
+const UNNAMED: &str = "unknown";
+/// Characters that the name of an owner of fields may have.
+const MANAGER_CHARS: usize = 128;
 
 impl Writing<'_> {
     /// POST.
@@ -69,6 +80,9 @@ impl Writing<'_> {
     /// PATCH.
     pub(crate) async fn patch(&self) -> Result<Response, ApiError> {
         let name = self.target.name.as_deref().ok_or(ApiError::MethodNotAllowed)?;
+        if Patch::is_apply(self.raw) {
+            return Ok(self.respond(self.apply(name).await?));
+        }
         let patch = Patch::parse(self.raw)?;
         let written = match self.target.sub.as_deref() {
             Some("scale") => scale::patch(self, name, &patch).await?,
@@ -86,7 +100,7 @@ impl Writing<'_> {
         let object = with_kind!(self.target.kind, K => {
             match self.registry.delete::<K>(ns, name, &options).await? {
                 Deleted::Removed(object) => removed(&object),
-                Deleted::Terminating(object) => value_of(&object),
+                Deleted::Terminating(object) => to_value(&object),
             }
         })?;
         let form = if object["kind"] == "Status" { Form::Plain } else { self.form };
@@ -125,7 +139,24 @@ impl Writing<'_> {
     }
 
     fn options(&self) -> Result<WriteOptions, ApiError> {
-        Ok(WriteOptions { dry_run: self.query.dry_run()? })
+        let author = Author { manager: Some(self.manager()?), applies: None };
+        Ok(WriteOptions { dry_run: self.query.dry_run()?, author, by_node: self.by_node })
+    }
+
+    /// The owner of what is written: `fieldManager`, or the program up to its version.
+    fn manager(&self) -> Result<String, ApiError> {
+        if let Some(name) = self.query.value("fieldManager") {
+            if name.chars().count() > MANAGER_CHARS || name.chars().any(char::is_control) {
+                return Err(ApiError::BadRequest(format!(
+                    "fieldManager: Invalid value: must be at most {MANAGER_CHARS} printable characters"
+                )));
+            }
+            return Ok(name.to_owned());
+        }
+        let program = self.program.split('/').next().unwrap_or_default().trim();
+        let printable = program.chars().filter(|c| !c.is_control()).take(MANAGER_CHARS);
+        let name: String = printable.collect();
+        Ok(if name.is_empty() { UNNAMED.to_owned() } else { name })
     }
 
     fn part(&self) -> Part {
@@ -146,7 +177,7 @@ impl Writing<'_> {
             body::typed::<K>(self.raw.value()?, self.query.field_validation()?)?;
         let ns = self.target.ns.as_deref();
         let created = self.registry.create_in(ns, object, &self.options()?).await?;
-        Ok(Written { status: StatusCode::CREATED, object: value_of(&created)?, warnings })
+        Ok(Written { status: StatusCode::CREATED, object: to_value(&created)?, warnings })
     }
 
     async fn update_object<K: Object>(&self, name: &str) -> Result<Written, ApiError> {
@@ -160,7 +191,7 @@ impl Writing<'_> {
             .registry
             .modify::<K>(ns, name, self.part(), &self.options()?, |_| Ok(object.clone()))
             .await?;
-        Ok(Written { status: StatusCode::OK, object: value_of(&stored)?, warnings })
+        Ok(Written { status: StatusCode::OK, object: to_value(&stored)?, warnings })
     }
 
     async fn patch_object<K: Object>(
@@ -178,7 +209,7 @@ impl Writing<'_> {
         };
         let stored =
             self.registry.modify::<K>(ns, name, self.part(), &self.options()?, change).await?;
-        Ok(Written { status: StatusCode::OK, object: value_of(&stored)?, warnings })
+        Ok(Written { status: StatusCode::OK, object: to_value(&stored)?, warnings })
     }
 
     async fn bind(&self, name: &str) -> Result<Written, ApiError> {
@@ -188,7 +219,7 @@ impl Writing<'_> {
         self.registry.bind_as(ns, name, &binding, &self.options()?).await?;
         let status =
             Status { status: Some("Success".to_owned()), code: Some(201), ..Status::default() };
-        let object = value(&status)?;
+        let object = to_value(&status)?;
         Ok(Written { status: StatusCode::CREATED, object, warnings: Vec::new() })
     }
 
@@ -204,7 +235,7 @@ impl Writing<'_> {
         };
         let stored =
             self.registry.modify(None, name, Part::Finalize, &self.options()?, change).await?;
-        Ok(Written { status: StatusCode::OK, object: value_of(&stored)?, warnings })
+        Ok(Written { status: StatusCode::OK, object: to_value(&stored)?, warnings })
     }
 }
 
@@ -214,7 +245,7 @@ fn patched<K: Object>(
     patch: &Patch,
     validation: FieldValidation,
 ) -> Result<(K, Vec<String>), ApiError> {
-    body::typed(patch.apply(kind, value_of(old)?)?, validation)
+    body::typed(patch.apply(kind, to_value(old)?)?, validation)
 }
 
 fn delete_options(query: &Query, raw: &Raw) -> Result<DeleteOptions, ApiError> {
@@ -258,7 +289,7 @@ pub(crate) fn asks_no_grace(query: &Query, raw: &Raw) -> bool {
 
 fn removed<K: Object>(object: &K) -> Result<Value, ApiError> {
     let kind = K::kind();
-    value(&Status {
+    to_value(&Status {
         status: Some("Success".to_owned()),
         details: Some(StatusDetails {
             name: object.metadata().name.clone(),
@@ -269,12 +300,4 @@ fn removed<K: Object>(object: &K) -> Result<Value, ApiError> {
         }),
         ..Status::default()
     })
-}
-
-fn value_of<K: Object>(object: &K) -> Result<Value, ApiError> {
-    value(object)
-}
-
-fn value(object: &impl serde::Serialize) -> Result<Value, ApiError> {
-    serde_json::to_value(object).map_err(|e| ApiError::BadRequest(e.to_string()))
 }

@@ -1,6 +1,8 @@
 //! Objects as bytes. The revision is not part of the stored bytes: it is known only once they are written.
 
 use bytes::Bytes;
+use serde::Serialize;
+use serde_json::Value;
 
 use super::Object;
 use crate::error::ApiError;
@@ -14,6 +16,11 @@ pub(super) fn encode<K: Object>(object: &K) -> Result<Bytes, ApiError> {
     bare.metadata_mut().resource_version = None;
     let bytes = serde_json::to_vec(&bare).map_err(|e| ApiError::BadRequest(e.to_string()))?;
     Ok(Bytes::from(bytes))
+}
+
+/// An object as JSON.
+pub fn to_value(object: &impl Serialize) -> Result<Value, ApiError> {
+    serde_json::to_value(object).map_err(|e| ApiError::BadRequest(e.to_string()))
 }
 
 /// The object of a record, with its resource version.

@@ -90,7 +90,6 @@ pub(super) fn prepare_update(meta: &mut ObjectMeta, old: &ObjectMeta) {
     meta.generate_name.clone_from(&old.generate_name);
     meta.generation = old.generation;
     meta.resource_version.clone_from(&old.resource_version);
-    meta.managed_fields = None;
     meta.self_link = None;
     normalise(meta);
 }

@@ -3,9 +3,11 @@
 use k8s_openapi::api::core::v1::{Binding, Pod};
 use mesh_model::kinds::Kind;
 
-use super::codec::encode;
+use super::codec::{encode, to_value};
 use super::{Object, Registry, key, meta};
 use crate::error::{ApiError, Cause};
+use crate::fields::Author;
+use crate::fields::owners::{self, State};
 use crate::ipam::{FieldError, Reservation};
 use crate::store::{Expect, Op, TxnError};
 use crate::strategy::Causes;
@@ -28,11 +30,22 @@ pub enum Part {
     Ephemeral,
 }
 
+impl Part {
+    /// The part as owners of fields know it; none for the object itself.
+    pub fn subresource(self) -> Option<&'static str> {
+        (self == Self::Status).then_some("status")
+    }
+}
+
 /// How to write.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct WriteOptions {
     /// Do everything but store.
     pub dry_run: bool,
+    /// Who writes.
+    pub author: Author,
+    /// Whether a node writes, which may not decide all of what it may write.
+    pub by_node: bool,
 }
 
 impl Registry {
@@ -89,7 +102,10 @@ impl Registry {
         meta::prepare_create(object.metadata_mut(), K::GENERATION);
         object.prepare_create();
         object.set_defaults();
+        permit(&object, None, options)?;
         self.admit(&mut object)?;
+        object.metadata_mut().managed_fields =
+            owners::of_new(&K::kind().api_version(), &options.author, meta::now());
         let base = object.metadata().generate_name.clone().filter(|base| !base.is_empty());
         let named = object.metadata().name.as_ref().is_some_and(|name| !name.is_empty());
         for attempt in 0..ATTEMPTS {
@@ -176,10 +192,12 @@ impl Registry {
         let name = name_of(old);
         let mut new = merged(asked, old, part);
         new.set_defaults();
+        permit(&new, Some(old), options)?;
         let generation = old.metadata().generation;
         if K::GENERATION && new.spec_differs(old) {
             new.metadata_mut().generation = Some(generation.unwrap_or(0) + 1);
         }
+        settle_owners(old, &mut new, part, &options.author)?;
         let reservation = if part == Part::Main {
             self.reserve(&mut new, Some(old)).map_err(|e| refused(K::kind(), name, e))?
         } else {
@@ -229,6 +247,26 @@ fn merged<K: Object>(mut asked: K, old: &K, part: Part) -> K {
     }
 }
 
+/// Writes down who has which fields now, if that is kept of the object.
+fn settle_owners<K: Object>(
+    old: &K,
+    new: &mut K,
+    part: Part,
+    author: &Author,
+) -> Result<(), ApiError> {
+    if old.metadata().managed_fields.is_none() && author.applies.is_none() {
+        new.metadata_mut().managed_fields = None;
+        return Ok(());
+    }
+    let (from, to) = (to_value(old)?, to_value(&*new)?);
+    let from = State { meta: old.metadata(), object: &from };
+    let to = State { meta: new.metadata(), object: &to };
+    let version = K::kind().api_version();
+    let settled = owners::settle(&version, from, to, author, part.subresource(), &meta::now());
+    new.metadata_mut().managed_fields = settled.map_err(ApiError::ApplyConflict)?;
+    Ok(())
+}
+
 /// Refuses an update of another object, or of another state of it, than the caller means.
 fn expect_same<K: Object>(asked: &mut K, old: &K, ns: Option<&str>) -> Result<(), ApiError> {
     let (kind, name) = (K::kind(), name_of(old).to_owned());
@@ -261,6 +299,16 @@ fn expect_same<K: Object>(asked: &mut K, old: &K, ns: Option<&str>) -> Result<()
         return Err(ApiError::Conflict { kind, name, detail });
     }
     Ok(())
+}
+
+/// Refuses what is not for nodes to decide.
+fn permit<K: Object>(new: &K, old: Option<&K>, options: &WriteOptions) -> Result<(), ApiError> {
+    match new.refused_to_nodes(old).filter(|_| options.by_node) {
+        Some(detail) => {
+            Err(ApiError::Forbidden { kind: K::kind(), name: name_of(new).to_owned(), detail })
+        }
+        None => Ok(()),
+    }
 }
 
 fn check<K: Object>(new: &K, old: Option<(&K, Part)>) -> Result<(), ApiError> {

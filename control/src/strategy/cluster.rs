@@ -3,6 +3,7 @@
 use ipnet::IpNet;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Namespace, NamespaceStatus, Node};
+use mesh_model::wellknown::ANNOTATION_BLOCKS_WANTED;
 
 use super::rules::{at_least, invalid, one_of, required};
 use super::{Causes, Object, names};
@@ -95,6 +96,20 @@ impl Object for Node {
                 "node updates may not change podCIDR except from \"\" to valid, and add more";
             causes.add("spec.podCIDRs", format!("Forbidden: {rule}"));
         }
+    }
+
+    fn refused_to_nodes(&self, old: Option<&Self>) -> Option<String> {
+        let blocks = |node: &Self| {
+            let spec = node.spec.as_ref();
+            let first = spec.and_then(|s| s.pod_cidr.clone());
+            (first, spec.and_then(|s| s.pod_cidrs.clone()).unwrap_or_default())
+        };
+        // A node that chose its blocks would be sent what is for the pods of others.
+        (blocks(self) != old.map(blocks).unwrap_or_default()).then(|| {
+            format!(
+                "a node may not set its spec.podCIDR or spec.podCIDRs: it is assigned blocks, and more by {ANNOTATION_BLOCKS_WANTED}"
+            )
+        })
     }
 }
 

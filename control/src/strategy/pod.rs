@@ -12,6 +12,7 @@ pub(super) mod defaults;
 pub(super) mod spec;
 
 mod containers;
+mod security;
 mod unserved;
 mod volumes;
 

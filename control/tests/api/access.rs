@@ -1,5 +1,6 @@
 use std::fs;
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use http::Method;
 use kube::Client;
@@ -145,4 +146,66 @@ async fn a_node_writes_what_is_its_own() {
     assert_eq!(ask(Method::DELETE, &format!("{PODS}/mine"), JSON, json!({})).await, 403);
     assert_eq!(ask(Method::DELETE, &format!("{PODS}/other"), JSON, now.clone()).await, 403);
     assert_eq!(ask(Method::DELETE, &format!("{PODS}/mine"), JSON, now).await, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_is_assigned_its_blocks_and_takes_none() {
+    let control = Control::start().await;
+    let member = join(&control, "n1", &[]).await;
+    let ask = async |method: Method, path: &str, form: &str, body: Value| {
+        send(&member.client, method, path, form, body.to_string().into_bytes()).await
+    };
+    let (all, own) = ("/api/v1/nodes", "/api/v1/nodes/n1");
+    let node = |spec: Value| json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}, "spec": spec});
+    let applied = format!("{own}?fieldManager=x&force=true");
+    let other = "10.244.7.0/24";
+    let claims = [
+        json!({"podCIDRs": [other]}),
+        json!({"podCIDR": other}),
+        json!({"podCIDRs": [other], "podCIDR": other}),
+    ];
+    let refused = |answer: Answer, what: &str| {
+        let message = answer.body["message"].as_str().unwrap_or_default();
+        assert!(answer.code == 403 && message.contains("podCIDR"), "{what}: {message}");
+    };
+    for claim in &claims {
+        refused(ask(Method::POST, all, JSON, node(claim.clone())).await, "create");
+        refused(ask(Method::PATCH, &applied, APPLY, node(claim.clone())).await, "first apply");
+    }
+    assert_eq!(ask(Method::POST, all, JSON, node(json!({}))).await.code, 201);
+    // The service also writes taints.
+    let blocks = |node: Answer| json!({"podCIDR": node.body["spec"]["podCIDR"], "podCIDRs": node.body["spec"]["podCIDRs"]});
+    let assigned = |count: usize| {
+        let control = &control;
+        async move {
+            let end = Instant::now() + Duration::from_secs(20);
+            loop {
+                let spec = blocks(control.get(own).await);
+                if spec["podCIDRs"].as_array().is_some_and(|blocks| blocks.len() == count) {
+                    return spec;
+                }
+                assert!(Instant::now() < end, "{spec}");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    };
+    let before = assigned(2).await;
+    let mut more = before.clone();
+    more["podCIDRs"].as_array_mut().unwrap().push(json!(other));
+    let mut first = before.clone();
+    first["podCIDR"] = json!(other);
+    for claim in claims.iter().chain([&more, &first]) {
+        let what = claim.to_string();
+        refused(ask(Method::PUT, own, JSON, node(claim.clone())).await, &what);
+        refused(ask(Method::PATCH, own, MERGE, json!({"spec": claim})).await, &what);
+        refused(ask(Method::PATCH, &applied, APPLY, node(claim.clone())).await, &what);
+    }
+    let status = json!({"spec": more, "status": {}});
+    assert_eq!(ask(Method::PATCH, &format!("{own}/status"), MERGE, status).await.code, 200);
+    assert_eq!(blocks(control.get(own).await), before, "nothing of it is stored");
+    // What it may: say again what it has, and ask for more.
+    assert_eq!(ask(Method::PUT, own, JSON, node(before.clone())).await.code, 200);
+    let wanted = json!({"metadata": {"annotations": {"mesh.dev/pod-blocks-wanted": "2"}}});
+    assert_eq!(ask(Method::PATCH, own, MERGE, wanted).await.code, 200);
+    assert!(!assigned(4).await["podCIDRs"].as_array().unwrap().contains(&json!(other)));
 }

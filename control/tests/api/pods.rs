@@ -52,6 +52,33 @@ async fn clients_find_out_that_pods_can_be_evicted() {
     );
 }
 
+/// As agents report, which have not seen yet what others wrote a moment ago.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_report_of_an_agent_keeps_conditions_of_others() {
+    let control = Control::start().await;
+    let uid = control.create(PODS, pod("p", Some("n1"))).await["metadata"]["uid"].clone();
+    let path = format!("{PODS}/p/status");
+    let report = |reason: serde_json::Value, ip: &str| {
+        json!({"metadata": {"uid": uid}, "status": {"reason": null,
+            "podIPs": [{"$patch": "replace"}, {"ip": ip}],
+            "conditions": [{"type": "Ready", "status": "True", "reason": reason, "message": null}]}})
+    };
+    let first = report(json!("ContainersNotReady"), "10.244.0.2");
+    assert_eq!(control.patch(&path, STRATEGIC, first).await.code, 200);
+    let gate = json!({"status": {"conditions": [{"type": "example.org/gate", "status": "True"}]}});
+    assert_eq!(control.patch(&path, STRATEGIC, gate).await.code, 200);
+    let second = control.patch(&path, STRATEGIC, report(json!(null), "10.244.0.3")).await;
+    assert_eq!(second.code, 200, "{}", second.body);
+    let status = control.get(&format!("{PODS}/p")).await.body["status"].clone();
+    assert_eq!(status["podIPs"], json!([{"ip": "10.244.0.3"}]));
+    let expected = json!([{"type": "Ready", "status": "True"},
+        {"type": "example.org/gate", "status": "True"}]);
+    assert_eq!(status["conditions"], expected);
+    let mut other = report(json!(null), "10.244.0.3");
+    other["metadata"]["uid"] = json!("another");
+    assert_eq!(control.patch(&path, STRATEGIC, other).await.code, 409);
+}
+
 fn debugger(name: &str) -> serde_json::Value {
     json!({"spec": {"ephemeralContainers": [{"name": name, "image": "i:2", "targetContainerName": "main"}]}})
 }

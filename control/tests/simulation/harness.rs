@@ -1,6 +1,6 @@
 //! A registry on a temporary store, the real controllers, and nodes that only pretend to run pods.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -171,6 +171,14 @@ fn describe(pod: &Pod) -> String {
     let node = pod.spec.as_ref().and_then(|s| s.node_name.clone()).unwrap_or_default();
     let ready = if is_ready(pod) { " ready" } else { "" };
     format!("{} on {node:?}{ready}{going}", pod.metadata.name.clone().unwrap_or_default())
+}
+
+pub(crate) fn per_node(pods: &[Pod]) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for node in pods.iter().filter_map(|pod| pod.spec.as_ref()?.node_name.clone()) {
+        *counts.entry(node).or_default() += 1;
+    }
+    counts
 }
 
 pub(crate) fn is_ready(pod: &Pod) -> bool {

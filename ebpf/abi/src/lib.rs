@@ -199,6 +199,8 @@ pub mod maps {
     pub const POLICY_RULES: &str = "POLICY_RULES";
     /// [`ConnectionKey`](crate::ConnectionKey) -> [`Connection`](crate::Connection), LRU; written by the TC programs.
     pub const CONNECTIONS: &str = "CONNECTIONS";
+    /// The same about flows without a handshake before there is a policy for either end: who began, and when it was seen last.
+    pub const BEGINNINGS: &str = "BEGINNINGS";
     /// [`PieceKey`](crate::PieceKey) -> second of its first fragment, LRU; written by the TC programs.
     pub const FRAGMENTS: &str = "FRAGMENTS";
     /// [`HostPort`](crate::HostPort) -> 1; written by user space.
@@ -252,6 +254,7 @@ pub mod maps {
         (POLICY_BLOCKS, size::<crate::BlockKey>(), 4),
         (POLICY_RULES, size::<crate::RuleKey>(), size::<crate::PolicyRule>()),
         (CONNECTIONS, size::<crate::ConnectionKey>(), size::<crate::Connection>()),
+        (BEGINNINGS, size::<crate::ConnectionKey>(), size::<crate::Connection>()),
         (FRAGMENTS, size::<crate::PieceKey>(), 4),
         (HOST_PORTS, size::<crate::HostPort>(), 4),
         (TRACE, 4, size::<crate::TraceState>()),
@@ -262,8 +265,16 @@ pub mod maps {
     /// Maps that two versions of this layout share while the one takes over from the other, where their sizes are the same: they
     /// remember what is under way, and nobody could tell again. So what changes its meaning and not its size gets another
     /// name. The same holds for [`POLICY_STATE`], from which the numbers of generations go on.
-    pub const MEMORY: &[&str] =
-        &[CONNECTIONS, FRAGMENTS, EDGE_FLOWS, EDGE_FRAGMENTS, REVERSE, STICKY, NAMESPACES];
+    pub const MEMORY: &[&str] = &[
+        CONNECTIONS,
+        BEGINNINGS,
+        FRAGMENTS,
+        EDGE_FLOWS,
+        EDGE_FRAGMENTS,
+        REVERSE,
+        STICKY,
+        NAMESPACES,
+    ];
 
     const fn size<T>() -> usize {
         core::mem::size_of::<T>()

@@ -171,11 +171,11 @@ pub enum ConnectionState {
     Opening = 0,
     /// Both have.
     Established = 1,
-    /// TCP: the side that began has said that it is done.
+    /// The side that began has said that it is done (TCP, SCTP).
     ClosingForth = 2,
-    /// TCP: the other side has.
+    /// The other side has.
     ClosingBack = 3,
-    /// TCP: both have, or one has reset it.
+    /// Both have, or one has reset it.
     Closed = 4,
 }
 

@@ -2,23 +2,25 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_skb_load_bytes};
+use aya_ebpf::maps::LruHashMap;
 use aya_ebpf::programs::TcContext;
+use mesh_abi::policy::THIS_NODE;
 use mesh_abi::{Address, Connection, ConnectionKey, ConnectionState, LocalPod, PieceKey, TraceKey};
 
-use crate::maps::{CONNECTIONS, FRAGMENTS, SCRATCH};
+use crate::maps::{BEGINNINGS, CONNECTIONS, FRAGMENTS, IDENTITIES, SCRATCH};
 use crate::packet::{
     ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPPROTO_FRAGMENT, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_SCTP,
     IPPROTO_TCP, IPPROTO_UDP, Ipv4, Ipv6,
 };
 use crate::policy::{Permission, Question};
 
-/// TCP: begins a connection.
+/// Begins a connection: TCP's SYN, SCTP's INIT.
 pub const SYN: u32 = 1;
-/// TCP: answers the beginning.
+/// Answers the beginning: TCP's SYN with ACK, SCTP's INIT ACK.
 pub const SYN_ACK: u32 = 2;
-/// TCP: this side is done.
+/// This side is done: TCP's FIN, SCTP's SHUTDOWN and its ACK.
 pub const FIN: u32 = 4;
-/// TCP: over.
+/// Over: TCP's RST, SCTP's ABORT and SHUTDOWN COMPLETE.
 pub const RST: u32 = 8;
 /// ICMP: says that something about another packet is wrong.
 pub const ICMP_ERROR: u32 = 16;
@@ -26,6 +28,8 @@ pub const ICMP_ERROR: u32 = 16;
 pub const FIRST_FRAGMENT: u32 = 32;
 /// Has no transport header.
 pub const LATER_FRAGMENT: u32 = 64;
+/// ICMP: answers an echo request.
+pub const ECHO_REPLY: u32 = 128;
 
 /// Longest time between the fragments of one packet, in seconds.
 const FRAGMENT_SECS: u32 = 30;
@@ -221,11 +225,37 @@ fn transport(ctx: &TcContext, packet: &mut Packet) -> Option<()> {
             [packet.key.source_port_be, packet.key.destination_port_be] = tcp.ports_be;
             packet.flags |= tcp_flags(tcp.flags);
         }
-        IPPROTO_UDP | IPPROTO_SCTP => ports(ctx, packet)?,
+        IPPROTO_SCTP => {
+            let sctp = ctx.load::<Sctp>(packet.transport as usize).ok()?;
+            [packet.key.source_port_be, packet.key.destination_port_be] = sctp.ports_be;
+            packet.flags |= sctp_flags(sctp.first_chunk);
+        }
+        IPPROTO_UDP => ports(ctx, packet)?,
         IPPROTO_ICMP | IPPROTO_ICMPV6 => icmp(ctx, packet)?,
         _ => {}
     }
     Some(())
+}
+
+/// An SCTP header and the type of the chunk behind it. What begins or ends an association stands first, mostly alone (RFC 9260,
+/// section 6.10).
+#[repr(C)]
+struct Sctp {
+    ports_be: [u16; 2],
+    _tag_and_checksum: [u8; 8],
+    first_chunk: u8,
+    _chunk_flags: u8,
+}
+
+#[inline(always)]
+fn sctp_flags(chunk: u8) -> u32 {
+    match chunk {
+        1 => SYN,
+        2 => SYN_ACK,
+        6 | 14 => RST,
+        7 | 8 => FIN,
+        _ => 0,
+    }
 }
 
 /// A TCP header up to its flags: one read of the packet instead of two.
@@ -258,7 +288,10 @@ fn icmp(ctx: &TcContext, packet: &mut Packet) -> Option<()> {
     let identifier = u16::from_ne_bytes([high, low]);
     match (packet.key.protocol, kind) {
         (IPPROTO_ICMP, 8) | (IPPROTO_ICMPV6, 128) => packet.key.source_port_be = identifier,
-        (IPPROTO_ICMP, 0) | (IPPROTO_ICMPV6, 129) => packet.key.destination_port_be = identifier,
+        (IPPROTO_ICMP, 0) | (IPPROTO_ICMPV6, 129) => {
+            packet.key.destination_port_be = identifier;
+            packet.flags |= ECHO_REPLY;
+        }
         (IPPROTO_ICMP, 3 | 11 | 12) | (IPPROTO_ICMPV6, 1..=4) => packet.flags |= ICMP_ERROR,
         _ => {}
     }
@@ -291,7 +324,8 @@ fn is_related(skb: *mut __sk_buff, scratch: &mut Scratch, now: u32) -> u32 {
         return 0;
     }
     reverse(&quoted.key, &mut scratch.key);
-    let related = find(&quoted.key, now).is_some() || find(&scratch.key, now).is_some();
+    let related = find(&CONNECTIONS, &quoted.key, now).is_some()
+        || find(&CONNECTIONS, &scratch.key, now).is_some();
     scratch.key = scratch.packet.key;
     u32::from(related)
 }
@@ -305,10 +339,12 @@ fn reverse(key: &ConnectionKey, answers: &mut ConnectionKey) {
     (answers.protocol, answers.pad) = (key.protocol, [0; 3]);
 }
 
+type Memory = LruHashMap<ConnectionKey, Connection>;
+
 /// What is remembered, unless that was too long ago.
 #[inline(always)]
-pub fn find(key: &ConnectionKey, now: u32) -> Option<*mut Connection> {
-    let connection = CONNECTIONS.get_ptr_mut(key)?;
+pub fn find(memory: &Memory, key: &ConnectionKey, now: u32) -> Option<*mut Connection> {
+    let connection = memory.get_ptr_mut(key)?;
     // SAFETY: a value of the map, which stays in place while the program runs. Others may write it at the same time: each
     // field is meaningful alone.
     let (seen, state) = unsafe { ((*connection).seen_secs, (*connection).state) };
@@ -333,14 +369,14 @@ pub fn locate(skb: *mut __sk_buff, scratch: &mut Scratch, now: u32) -> u32 {
     scratch.key = scratch.packet.key;
     reverse(&scratch.packet.key, &mut scratch.reversed);
     let flags = scratch.packet.flags;
-    // The first packet of a TCP connection is never an answer, whatever was there before.
+    // The first packet of a connection is never an answer, whatever was there before.
     if flags & SYN == 0 {
         // What looks like an answer is looked for as one first: that saves most answers a look-up.
         let answers = looks_like_answer(&scratch.packet);
         if answers && is_answer(scratch, now) {
             return RECEIVER;
         }
-        if let Some(found) = find(&scratch.key, now) {
+        if let Some(found) = find(&CONNECTIONS, &scratch.key, now) {
             // SAFETY: a value of the map; see `find`.
             scratch.entry = unsafe { *found };
             return SENDER;
@@ -353,7 +389,10 @@ pub fn locate(skb: *mut __sk_buff, scratch: &mut Scratch, now: u32) -> u32 {
         }
     }
     scratch.entry = Connection { egress: 0, ingress: 0, seen_secs: 0, state: 0 };
-    let origin = guess(&scratch.packet);
+    let origin = match noted(scratch, now) {
+        0 => guess(&scratch.packet),
+        noted => noted,
+    };
     if origin == RECEIVER {
         scratch.key = scratch.reversed;
     }
@@ -363,7 +402,7 @@ pub fn locate(skb: *mut __sk_buff, scratch: &mut Scratch, now: u32) -> u32 {
 /// Whether the receiver of the packet began its connection; that is taken over then.
 #[inline(always)]
 fn is_answer(scratch: &mut Scratch, now: u32) -> bool {
-    let Some(found) = find(&scratch.reversed, now) else { return false };
+    let Some(found) = find(&CONNECTIONS, &scratch.reversed, now) else { return false };
     // SAFETY: a value of the map; see `find`.
     scratch.entry = unsafe { *found };
     scratch.key = scratch.reversed;
@@ -382,19 +421,114 @@ fn is_ephemeral(port_be: u16) -> bool {
     u16::from_be(port_be) >= FIRST_EPHEMERAL
 }
 
-/// TCP tells by its first two packets; later ones by who has a port that clients are given. Other protocols begin anew.
+/// What a handshake begins tells by its first two packets; later ones by who has a port that clients are given. An echo reply is none
+/// of a beginning, but of whose is not known any more. The rest begins anew.
 #[inline(always)]
 fn guess(packet: &Packet) -> u32 {
-    if packet.key.protocol != IPPROTO_TCP || packet.flags & SYN != 0 {
-        return SENDER;
-    }
     if packet.flags & SYN_ACK != 0 {
         return RECEIVER;
+    }
+    if packet.flags & ECHO_REPLY != 0 {
+        return EITHER;
+    }
+    let shakes_hands = matches!(packet.key.protocol, IPPROTO_TCP | IPPROTO_SCTP);
+    if !shakes_hands || packet.flags & SYN != 0 {
+        return SENDER;
     }
     match (is_ephemeral(packet.key.source_port_be), is_ephemeral(packet.key.destination_port_be)) {
         (true, false) => SENDER,
         (false, true) => RECEIVER,
         _ => EITHER,
+    }
+}
+
+/// Whether packets in the middle of a flow do not say who began it: [`note`] remembers that before there is a policy.
+#[inline(always)]
+fn is_noted(protocol: u8) -> bool {
+    !matches!(protocol, IPPROTO_TCP | IPPROTO_ICMP | IPPROTO_ICMPV6)
+}
+
+/// Who began a flow that no policy was asked about, as far as it was noted; else 0. The note stays for as long as somebody speaks: what
+/// is denied now must not become a beginning because the other side goes on.
+#[inline(always)]
+fn noted(scratch: &Scratch, now: u32) -> u32 {
+    if !is_noted(scratch.packet.key.protocol) || scratch.packet.flags & SYN != 0 {
+        return 0;
+    }
+    if let Some(note) = find(&BEGINNINGS, &scratch.key, now) {
+        touch(note, now);
+        return SENDER;
+    }
+    if let Some(note) = find(&BEGINNINGS, &scratch.reversed, now) {
+        touch(note, now);
+        return RECEIVER;
+    }
+    0
+}
+
+/// Once a second at most: other CPUs read it, too.
+#[inline(always)]
+fn touch(connection: *mut Connection, now: u32) {
+    // SAFETY: a value of a map; see `find`.
+    unsafe {
+        if (*connection).seen_secs != now {
+            (*connection).seen_secs = now;
+        }
+    }
+}
+
+/// Notes who began a flow of pods that nothing restricts, where its packets will not tell when a policy comes. What the node itself says
+/// or hears is always allowed, and not noted.
+#[inline(never)]
+pub fn note(skb: *mut __sk_buff, network: u32, ethertype: u32) -> u32 {
+    let ctx = TcContext::new(skb);
+    let place = network + if ethertype as u16 == ETHERTYPE_IPV4 { 9 } else { 6 };
+    if !ctx.load::<u8>(place as usize).is_ok_and(is_noted) {
+        return 0;
+    }
+    let Some(scratch) = scratch() else { return 0 };
+    if read(skb, &mut scratch.packet, network, ethertype) == 0
+        || scratch.packet.flags & LATER_FRAGMENT != 0
+        || !is_noted(scratch.packet.key.protocol)
+    {
+        return 0;
+    }
+    let now = now_secs();
+    let forth = &scratch.packet.key;
+    if let Some(note) = find(&BEGINNINGS, forth, now) {
+        touch(note, now);
+        return 1;
+    }
+    reverse(forth, &mut scratch.reversed);
+    if let Some(note) = find(&BEGINNINGS, &scratch.reversed, now) {
+        // SAFETY: a value of the map; see `find`.
+        unsafe { (*note).state = ConnectionState::Established as u32 };
+        touch(note, now);
+        return 1;
+    }
+    // SAFETY: the value is copied.
+    if unsafe { IDENTITIES.get(&forth.destination) }.copied() == Some(THIS_NODE) {
+        return 0;
+    }
+    scratch.entry = Connection { egress: 0, ingress: 0, seen_secs: now, state: 0 };
+    // There may have been a policy until now.
+    let answers = find(&CONNECTIONS, &scratch.reversed, now).is_some();
+    let begun = if answers { &scratch.reversed } else { forth };
+    // Without room, whoever is seen first under a policy counts as the one who began.
+    let _ = BEGINNINGS.insert(begun, &scratch.entry, 0);
+    1
+}
+
+/// A connection whose packets are denied is remembered for as long as they come, so that none of them becomes a beginning.
+#[inline(always)]
+pub fn keep(scratch: &Scratch, now: u32) {
+    // One that was not found was never seen.
+    let seen = scratch.entry.seen_secs;
+    if seen != 0
+        && seen != now
+        && let Some(known) = CONNECTIONS.get_ptr_mut(&scratch.key)
+    {
+        touch(known, now);
     }
 }
 

@@ -122,6 +122,9 @@ pub static POLICY_RULES: LpmTrie<abi::RuleMatch, abi::PolicyRule> =
 pub static CONNECTIONS: LruHashMap<abi::ConnectionKey, abi::Connection> =
     LruHashMap::with_max_entries(65_536, 0);
 #[map]
+pub static BEGINNINGS: LruHashMap<abi::ConnectionKey, abi::Connection> =
+    LruHashMap::with_max_entries(32_768, 0);
+#[map]
 pub static FRAGMENTS: LruHashMap<abi::PieceKey, u32> = LruHashMap::with_max_entries(1_024, 0);
 // Not part of the ABI: nobody else looks at these.
 /// What policies have allowed lately, and under which generation of the tables: most of what begins is like something before it.

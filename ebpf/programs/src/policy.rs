@@ -6,31 +6,34 @@
 use aya_ebpf::EbpfContext;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::TcContext;
-use mesh_abi::policy::{ANYBODY, OPEN, THIS_NODE};
+use mesh_abi::policy::{ANYBODY, OPEN, OTHER_NODE, THIS_NODE};
 use mesh_abi::{Address, Connection, PodPolicy, Reason, RuleKey, RuleMatch};
 
 use crate::connection::{
     self, Asked, EITHER, FIRST_FRAGMENT, LATER_FRAGMENT, RECEIVER, RELATED, Scratch, advance,
 };
-use crate::maps::{ALLOWED, IDENTITIES, POD_POLICIES, POLICY_BLOCKS, POLICY_RULES, POLICY_STATE};
+use crate::maps::{
+    ALLOWED, IDENTITIES, POD_POLICIES, POD_PORTS, POLICY_BLOCKS, POLICY_RULES, POLICY_STATE,
+};
 use crate::trace;
 
 /// The two ends of a packet's way on this node.
 #[derive(Clone, Copy)]
 pub struct Ends {
-    /// The host-side veth of the pod that sent it; 0 when none of this node did.
+    /// The host-side veth of the pod that sent it; 0 when none of this node did. Where it is also `unproven`, the pod sent it to an address
+    /// of the node, and what it may hear has no say: answers come from that address.
     pub sender: u32,
     /// The host-side veth of the pod that gets it; 0 when none of this node does.
     pub receiver: u32,
     /// Whether a process of the node sent it: that is always allowed.
     pub trusted: bool,
-    /// Whether it came from elsewhere by a way on which nobody vouches for its source. One that says that it is this node is
+    /// Whether it came from elsewhere by a way on which nobody vouches for its source. One that says that it is a node may be
     /// somebody whom the node's address hides: a pod that uses a host port, or a liar.
     pub unproven: bool,
 }
 
-/// Whether the packet may go on. `network` is the place of its IP header. Costs the read of one word while there are no
-/// policies, and of another one while nobody traces.
+/// Whether the packet may go on. `network` is the place of its IP header. Costs the read of two words and a byte while there are no
+/// policies and nobody traces; of protocols without a handshake also a look at who began the flow.
 #[inline(always)]
 pub fn admit(ctx: &TcContext, network: usize, ethertype: u16, ends: Ends) -> Result<(), Reason> {
     let verdict = judged(ctx, network, ethertype, ends);
@@ -40,21 +43,32 @@ pub fn admit(ctx: &TcContext, network: usize, ethertype: u16, ends: Ends) -> Res
 
 #[inline(always)]
 fn judged(ctx: &TcContext, network: usize, ethertype: u16, ends: Ends) -> Result<(), Reason> {
-    let Some(state) = POLICY_STATE.get(0).filter(|state| state.active != 0) else {
+    let Some((from, to, generation)) = restrictions(ends) else {
+        if !ends.trusted {
+            connection::note(ctx.skb.skb, network as u32, u32::from(ethertype));
+        }
         return Ok(());
     };
-    // Read before anything that it stands for: what is found below may be newer than it says, never older.
-    // SAFETY: a valid reference.
-    let generation = unsafe { (&raw const state.generation).read_volatile() };
-    let (from, to) = (policies(ends.sender), policies(ends.receiver));
-    if from == PodPolicy::OPEN && to == PodPolicy::OPEN {
-        return Ok(());
-    }
     let scratch = connection::scratch().ok_or(Reason::NoRoom)?;
     if !connection::parse(ctx, &mut scratch.packet, network as u32, ethertype) {
         return Err(Reason::Malformed);
     }
     judge(ctx, scratch, from, to, generation, ends)
+}
+
+/// The policies of both ends, and the generation of the tables; nothing where nothing is restricted.
+#[inline(always)]
+fn restrictions(ends: Ends) -> Option<(PodPolicy, PodPolicy, u32)> {
+    let state = POLICY_STATE.get(0).filter(|state| state.active != 0)?;
+    // Read before anything that it stands for: what is found below may be newer than it says, never older.
+    // SAFETY: a valid reference.
+    let generation = unsafe { (&raw const state.generation).read_volatile() };
+    let (mut from, to) = (policies(ends.sender), policies(ends.receiver));
+    if ends.unproven {
+        from.ingress = OPEN;
+    }
+    let open = from == PodPolicy::OPEN && to == PodPolicy::OPEN;
+    (!open).then_some((from, to, generation))
 }
 
 #[inline(always)]
@@ -97,7 +111,11 @@ fn judge(
         return Err(Reason::PolicyIngress);
     }
     if !trusted {
-        refusal(evaluate(scratch, egress, ingress, generation))?;
+        let answer = evaluate(scratch, egress, ingress, generation);
+        if answer != ALLOWED_BY_BOTH {
+            connection::keep(scratch, now);
+        }
+        refusal(answer)?;
         if origin == EITHER {
             scratch.key = scratch.reversed;
             refusal(evaluate(scratch, back.0, back.1, generation))?;
@@ -122,18 +140,25 @@ fn judge(
     Ok(())
 }
 
-/// Whether the packet says that it is from this node, and the policy does not let everybody in.
+/// Whether the packet says that it is from a node, and only nodes are let in by the policy: of this one everybody has to be, of
+/// another one its address.
 #[inline(never)]
 fn refuses_hidden(scratch: &mut Scratch, ingress: u32) -> u32 {
     if ingress == OPEN {
         return 0;
     }
     let key = &scratch.packet.key;
-    // SAFETY: the value is copied.
-    if unsafe { IDENTITIES.get(&key.source) }.copied() != Some(THIS_NODE) {
-        return 0;
-    }
     let (protocol, port_be) = (u32::from(key.protocol), u32::from(key.destination_port_be));
+    // SAFETY: the value is copied.
+    match unsafe { IDENTITIES.get(&key.source) }.copied() {
+        Some(THIS_NODE) => {}
+        Some(OTHER_NODE) => {
+            if by_range(ingress, &key.source, protocol, port_be) != 0 {
+                return 0;
+            }
+        }
+        _ => return 0,
+    }
     u32::from(rule(ingress, ANYBODY, protocol, port_be) == 0)
 }
 
@@ -229,13 +254,17 @@ fn allows(policy: u32, other: &Address, protocol: u32, port_be: u32) -> u32 {
             return rule;
         }
     }
-    if let Some(&identity) = POLICY_BLOCKS.get(Key::new(128, *other)) {
-        let rule = rule(policy, identity, protocol, port_be);
-        if rule != 0 {
-            return rule;
-        }
+    match by_range(policy, other, protocol, port_be) {
+        0 => rule(policy, ANYBODY, protocol, port_be),
+        rule => rule,
     }
-    rule(policy, ANYBODY, protocol, port_be)
+}
+
+/// The rule that allows the ranges that an address is in, or 0.
+#[inline(always)]
+fn by_range(policy: u32, other: &Address, protocol: u32, port_be: u32) -> u32 {
+    let range = POLICY_BLOCKS.get(Key::new(128, *other));
+    range.map_or(0, |identity| rule(policy, *identity, protocol, port_be))
 }
 
 #[inline(always)]
@@ -246,10 +275,17 @@ fn rule(policy: u32, identity: u32, protocol: u32, port_be: u32) -> u32 {
     POLICY_RULES.get(Key::new(RuleKey::PORT_BITS, matches)).map_or(0, |rule| rule.number.max(1))
 }
 
-/// Whether the packet was made on this node: it came in by no device.
+/// The device by which the packet came in; 0 when it was made on this node.
 #[inline(always)]
-pub fn is_from_host(ctx: &TcContext) -> bool {
+pub fn came_by(ctx: &TcContext) -> u32 {
     let skb = ctx.as_ptr().cast::<aya_ebpf::bindings::__sk_buff>();
     // SAFETY: the kernel hands a valid context to the program.
-    unsafe { (&raw const (*skb).ingress_ifindex).read_volatile() == 0 }
+    unsafe { (&raw const (*skb).ingress_ifindex).read_volatile() }
+}
+
+/// The host-side veth of a pod if the device is one, else 0.
+#[inline(always)]
+pub fn pod_behind(ifindex: u32) -> u32 {
+    // SAFETY: only its presence matters.
+    if unsafe { POD_PORTS.get(&ifindex) }.is_some() { ifindex } else { 0 }
 }

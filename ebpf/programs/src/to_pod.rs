@@ -18,8 +18,11 @@ pub fn run(ctx: &TcContext) -> i32 {
         return NEXT;
     }
     trace::enter(ctx, ETH_HLEN, TraceHook::ToPod);
-    let trusted = policy::is_from_host(ctx);
-    let ends = Ends { sender: 0, receiver: ifindex(ctx), trusted, unproven: !trusted };
+    let came_by = policy::came_by(ctx);
+    let trusted = came_by == 0;
+    // A pod here that has sent this to a port of the node, which is another pod's: it has to be allowed to speak to that one.
+    let sender = if trusted { 0 } else { policy::pod_behind(came_by) };
+    let ends = Ends { sender, receiver: ifindex(ctx), trusted, unproven: !trusted };
     let verdict = match policy::admit(ctx, ETH_HLEN, ethertype, ends) {
         Ok(()) => NEXT,
         Err(reason) => drop(ctx, reason),

@@ -329,18 +329,7 @@ async fn answers_of_the_proxy_itself() {
 
 #[tokio::test]
 async fn a_client_that_leaves_ends_the_request_at_the_backend() {
-    let ended = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&ended);
-    let backend = Backend::new(move |io, _| {
-        let count = Arc::clone(&count);
-        async move {
-            let mut io = Raw::new(io);
-            io.head().await;
-            io.rest().await;
-            count.fetch_add(1, SeqCst);
-        }
-    })
-    .await;
+    let (backend, ended) = Backend::silent().await;
     let site = Site::new(&all_to(&[backend.address]), options());
     let mut client = site.client().await;
     client.send(GET).await;

@@ -204,18 +204,7 @@ async fn answers_of_the_proxy_itself_and_broken_backends() {
 
 #[tokio::test]
 async fn a_stream_that_the_client_resets_ends_at_the_backend() {
-    let ended = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&ended);
-    let backend = Backend::new(move |io, _| {
-        let count = Arc::clone(&count);
-        async move {
-            let mut io = Raw::new(io);
-            io.head().await;
-            io.rest().await;
-            count.fetch_add(1, SeqCst);
-        }
-    })
-    .await;
+    let (backend, ended) = Backend::silent().await;
     let site = Site::new(&all_to(&[backend.address]), options());
     let mut sender = connect(&site).await.ready().await.unwrap();
     let (response, mut sink) = sender.send_request(request(Method::GET, "/"), true).unwrap();

@@ -119,6 +119,22 @@ impl Backend {
         Self { address, connections, task: task.abort_handle() }
     }
 
+    /// Never answers; counts the connections that were ended at the other side.
+    pub async fn silent() -> (Self, Arc<AtomicUsize>) {
+        let ended = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&ended);
+        let backend = Self::new(move |io, _| {
+            let count = Arc::clone(&count);
+            async move {
+                let mut io = Raw::new(io);
+                io.head().await;
+                io.rest().await;
+                count.fetch_add(1, SeqCst);
+            }
+        });
+        (backend.await, ended)
+    }
+
     /// Answers each request with what `answer` makes of its head and body.
     pub async fn answering<F>(answer: F) -> Self
     where

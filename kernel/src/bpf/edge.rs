@@ -12,10 +12,43 @@ use super::load::LoadError;
 use super::{AttachError, Map, Programs, link};
 use crate::netlink::{NetlinkError, RouteSocket, tc};
 
-/// The name of an uplink's pinned link is this, and the device's name.
-pub(super) const UPLINK_PIN: &str = "uplink";
-/// As [`UPLINK_PIN`], of the link for answers.
-pub(super) const ANSWERS_PIN: &str = "answers";
+/// One of the programs on a device by which clients come in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Gate {
+    /// `from_uplink`, for what clients send.
+    Uplink,
+    /// `to_uplink`, for what they are answered.
+    Answers,
+}
+
+impl Gate {
+    /// The name of a pinned link begins with this; the device's follows.
+    const fn pin(self) -> &'static str {
+        match self {
+            Self::Uplink => "uplink",
+            Self::Answers => "answers",
+        }
+    }
+
+    /// Whose link is pinned under that name.
+    pub(super) fn of_pin(pin: &str) -> Option<Self> {
+        [Self::Uplink, Self::Answers].into_iter().find(|gate| gate.pin() == pin)
+    }
+
+    pub(super) const fn program(self) -> &'static str {
+        match self {
+            Self::Uplink => abi::programs::FROM_UPLINK,
+            Self::Answers => abi::programs::TO_UPLINK,
+        }
+    }
+
+    const fn hook(self) -> tc::Hook {
+        match self {
+            Self::Uplink => tc::Hook::Ingress,
+            Self::Answers => tc::Hook::Egress,
+        }
+    }
+}
 
 /// How long a listed pressure is good enough.
 const SAMPLED_FOR: Duration = Duration::from_secs(60);
@@ -112,64 +145,32 @@ impl Programs {
         Ok(keys.len())
     }
 
-    /// Attaches `from_uplink` to a device of the calling thread's namespace.
-    pub(crate) fn attach_uplink(
+    /// Attaches a program to a device of the calling thread's namespace.
+    pub(crate) fn attach_gate(
         &self,
         socket: &mut RouteSocket,
-        name: &str,
+        gate: Gate,
+        device: &str,
         ifindex: u32,
     ) -> Result<(), AttachError> {
-        let pin = pin(UPLINK_PIN, name);
-        self.attach_tc(socket, &pin, abi::programs::FROM_UPLINK, ifindex, tc::Hook::Ingress)
+        self.attach_tc(socket, &pin(gate, device), gate.program(), ifindex, gate.hook())
     }
 
-    /// Attaches `to_uplink` to a device of the calling thread's namespace.
-    pub(crate) fn attach_answers(
+    /// Whether the device carries the program.
+    pub(crate) fn is_gate_attached(
         &self,
         socket: &mut RouteSocket,
-        name: &str,
-        ifindex: u32,
-    ) -> Result<(), AttachError> {
-        let pin = pin(ANSWERS_PIN, name);
-        self.attach_tc(socket, &pin, abi::programs::TO_UPLINK, ifindex, tc::Hook::Egress)
-    }
-
-    /// Whether the device carries our program.
-    pub(crate) fn is_uplink_attached(
-        &self,
-        socket: &mut RouteSocket,
-        name: &str,
+        gate: Gate,
+        device: &str,
         ifindex: u32,
     ) -> Result<bool, NetlinkError> {
-        let pin = pin(UPLINK_PIN, name);
-        self.is_tc_attached(socket, &pin, abi::programs::FROM_UPLINK, ifindex, tc::Hook::Ingress)
+        self.is_tc_attached(socket, &pin(gate, device), gate.program(), ifindex, gate.hook())
     }
 
-    /// Whether the device carries our program for answers.
-    pub(crate) fn is_answers_attached(
-        &self,
-        socket: &mut RouteSocket,
-        name: &str,
-        ifindex: u32,
-    ) -> Result<bool, NetlinkError> {
-        let pin = pin(ANSWERS_PIN, name);
-        self.is_tc_attached(socket, &pin, abi::programs::TO_UPLINK, ifindex, tc::Hook::Egress)
-    }
-
-    /// Takes the programs from a device.
-    pub(crate) fn detach_uplink(&self, name: &str) -> io::Result<()> {
-        self.detach_answers(name)?;
-        self.detach(UPLINK_PIN, name)
-    }
-
-    /// Takes the program for answers from a device.
-    pub(crate) fn detach_answers(&self, name: &str) -> io::Result<()> {
-        self.detach(ANSWERS_PIN, name)
-    }
-
-    /// A link that is only let go of is taken off later, and until then the same program cannot be attached again.
-    fn detach(&self, kind: &str, device: &str) -> io::Result<()> {
-        let pin = self.pins.link(&pin(kind, device));
+    /// Takes the program from a device. A link that is only let go of is taken off later, and until then the same program cannot
+    /// be attached again.
+    pub(crate) fn detach_gate(&self, gate: Gate, device: &str) -> io::Result<()> {
+        let pin = self.pins.link(&pin(gate, device));
         link::detach(&pin)?;
         remove_file(&pin)
     }
@@ -177,14 +178,14 @@ impl Programs {
     /// Names of the devices whose links are pinned.
     pub(crate) fn uplinks(&self) -> io::Result<Vec<String>> {
         let names = self.pins.link_names()?;
-        let device = |name: &String| match name.split_once('-') {
-            Some((UPLINK_PIN | ANSWERS_PIN, device)) => Some(device.to_owned()),
-            _ => None,
+        let device = |name: &String| {
+            let (pin, device) = name.split_once('-')?;
+            Gate::of_pin(pin).map(|_| device.to_owned())
         };
         Ok(names.iter().filter_map(device).collect())
     }
 }
 
-fn pin(kind: &str, device: &str) -> String {
-    format!("{kind}-{device}")
+fn pin(gate: Gate, device: &str) -> String {
+    format!("{}-{device}", gate.pin())
 }

@@ -9,7 +9,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::link::{self, AttachError, LinkSpec};
 use super::load::LoadError;
 use super::{Programs, sys};
-use crate::netlink::message::RouteRequest;
 use crate::netlink::{Answer, NetlinkError, RouteSocket, tc};
 
 /// Where filters of another version serve; nothing where there is no other version.
@@ -47,12 +46,22 @@ impl Programs {
         match self.attach(pin, name, &LinkSpec::tcx(ifindex, hook)) {
             // A kernel before 6.6 does not know the kind of link.
             Err(AttachError::Create(error)) if error.raw_os_error() == Some(libc::EINVAL) => {
-                let program = self.program(name).map_err(AttachError::Create)?.as_fd();
-                let filter = tc::attach(ifindex, hook, program, name);
-                attach_filters(socket, ifindex, filter).map_err(AttachError::Filter)
+                self.put_filter(socket, &Place { name, ifindex, hook })
             }
             other => other,
         }
+    }
+
+    /// Puts our filter there, over one of the same name; prepares the device, if it is not.
+    fn put_filter(&self, socket: &mut RouteSocket, place: &Place) -> Result<(), AttachError> {
+        let Place { name, ifindex, hook } = *place;
+        let program = self.program(name).map_err(AttachError::Create)?.as_fd();
+        let filter = tc::attach(ifindex, hook, program, name);
+        let batch = vec![tc::prepare(ifindex), filter];
+        let answers = socket.batch(batch).map_err(AttachError::Filter)?;
+        let real = |answer: &Answer<_>| !answer.as_ref().is_err_and(NetlinkError::is_exists);
+        let mut real = answers.into_iter().filter(real);
+        real.try_for_each(|answer| answer.map(drop)).map_err(AttachError::Filter)
     }
 
     /// Whether a program is attached to a device, in the one way or the other.
@@ -111,22 +120,9 @@ impl Programs {
     fn switch(&self, place: &Place) -> Result<(), AttachError> {
         let socket = RouteSocket::open_in(&self.node_namespace);
         let mut socket = socket.map_err(NetlinkError::Socket).map_err(AttachError::Filter)?;
-        let program = self.program(place.name).map_err(AttachError::Create)?.as_fd();
-        let filter = tc::attach(place.ifindex, place.hook, program, place.name);
-        match attach_filters(&mut socket, place.ifindex, filter) {
-            Err(error) if !error.is_missing() => Err(AttachError::Filter(error)),
-            _ => Ok(()),
+        match self.put_filter(&mut socket, place) {
+            Err(AttachError::Filter(error)) if error.is_missing() => Ok(()),
+            other => other,
         }
     }
-}
-
-/// Prepares the device, if it is not, and attaches.
-fn attach_filters(
-    socket: &mut RouteSocket,
-    ifindex: u32,
-    filter: RouteRequest,
-) -> Result<(), NetlinkError> {
-    let answers = socket.batch(vec![tc::prepare(ifindex), filter])?;
-    let real = |answer: &Answer<_>| !answer.as_ref().is_err_and(NetlinkError::is_exists);
-    answers.into_iter().filter(real).try_for_each(|answer| answer.map(drop))
 }

@@ -44,7 +44,7 @@ struct Case {
 pub(super) fn check(object: &[u8]) -> Result<(), LoadError> {
     let mut loader = EbpfLoader::new();
     for name in SMALL {
-        loader.map_max_entries(name, 16);
+        loader.map_max_entries(name, 64);
     }
     loader.map_max_entries(maps::FLOWS, 4096);
     loader.map_max_entries(maps::TRACE_EVENTS, 4096);
@@ -59,21 +59,40 @@ pub(super) fn check(object: &[u8]) -> Result<(), LoadError> {
     Ok(())
 }
 
-/// Maps that need no room for a few packets.
-const SMALL: [&str; 12] = [
+/// Maps that need no room for a few packets, and would have all their memory from the start, beside the node's own.
+const SMALL: [&str; 28] = [
     maps::SERVICES,
     maps::SLOTS,
     maps::MEMBERS,
+    maps::NODE_ADDRESSES,
     maps::REVERSE,
     maps::STICKY,
     maps::AFFINITY,
     maps::LOCAL_PODS,
     maps::POD_PORTS,
     maps::FLOW_LIMITS,
+    maps::FLOW_SLOTS,
     maps::DATAGRAMS,
     maps::NAMESPACES,
+    maps::EDGE_SERVICES,
+    maps::EDGE_TABLES,
+    maps::EDGE_BACKENDS,
+    maps::EDGE_FLOWS,
+    maps::EDGE_FRAGMENTS,
+    maps::EDGE_NODES,
+    maps::EDGE_OWNED,
+    maps::POD_POLICIES,
+    maps::IDENTITIES,
+    maps::CONNECTIONS,
+    maps::FRAGMENTS,
+    maps::HOST_PORTS,
     maps::TRACES,
+    maps::BEGINNINGS,
+    ALLOWED,
 ];
+
+/// Known to the programs only.
+const ALLOWED: &str = "ALLOWED";
 
 fn run(program: &OwnedFd, case: &Case) -> Result<(), LoadError> {
     let input = Input { packet: &case.packet, ifindex: PORT, repeat: 1 };

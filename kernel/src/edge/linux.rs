@@ -10,6 +10,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 
 use super::{Applied, Desired, EdgeError, Entry, Observed, Plan, Step, Uplink};
+use crate::bpf::Gate;
 use crate::netlink::device::Device;
 use crate::netlink::message::LOOPBACK;
 use crate::netlink::{NetlinkError, RouteSocket};
@@ -72,8 +73,10 @@ impl LinuxEdge {
                 continue;
             };
             let ifindex = device.ifindex;
-            let program = self.programs.is_uplink_attached(socket, &device.name, ifindex)?;
-            let answers = self.programs.is_answers_attached(socket, &device.name, ifindex)?;
+            let mut attached =
+                |gate| self.programs.is_gate_attached(socket, gate, &device.name, ifindex);
+            let program = attached(Gate::Uplink)?;
+            let answers = attached(Gate::Answers)?;
             observed.uplinks.insert(device.name, Uplink { ifindex, mac, program, answers });
         }
         let attached = self.programs.uplinks().map_err(failed("links"))?;
@@ -139,17 +142,20 @@ impl LinuxEdge {
     }
 
     fn carry_out(&self, socket: &mut RouteSocket, step: &Step) -> Result<(), EdgeError> {
+        let mut attach = |gate, name: &str, ifindex| {
+            let attached = self.programs.attach_gate(socket, gate, name, ifindex);
+            attached.map_err(EdgeError::from)
+        };
+        let detach =
+            |gate, name: &str| self.programs.detach_gate(gate, name).map_err(failed("links"));
         match step {
-            Step::AttachUplink { ifindex, name } => {
-                self.programs.attach_uplink(socket, name, *ifindex).map_err(EdgeError::from)
+            Step::AttachUplink { ifindex, name } => attach(Gate::Uplink, name, *ifindex),
+            Step::AttachAnswers { ifindex, name } => attach(Gate::Answers, name, *ifindex),
+            Step::DetachAnswers(name) => detach(Gate::Answers, name),
+            Step::DetachUplink(name) => {
+                detach(Gate::Answers, name)?;
+                detach(Gate::Uplink, name)
             }
-            Step::AttachAnswers { ifindex, name } => {
-                self.programs.attach_answers(socket, name, *ifindex).map_err(EdgeError::from)
-            }
-            Step::DetachAnswers(name) => {
-                self.programs.detach_answers(name).map_err(failed("links"))
-            }
-            Step::DetachUplink(name) => self.programs.detach_uplink(name).map_err(failed("links")),
             _ => self.write(step),
         }
     }

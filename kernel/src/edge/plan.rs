@@ -61,12 +61,11 @@ impl Planner<'_> {
         let current = current.filter(|entry| self.taken.insert(entry.id));
         let id = current.map_or_else(|| self.fresh_id(), |entry| entry.id);
         self.sources(id, service);
-        self.backends(id, &service.backends);
-        let entry = Entry {
-            id,
-            count: u32::try_from(service.backends.len()).unwrap_or(u32::MAX),
-            flags: flags(service),
-        };
+        let count = u32::try_from(service.backends.len()).unwrap_or(u32::MAX);
+        // The count is written behind the table: where it is another one, somebody was interrupted before either.
+        let stale = current.is_some_and(|entry| entry.count != count);
+        self.backends(id, &service.backends, stale);
+        let entry = Entry { id, count, flags: flags(service) };
         if current != Some(entry) {
             self.steps.switch.push(Step::PutEntry(key, entry));
         }
@@ -94,7 +93,7 @@ impl Planner<'_> {
         self.steps.delete.extend(gone);
     }
 
-    fn backends(&mut self, id: u32, wanted: &Backends) {
+    fn backends(&mut self, id: u32, wanted: &Backends, stale: bool) {
         let (mut places, mut open) = (BTreeMap::new(), wanted.clone());
         for (&(_, index), (backend, via)) in self.observed.backends.range((id, 0)..=(id, u32::MAX))
         {
@@ -109,7 +108,7 @@ impl Planner<'_> {
                 }
             }
         }
-        let changed = !open.is_empty() || places.len() != self.count(id);
+        let changed = stale || !open.is_empty() || places.len() != self.count(id);
         let used: BTreeSet<u32> =
             self.observed.backends.range((id, 0)..=(id, u32::MAX)).map(|((_, i), _)| *i).collect();
         let free = (0..=u32::from(u16::MAX)).filter(|index| !used.contains(index));

@@ -52,7 +52,10 @@ pub fn plan(wanted: &Tables, present: &Tables) -> Vec<Step> {
     }
     put(&mut steps, &wanted.rules, &present.rules, Step::PutRule);
     put(&mut steps, &wanted.identities, &present.identities, Step::PutIdentity);
+    let ranges = steps.len();
     put(&mut steps, &wanted.blocks, &present.blocks, Step::PutBlock);
+    // Narrow ranges first: what is an exception in a wider one is not left out where there is no room for all.
+    steps[ranges..].reverse();
     // Only now: agents of other nodes are let through by who they are.
     let host_ports = wanted.host_ports.difference(&present.host_ports);
     steps.extend(host_ports.copied().map(Step::PutHostPort));
@@ -145,7 +148,7 @@ mod tests {
                 pods: map(|k| k, |v| abi::PodPolicy { ingress: v, egress: 0 }, pods),
                 identities: map(abi::Address::v4, |v| v, identities),
                 blocks: map(
-                    |k| abi::BlockKey { prefix_len: 128, address: abi::Address::v4(k) },
+                    |k| abi::BlockKey { prefix_len: 128 - k, address: abi::Address::v4(0) },
                     |v| v,
                     blocks,
                 ),
@@ -167,6 +170,24 @@ mod tests {
             }
             prop_assert_eq!(&wanted, &present);
             prop_assert_eq!(plan(&wanted, &wanted), vec![]);
+        }
+
+        /// No range is there without those inside it, which may be exceptions.
+        #[test]
+        fn exceptions_come_before_their_range_and_go_after_it(wanted in tables(), present in tables()) {
+            let steps = plan(&wanted, &present);
+            let put = |step: &Step| match step {
+                Step::PutBlock(key, _) => Some(key.prefix_len),
+                _ => None,
+            };
+            let deleted = |step: &Step| match step {
+                Step::DeleteBlock(key) => Some(key.prefix_len),
+                _ => None,
+            };
+            let put: Vec<u32> = steps.iter().filter_map(put).collect();
+            let deleted: Vec<u32> = steps.iter().filter_map(deleted).collect();
+            prop_assert!(put.is_sorted_by(|wider, narrower| wider >= narrower), "{:?}", put);
+            prop_assert!(deleted.is_sorted(), "{:?}", deleted);
         }
 
         /// No pod refers to a policy before its rules are there, and none loses rules while it refers to them.

@@ -34,11 +34,15 @@ impl<T: PolicyTable> PolicyReconciler<T> {
     /// # Errors
     /// When the tables cannot be read.
     pub fn reconcile(&mut self, wanted: &Tables) -> Result<Outcome, ObserveError> {
-        let present = match self.mirror.take() {
-            Some(mirror) => mirror,
-            None => self.table.observe()?,
+        let (present, found) = match self.mirror.take() {
+            Some(mirror) => (mirror, false),
+            None => (self.table.observe()?, true),
         };
-        let steps = plan(wanted, &present);
+        let mut steps = plan(wanted, &present);
+        // Whoever wrote them may have been killed after it had taken a permission away, and before it said so.
+        if found && present.active && wanted.active && !steps.contains(&Step::NextGeneration) {
+            steps.push(Step::NextGeneration);
+        }
         self.mirror = Some(present);
         Ok(self.carry_out(steps))
     }
@@ -164,6 +168,37 @@ mod tests {
             addresses: vec![address(at)],
         });
         proptest::collection::btree_map(1..4_u32, place, 0..3)
+    }
+
+    /// However far an agent gets before it is killed: when the next one is done, nobody goes on under a verdict that was given
+    /// before the last permission went.
+    #[test]
+    fn what_a_killed_agent_forbade_is_asked_about_again() {
+        let rules = |numbers: &[u32]| {
+            let ports = Ports::of(Protocol::Tcp);
+            let rule = |n: &u32| Rule { policy: 200, identity: *n, ports, number: 300 };
+            PolicySet {
+                active: true,
+                rules: numbers.iter().map(rule).collect(),
+                ..PolicySet::default()
+            }
+        };
+        let tables = |numbers| Tables::wanted(&rules(numbers), &BTreeMap::new(), &[]);
+        let (before, wanted) = (tables(&[100, 101, 102]), tables(&[100]));
+        let steps = plan(&wanted, &before);
+        assert_eq!(steps.len(), 3, "two rules and the generation");
+        for done in 0..=steps.len() {
+            let table = FakePolicyTable::new();
+            let mut first = PolicyReconciler::new(table);
+            first.reconcile(&before).unwrap();
+            first.carry_out(steps[..done].iter().copied());
+            first.table().steps();
+            let mut next = PolicyReconciler::new(first.table);
+            assert!(next.reconcile(&wanted).unwrap().failed.is_empty());
+            let last = next.table().steps().pop();
+            assert_eq!(last, Some(Step::NextGeneration), "killed after {done} steps");
+            assert_eq!(next.table().tables(), wanted);
+        }
     }
 
     proptest! {

@@ -4,9 +4,10 @@ use std::net::{SocketAddr, TcpStream, UdpSocket};
 
 use mesh_abi::{EdgeReason, Reason};
 use mesh_kernel::edge::{Desired, Observed};
+use mesh_model::policy::OTHER_NODE;
 use mesh_model::snapshot::Protocol;
 
-use super::{CLIENT, CLIENT6, Published, World, any, frontends, teller, unchanged};
+use super::{CLIENT, CLIENT6, CLIENTS, Published, World, any, frontends, teller, unchanged};
 use crate::lab::privileged;
 
 #[test]
@@ -121,5 +122,30 @@ fn the_policies_of_pods_hold_for_clients_outside() {
             let told = world.tcp(frontend).unwrap();
             assert!(told.starts_with(name), "{told}");
         }
+    }
+}
+
+/// What a node sends through the overlay is its own. What comes with its outside address may be a pod's there, behind it.
+#[test]
+fn the_outside_address_of_another_node_is_an_address() {
+    if !privileged() {
+        return;
+    }
+    let world = World::new();
+    teller(&world.nodes[0].pod, 80, "one");
+    world.publish(&[(Protocol::Tcp, 30_001, &[(1, 80)])], unchanged);
+    let (node, from) = (&world.nodes[0], [CLIENT, CLIENT6]);
+    let patience = std::time::Duration::from_millis(300);
+    node.enforce(&[], &from, OTHER_NODE);
+    for frontend in frontends(30_001) {
+        let before = node.programs.counters().unwrap()[&Reason::PolicyIngress].packets;
+        let tried = world.client.run(|| TcpStream::connect_timeout(&frontend, patience));
+        assert!(tried.is_err(), "{frontend}");
+        let after = node.programs.counters().unwrap()[&Reason::PolicyIngress].packets;
+        assert!(after > before, "{frontend}");
+    }
+    node.enforce(&from, &from, CLIENTS);
+    for frontend in frontends(30_001) {
+        assert!(world.tcp(frontend).unwrap().starts_with("one "));
     }
 }

@@ -3,11 +3,12 @@
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 
-use mesh_kernel::IfName;
 use mesh_kernel::pods::{LinuxPodNetwork, PodNetwork as _};
 use mesh_model::snapshot::Protocol;
 
-use super::{Node, Published, World, any, ask, at, frontends, udp_teller, unchanged, v4, v6};
+use super::{
+    Node, Published, World, any, ask, at, frontends, pod_port, udp_teller, unchanged, v4, v6,
+};
 use crate::lab::{Net, PATIENCE, privileged};
 
 /// A TCP server that echoes, for as long as its clients want.
@@ -27,8 +28,8 @@ impl Node {
     /// Takes its pod away, as at the end of its life.
     pub(super) fn end_pod(&self) {
         let pods = LinuxPodNetwork::new(self.net.handle(), self.programs.clone());
-        let name = IfName::for_pod(&format!("pod-{}", self.number), "eth0");
-        pods.detach(&name, &[v4(self.number, 5), v6(self.number, 5)]).unwrap();
+        let port = pod_port(self.number, &self.pod);
+        pods.detach(&port.host_interface, &port.addresses().collect::<Vec<_>>()).unwrap();
     }
 }
 

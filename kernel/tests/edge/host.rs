@@ -8,7 +8,7 @@
 //! Each node has a way to the client of its own: an answer that is not taken back to the node that the client used reaches it all the
 //! same, with the wrong address.
 
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::{ErrorKind, Read as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -18,7 +18,9 @@ use mesh_kernel::edge::{Desired, Service};
 use mesh_kernel::services::FrontendKey;
 use mesh_model::snapshot::Protocol;
 
-use super::{MTU, NODE, NODE6, World, any, ask, ask_in_pieces, at, teller, udp_teller, v4, v6};
+use super::{
+    MTU, NODE, NODE6, World, any, ask, ask_in_pieces, at, returner, teller, udp_teller, v4, v6,
+};
 use crate::lab::{PATIENCE, privileged};
 use crate::node_network::move_link;
 
@@ -192,29 +194,10 @@ fn much_goes_both_ways_and_pieces_arrive() {
         for address in NODES[node] {
             udp_teller(&world.nodes[node].net, at(ip(address), UDP), NAMES[node]);
         }
-        let listener = world.nodes[node].net.run(|| TcpListener::bind(("::", TCP))).unwrap();
-        std::thread::spawn(move || {
-            for mut stream in listener.incoming().flatten() {
-                let mut all = vec![0; BYTES];
-                if stream.read_exact(&mut all).is_ok() {
-                    let _ = stream.write_all(&all);
-                }
-            }
-        });
+        returner(&world.nodes[node].net, TCP, BYTES);
     }
     publish(&world, false);
-    let sent: Vec<u8> = (0..BYTES).map(|i| (i * 7 % 251) as u8).collect();
-    for (_, _, _, frontend) in ways() {
-        let got = world.client.run(|| {
-            let mut stream = TcpStream::connect_timeout(&frontend, PATIENCE).unwrap();
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
-            stream.write_all(&sent).unwrap();
-            let mut got = vec![0; BYTES];
-            stream.read_exact(&mut got).unwrap();
-            got
-        });
-        assert!(got == sent, "{frontend}: bytes changed on the way");
-    }
+    world.assert_returned(ways().map(|(_, _, _, frontend)| frontend), BYTES);
     assert!(world.nodes.iter().all(|node| node.counted(EdgeReason::TooBig) == 0));
     for (_, place, _, frontend) in ways() {
         let (told, from) = ask_in_pieces(&world, frontend);

@@ -1,17 +1,16 @@
 //! Clients reach pods, with their own address, with much and in pieces.
 
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 
 use mesh_abi::EdgeReason;
 use mesh_model::snapshot::Protocol;
 
 use super::{
-    CLIENT, CLIENT6, MTU, NODE, World, any, ask, ask_in_pieces, at, frontends, teller, udp_teller,
-    unchanged, v4, v6,
+    CLIENT, CLIENT6, MTU, NODE, World, any, ask, ask_in_pieces, at, frontends, returner, teller,
+    udp_teller, unchanged, v4, v6,
 };
-use crate::lab::{PATIENCE, privileged};
+use crate::lab::privileged;
 
 #[test]
 fn a_client_reaches_pods_here_and_elsewhere_with_its_own_address() {
@@ -69,34 +68,13 @@ fn much_goes_both_ways_and_nothing_is_too_large_for_the_overlay() {
     let world = World::new();
     const BYTES: usize = 3_000_000;
     for node in &world.nodes {
-        let listener = node.pod.run(|| TcpListener::bind("[::]:80")).unwrap();
-        std::thread::spawn(move || {
-            for mut stream in listener.incoming().flatten() {
-                let mut all = vec![0; BYTES];
-                if stream.read_exact(&mut all).is_ok() {
-                    let _ = stream.write_all(&all);
-                }
-            }
-        });
+        returner(&node.pod, 80, BYTES);
     }
     world.publish(
         &[(Protocol::Tcp, 30_001, &[(1, 80)]), (Protocol::Tcp, 30_002, &[(2, 80)])],
         unchanged,
     );
-    let sent: Vec<u8> = (0..BYTES).map(|i| (i * 7 % 251) as u8).collect();
-    for port in [30_001, 30_002] {
-        for frontend in frontends(port) {
-            let got = world.client.run(|| {
-                let mut stream = TcpStream::connect_timeout(&frontend, PATIENCE).unwrap();
-                stream.set_read_timeout(Some(PATIENCE)).unwrap();
-                stream.write_all(&sent).unwrap();
-                let mut got = vec![0; BYTES];
-                stream.read_exact(&mut got).unwrap();
-                got
-            });
-            assert!(got == sent, "{frontend}: bytes changed on the way");
-        }
-    }
+    world.assert_returned([30_001, 30_002].into_iter().flat_map(frontends), BYTES);
     assert!(world.largest.load(Ordering::Relaxed) <= MTU as usize);
     assert_eq!(world.nodes[0].counted(EdgeReason::TooBig), 0, "no segment had to be refused");
 }

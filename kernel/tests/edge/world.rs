@@ -15,17 +15,20 @@ use mesh_kernel::policy::{Place, PolicyReconciler, Tables};
 use mesh_kernel::services::FrontendKey;
 use mesh_kernel::{IfName, LinuxEdge, Programs};
 use mesh_model::ObjectKey;
-use mesh_model::policy::{FIRST_FREE, PodPolicy, PolicySet, Ports, Rule};
+use mesh_model::policy::{FIRST_FREE, OTHER_NODE, PodPolicy, PolicySet, Ports, Rule};
 use mesh_model::snapshot::Protocol;
 
 use crate::lab::{Lab, Net, PATIENCE, at};
 use crate::node_network::{move_link, tun};
+use crate::pod_network::port;
 
 pub(super) const MTU: u32 = 1420;
 pub(super) const CLIENT: &str = "192.0.2.2";
 pub(super) const CLIENT6: &str = "2001:db8::2";
 pub(super) const NODE: &str = "192.0.2.1";
 pub(super) const NODE6: &str = "2001:db8::1";
+/// Identity of clients by their ranges.
+pub(super) const CLIENTS: u32 = FIRST_FREE + 2;
 
 /// A node with one pod.
 pub(super) struct Node {
@@ -52,21 +55,9 @@ pub(super) fn v6(node: u8, host: u8) -> IpAddr {
 }
 
 /// The interface of the pod of that node.
-fn pod_port(number: u8, pod: &Net) -> PodPort {
-    let container = format!("pod-{number}");
+pub(super) fn pod_port(number: u8, pod: &Net) -> PodPort {
     let (IpAddr::V4(a4), IpAddr::V6(a6)) = (v4(number, 5), v6(number, 5)) else { panic!() };
-    PodPort {
-        netns: pod.path(),
-        interface: "eth0".parse().unwrap(),
-        host_interface: IfName::for_pod(&container, "eth0"),
-        owner: format!("default/{container}"),
-        v4: Some(a4),
-        v6: Some(a6),
-        mtu: MTU,
-        mac: None,
-        ports: vec![],
-        bandwidth: Default::default(),
-    }
+    PodPort { v4: Some(a4), v6: Some(a6), mtu: MTU, ..port(pod, 5) }
 }
 
 /// Makes the network of a node that knows one other.
@@ -145,9 +136,13 @@ impl Node {
 
     /// Restricts the pod in both directions: it may receive from these, and send to nobody.
     pub(super) fn restrict(&self, clients: &[&str]) {
+        self.enforce(clients, &[], CLIENTS);
+    }
+
+    /// The same, where some are other nodes: it may receive from `allowed`, which are these or [`CLIENTS`].
+    pub(super) fn enforce(&self, clients: &[&str], nodes: &[&str], allowed: u32) {
         const INGRESS: u32 = FIRST_FREE;
         const EGRESS: u32 = FIRST_FREE + 1;
-        const CLIENTS: u32 = FIRST_FREE + 2;
         let pod = ObjectKey::new("default", "pod");
         let own = PodPolicy { identity: FIRST_FREE + 3, ingress: INGRESS, egress: EGRESS };
         let ports = Ports::Everything;
@@ -158,7 +153,11 @@ impl Node {
                 .iter()
                 .map(|ip| (ip.parse::<IpAddr>().unwrap().into(), CLIENTS))
                 .collect(),
-            rules: [Rule { policy: INGRESS, identity: CLIENTS, ports, number: 300 }].into(),
+            identities: nodes
+                .iter()
+                .map(|ip| (ip.parse::<IpAddr>().unwrap(), OTHER_NODE))
+                .collect(),
+            rules: [Rule { policy: INGRESS, identity: allowed, ports, number: 300 }].into(),
             ..PolicySet::default()
         };
         let addresses = vec![v4(self.number, 5), v6(self.number, 5)];
@@ -250,6 +249,26 @@ impl World {
     pub(super) fn tcp(&self, address: SocketAddr) -> std::io::Result<String> {
         self.client.tcp(address)
     }
+
+    /// The client sends that many bytes to each [`returner`] behind the frontends, and gets the same back.
+    pub(super) fn assert_returned(
+        &self,
+        frontends: impl Iterator<Item = SocketAddr>,
+        bytes: usize,
+    ) {
+        let sent: Vec<u8> = (0..bytes).map(|i| (i * 7 % 251) as u8).collect();
+        for frontend in frontends {
+            let got = self.client.run(|| {
+                let mut stream = TcpStream::connect_timeout(&frontend, PATIENCE).unwrap();
+                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                stream.write_all(&sent).unwrap();
+                let mut got = vec![0; bytes];
+                stream.read_exact(&mut got).unwrap();
+                got
+            });
+            assert!(got == sent, "{frontend}: bytes changed on the way");
+        }
+    }
 }
 
 pub(super) fn unchanged(_: &mut Service) {}
@@ -278,7 +297,20 @@ pub(super) fn teller(net: &Net, port: u16, name: &'static str) {
     });
 }
 
-/// A UDP server that does the same, and sends back as much as it got.
+/// A TCP server that reads that many bytes, and sends them back.
+pub(super) fn returner(net: &Net, port: u16, bytes: usize) {
+    let listener = net.run(|| TcpListener::bind(("::", port))).unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut all = vec![0; bytes];
+            if stream.read_exact(&mut all).is_ok() {
+                let _ = stream.write_all(&all);
+            }
+        }
+    });
+}
+
+/// A UDP server that does the same as [`teller`], and sends back as much as it got.
 pub(super) fn udp_teller(net: &Net, address: SocketAddr, name: &'static str) {
     let socket = net.run(|| UdpSocket::bind(address)).unwrap();
     std::thread::spawn(move || {

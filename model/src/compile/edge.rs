@@ -12,7 +12,7 @@ use super::choice::{Reach, choose};
 use super::claims::{self, Claims};
 use super::directory::Entry;
 use super::endpoints::{Candidate, Family, candidates, port_number};
-use super::services::load_balancer_ips;
+use super::services::{cluster_ips, load_balancer_ips};
 use crate::snapshot::{
     Announced, Backend, Edge, EdgeService, FrontendKind, HealthCheck, LocalNode, Protocol,
 };
@@ -174,7 +174,11 @@ impl<'a> Outside<'a> {
     fn addresses(&self, port: &ServicePort, local: &LocalNode) -> Vec<(IpAddr, u16, FrontendKind)> {
         let mut all = Vec::new();
         if let Some(node_port) = port.node_port.and_then(port_number) {
-            all.extend(local.addresses.iter().map(|a| (*a, node_port, FrontendKind::NodePort)));
+            // What is none of its families is left to processes of the node.
+            let vips = cluster_ips(self.service);
+            let served = |a: &&IpAddr| vips.iter().any(|vip| vip.is_ipv4() == a.is_ipv4());
+            let own = local.addresses.iter().filter(served);
+            all.extend(own.map(|a| (*a, node_port, FrontendKind::NodePort)));
         }
         if let Some(number) = port_number(port.port) {
             let given = load_balancer_ips(self.service).filter(|_| self.is_load_balancer());
@@ -213,7 +217,10 @@ impl<'a> Outside<'a> {
         }
         let spec = self.service.spec.as_ref()?;
         let sources = spec.load_balancer_source_ranges.iter().flatten();
-        let sources: BTreeSet<IpNet> = sources.filter_map(|s| s.trim().parse().ok()).collect();
+        let sources = sources.filter_map(|text| text.trim().parse::<IpNet>().ok());
+        // The tables hold IPv4 inside of IPv6, and an address has clients of its own family only.
+        let sources = sources.filter(|net| net.addr().is_ipv4() == vip.is_ipv4());
+        let sources: BTreeSet<IpNet> = sources.map(|net| net.trunc()).collect();
         let restricted = kind == FrontendKind::External
             && self.is_load_balancer()
             && spec.load_balancer_source_ranges.iter().flatten().next().is_some();

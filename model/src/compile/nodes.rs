@@ -29,12 +29,13 @@ pub(super) fn all_addresses(objects: &Objects) -> Vec<IpAddr> {
     all.into_iter().collect()
 }
 
-/// All other nodes that can be spoken to. A block or a key that two nodes claim goes to the older one:
+/// All other nodes that can be spoken to. A key, a block or a part of a block that two nodes claim goes to the older one:
 /// traffic must never be drawn away from a node by one that came later.
 pub(super) fn peers(objects: &Objects, local: &LocalNode) -> Vec<Peer> {
     let mut nodes: Vec<&Node> = objects.nodes.iter().map(AsRef::as_ref).collect();
     nodes.sort_by_key(|n| (n.metadata.creation_timestamp.clone(), n.metadata.name.clone()));
-    let mut taken_blocks: BTreeSet<IpNet> = local.blocks.iter().copied().collect();
+    let mut taken_blocks = TakenBlocks::default();
+    local.blocks.iter().for_each(|block| _ = taken_blocks.take(*block));
     // Nobody takes this node's own keys away from it.
     let own = nodes.iter().filter(|n| n.metadata.name.as_deref() == Some(local.name.as_str()));
     let own = own.filter_map(|n| peer(n, objects.cluster.overlay_port));
@@ -53,12 +54,26 @@ pub(super) fn peers(objects: &Objects, local: &LocalNode) -> Vec<Peer> {
             if announced && peer.keys.is_empty() {
                 return None;
             }
-            peer.allowed_ips.retain(|block| taken_blocks.insert(*block));
+            peer.allowed_ips.retain(|block| taken_blocks.take(*block));
             (!peer.allowed_ips.is_empty()).then_some(peer)
         })
         .collect();
     peers.sort_by(|a, b| a.node.cmp(&b.node));
     peers
+}
+
+/// Blocks that have an owner. No two of them overlap, so that one that overlaps any has a part in common with a neighbour.
+#[derive(Default)]
+struct TakenBlocks(BTreeSet<IpNet>);
+
+impl TakenBlocks {
+    /// Takes a block; false when it is taken, or a part of it, or what it is a part of.
+    fn take(&mut self, block: IpNet) -> bool {
+        let before = self.0.range(..=block).next_back();
+        let behind = self.0.range(block..).next();
+        let overlaps = |other: &IpNet| other.contains(&block) || block.contains(other);
+        !before.into_iter().chain(behind).any(overlaps) && self.0.insert(block)
+    }
 }
 
 fn peer(node: &Node, overlay_port: u16) -> Option<Peer> {
@@ -68,14 +83,22 @@ fn peer(node: &Node, overlay_port: u16) -> Option<Peer> {
     let keys = annotations.get(wellknown::ANNOTATION_WIREGUARD_KEYS);
     let keys = keys.into_iter().flat_map(|list| list.split(','));
     let keys = keys.filter_map(|key| key.trim().parse().ok()).take(MOST_KEYS).collect();
-    let mut endpoints: Vec<SocketAddr> = annotations
-        .get(wellknown::ANNOTATION_ENDPOINTS)
-        .map(|list| list.split(',').filter_map(|e| e.trim().parse().ok()).collect())
-        .unwrap_or_default();
+    let announced = annotations.get(wellknown::ANNOTATION_ENDPOINTS);
+    let announced = announced.into_iter().flat_map(|list| list.split(','));
+    let announced = announced.filter_map(|endpoint| endpoint.trim().parse().ok());
+    let mut endpoints: Vec<SocketAddr> = announced.filter_map(reachable).collect();
     if endpoints.is_empty() {
-        endpoints = addresses(node).into_iter().map(|a| SocketAddr::new(a, overlay_port)).collect();
+        let own = addresses(node).into_iter().map(|a| SocketAddr::new(a, overlay_port));
+        endpoints = own.filter_map(reachable).collect();
     }
     Some(Peer { node: name, public_key, keys, endpoints, allowed_ips: blocks(node) })
+}
+
+/// The endpoint as it is sent to, if it can be: one that cannot would make void what all other nodes are told of their peers.
+fn reachable(endpoint: SocketAddr) -> Option<SocketAddr> {
+    let (ip, port) = (endpoint.ip().to_canonical(), endpoint.port());
+    let one = port != 0 && !ip.is_unspecified() && !ip.is_multicast();
+    one.then(|| SocketAddr::new(ip, port))
 }
 
 pub(super) fn blocks(node: &Node) -> Vec<IpNet> {

@@ -81,6 +81,49 @@ fn a_later_node_cannot_take_a_block_or_key_of_an_earlier_one() {
 }
 
 #[test]
+fn a_later_node_cannot_take_a_part_of_a_block_nor_what_it_is_a_part_of() {
+    let key = |n: u8| WgKey([n; 32]).to_string();
+    let claims =
+        ["10.244.2.128/25", "10.244.2.0/25", "10.244.1.7/32", "10.240.0.0/12", "0.0.0.0/0"];
+    let mut objects = web();
+    for (n, claim) in (10..).zip(claims) {
+        let at = "2026-02-01T00:00:00Z";
+        objects.nodes.push(node(&format!("n{n}"), &key(n), at, claim, "192.0.2.9"));
+    }
+    objects.nodes.push(node("n3", &key(3), "2026-02-02T00:00:00Z", "10.244.3.0/24", "192.0.2.3"));
+    let blocks = |name: &str| {
+        let peers = compile(&objects, &name.parse().unwrap()).peers;
+        let mut all: Vec<String> =
+            peers.iter().flat_map(|peer| &peer.allowed_ips).map(ToString::to_string).collect();
+        all.sort();
+        all
+    };
+    assert_eq!(blocks("n1"), ["10.244.2.0/24", "10.244.3.0/24"]);
+    assert_eq!(blocks("n2"), ["10.244.1.0/24", "10.244.3.0/24"]);
+    assert_eq!(blocks("n3"), ["10.244.1.0/24", "10.244.2.0/24"]);
+}
+
+#[test]
+fn a_node_that_says_that_it_is_nowhere_harms_no_other() {
+    let endpoints = |said: &str, address: &str| {
+        let at = "2026-01-01T00:00:00Z";
+        let mut other = Arc::unwrap_or_clone(node("n2", KEY_B, at, "10.244.2.0/24", address));
+        let annotations = other.metadata.annotations.get_or_insert_default();
+        annotations.insert(crate::wellknown::ANNOTATION_ENDPOINTS.to_owned(), said.to_owned());
+        let objects = Objects { nodes: vec![Arc::new(other)], ..Objects::default() };
+        let peers = compiled(&objects).peers;
+        peers[0].endpoints.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let nowhere = "0.0.0.0:51900, [::]:51900,192.0.2.7:0,224.0.0.1:51900,[ff02::1]:51900,nonsense";
+    assert_eq!(
+        endpoints(&format!("{nowhere},[::ffff:192.0.2.7]:51900"), "192.0.2.2"),
+        ["192.0.2.7:51900"]
+    );
+    assert_eq!(endpoints(nowhere, "192.0.2.2"), ["192.0.2.2:51900"], "where the node's address is");
+    assert_eq!(endpoints(nowhere, "0.0.0.0"), [""; 0], "it has to call");
+}
+
+#[test]
 fn a_node_keeps_its_name_while_its_keys_change_and_takes_nobody_elses() {
     let key = |n: u8| WgKey([n; 32]).to_string();
     let announcing = |node: Arc<Node>, keys: &str| {
@@ -212,7 +255,8 @@ fn sctp_is_served_outside() {
     let mut objects = web();
     let port = json!({"name": "signal", "port": 2905, "protocol": "SCTP", "nodePort": 30_905});
     let endpoints = json!([{"addresses": ["10.244.1.9"], "conditions": {"ready": true}}]);
-    objects.services = vec![service("web", json!({"type": "NodePort", "ports": [port]}))];
+    let spec = json!({"type": "NodePort", "clusterIPs": ["10.96.0.7"], "ports": [port]});
+    objects.services = vec![service("web", spec)];
     let port = json!({"name": "signal", "port": 2905, "protocol": "SCTP"});
     objects.endpoint_slices = vec![slice("web", "sctp", port, endpoints)];
     let snapshot = compiled(&objects);
@@ -278,6 +322,41 @@ fn a_node_with_nothing_but_what_terminates_serves_clients_outside_and_asks_for_n
         compile(&objects, &node.parse().unwrap()).edge.health_checks[0].local_endpoints
     };
     assert_eq!((local("n1"), local("n2")), (1, 0));
+}
+
+#[test]
+fn a_node_port_of_one_family_leaves_the_other_to_the_node() {
+    let mut objects = web();
+    let six = json!({"type": "InternalIP", "address": "2001:db8::1"});
+    let status = Arc::make_mut(&mut objects.nodes[0]).status.as_mut().unwrap();
+    status.addresses.as_mut().unwrap().push(serde_json::from_value(six).unwrap());
+    let vips = |objects: &Objects| -> Vec<String> {
+        compiled(objects).edge.services.iter().map(|one| one.vip.to_string()).collect()
+    };
+    assert_eq!(vips(&objects), ["192.0.2.1", "2001:db8::1"]);
+    let spec = Arc::make_mut(&mut objects.services[0]).spec.as_mut().unwrap();
+    spec.cluster_ips = Some(vec!["10.96.0.7".to_owned()]);
+    assert_eq!(vips(&objects), ["192.0.2.1"]);
+}
+
+/// Once ranges are given, a family without any is refused (Service v1, `loadBalancerSourceRanges`, as kube-proxy does).
+#[test]
+fn ranges_of_clients_are_those_of_the_address_family() {
+    let sources = |ranges: Value| {
+        let mut objects = web();
+        objects.services = vec![object(json!({
+            "metadata": {"namespace": "default", "name": "web"},
+            "spec": {"type": "LoadBalancer", "clusterIPs": ["10.96.0.7", "fd10:96::7"],
+                     "loadBalancerSourceRanges": ranges, "ports": [{"name": "http", "port": 80}]},
+            "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.200"}, {"ip": "2001:db8::200"}]}}
+        }))];
+        let services = compiled(&objects).edge.services.clone();
+        services.iter().map(|one| serde_json::to_value(&one.sources).unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(sources(json!([])), [json!(null), json!(null)]);
+    assert_eq!(sources(json!(["::/0"])), [json!([]), json!(["::/0"])]);
+    let of_both = ["10.1.2.3/8", "10.0.0.0/8", " 2001:db8::/32 "];
+    assert_eq!(sources(json!(of_both)), [json!(["10.0.0.0/8"]), json!(["2001:db8::/32"])]);
 }
 
 #[test]

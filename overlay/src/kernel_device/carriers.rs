@@ -73,7 +73,10 @@ impl Carriers {
 
 impl Turn {
     fn look(&mut self, now: SystemTime, peer: &PeerConfig, observed: &Observed) -> bool {
-        let shaken = |key: &WgKey| observed.peers.get(key)?.statistics.last_handshake;
+        // What the kernel noted before the clock was set back says nothing about the order.
+        let past = |at: &SystemTime| *at <= now;
+        let shaken = |key: &WgKey| observed.peers.get(key)?.statistics.last_handshake.filter(past);
+        (self.shaken, self.silent) = (self.shaken.filter(past), self.silent.filter(past));
         let newest = peer.keys().iter().copied().max_by_key(shaken).unwrap_or(self.carrier);
         let all = merged(peer, &self.carrier, observed).statistics;
         let (asked, heard) = (all.sent_bytes > self.sent, all.received_bytes != self.received);

@@ -80,7 +80,9 @@ impl Turn {
         let age = |at| now.duration_since(at).unwrap_or_default();
         let in_session = seen.statistics.last_handshake.is_some_and(|at| age(at) < REJECT_AFTER);
         let patience = if in_session { PATIENCE_IN_SESSION } else { PATIENCE };
-        let since = *self.silent.get_or_insert(now);
+        // A clock that was set back would have it wait until the clock has caught up.
+        let since = self.silent.filter(|since| *since <= now).unwrap_or(now);
+        self.silent = Some(since);
         if age(since) < patience {
             return None;
         }
@@ -92,5 +94,38 @@ impl Turn {
         let place = seen.endpoint.and_then(|at| round.iter().position(|one| *one == at));
         let next = *round.get(place.map_or(0, |place| (place + 1) % round.len()))?;
         (Some(next) != seen.endpoint).then(|| *self.chosen.insert(next))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_set_back_stops_no_search() {
+        let endpoints: Vec<SocketAddr> =
+            [1, 2].map(|host| ([192, 0, 2, host], 51900).into()).to_vec();
+        let peer = PeerConfig {
+            public_key: WgKey([1; 32]),
+            endpoints: endpoints.clone(),
+            relay: None,
+            allowed_ips: vec![],
+            persistent_keepalive_secs: None,
+            preshared_key: None,
+            former_preshared_key: None,
+            keys: vec![],
+        };
+        let (mut turn, mut seen) = (Turn::default(), ObservedPeer::default());
+        seen.endpoint = Some(endpoints[0]);
+        let mut look = |at| {
+            seen.statistics.sent_bytes += 148;
+            turn.look(at, &peer, &seen)
+        };
+        let noon = SystemTime::now();
+        let back = noon - Duration::from_secs(3600);
+        assert_eq!(look(noon), None);
+        assert_eq!(look(back), None);
+        assert_eq!(look(back + PATIENCE / 2), None);
+        assert_eq!(look(back + PATIENCE), Some(endpoints[1]));
     }
 }

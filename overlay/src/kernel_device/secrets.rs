@@ -82,10 +82,12 @@ impl Choice {
     }
 
     fn tend(&mut self, now: SystemTime, handshake: Option<SystemTime>) -> bool {
+        // What the kernel noted before the clock was set back says nothing about the present key.
+        let handshake = handshake.filter(|at| *at <= now);
+        self.since = self.since.min(now);
         if !self.former_in_use && handshake.is_some_and(|at| at > self.since) {
             self.agreed = true;
         }
-        // A clock that was set back tells nothing.
         let age = handshake.and_then(|at| now.duration_since(at).ok());
         let fresh = age.is_some_and(|age| age < RENEWED_BY);
         if self.former.is_none() || self.agreed || fresh {
@@ -126,6 +128,30 @@ mod tests {
         let mut peer = ObservedPeer::default();
         peer.statistics.last_handshake = Some(at);
         Observed { peers: [(PEER, peer)].into(), ..Observed::default() }
+    }
+
+    #[test]
+    fn a_handshake_of_before_the_clock_was_set_back_proves_no_key() {
+        let start = SystemTime::now();
+        let at = |secs: u64| start + Duration::from_secs(secs);
+        let mut secrets = Secrets::default();
+        secrets.configure(at(4000), &config(1, None));
+        secrets.tend(at(4010), &shaken(at(4005)));
+        assert!(secrets.agreed(&PEER));
+        // An hour back; then the key is replaced.
+        secrets.configure(at(420), &config(2, Some(1)));
+        for secs in [421, 425] {
+            secrets.tend(at(secs), &shaken(at(4005)));
+            assert!(!secrets.agreed(&PEER), "nobody has used the new one");
+        }
+        secrets.tend(at(431), &shaken(at(430)));
+        assert!(secrets.agreed(&PEER));
+
+        // The key is replaced; then the clock is set back.
+        secrets.configure(at(500), &config(3, None));
+        secrets.tend(at(100), &shaken(at(430)));
+        secrets.tend(at(111), &shaken(at(110)));
+        assert!(secrets.agreed(&PEER));
     }
 
     #[test]

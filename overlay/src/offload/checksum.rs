@@ -54,6 +54,21 @@ pub fn is_intact(sum: Sum) -> bool {
     fold(sum) == [0xff, 0xff]
 }
 
+/// Writes a number into a message, and brings the checksum that stands elsewhere in it (RFC 1624, equation 3). The number may stand
+/// at an odd place.
+pub fn replace(message: &mut [u8], at: usize, number: u16, checksum: usize) {
+    let word = |bytes: [u8; 2]| {
+        let [a, b] = bytes;
+        u64::from(u16::from_ne_bytes(if at % 2 == 1 { [b, a] } else { [a, b] }))
+    };
+    let [before, old] = [checksum, at].map(|at| [message[at], message[at + 1]]);
+    message[at..at + 2].copy_from_slice(&number.to_be_bytes());
+    let [a, b] = before.map(|byte| !byte);
+    let sum =
+        Sum::from(u16::from_ne_bytes([a, b])) + (!word(old) & 0xffff) + word(number.to_be_bytes());
+    message[checksum..checksum + 2].copy_from_slice(&finish(sum));
+}
+
 /// Addresses and protocol of the pseudo-header of TCP and UDP (RFC 9293 section 3.1, RFC 8200 section 8.1);
 /// the length is to be added.
 pub fn pseudo_header(ip: &[u8], protocol: u8) -> Sum {

@@ -2,17 +2,22 @@
 
 use std::collections::BTreeSet;
 use std::io::{self, IoSliceMut};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use mesh_worker::{Descriptors, SocketSpec, Transport};
-use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
+use quinn_udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::lately::Lately;
 use super::poll::{self, Stop};
 use crate::counters::Counters;
+use crate::protocol::ecn::Ecn;
 use crate::protocol::outbox::Train;
+use crate::protocol::{Arrival, Way};
 use crate::status::DropReason;
 
 /// Socket buffers, in bytes: some milliseconds at the rates that a core can seal.
@@ -24,23 +29,34 @@ const RECEIVE_MESSAGES: usize = 16;
 /// Room for one message.
 const MESSAGE_BYTES: usize = 64 << 10;
 
+/// How long datagrams go one by one to where they cannot go as a train: the way there may have become another.
+const APART_FOR: Duration = Duration::from_secs(60);
+
+/// How long nothing is sent from an address that this node has no more: by then the peers have sent to another one.
+const GONE_FOR: Duration = Duration::from_secs(10);
+
 /// A socket of one family, bound to all addresses.
 #[derive(Debug)]
 pub(crate) struct Udp {
     socket: UdpSocket,
-    state: UdpSocketState,
+    /// Made for a socket with one remote: after an error it sends no trains any more, and marks nothing.
+    state: ArcSwap<UdpSocketState>,
     /// What the system had dropped before this process had it.
     dropped_before: usize,
 }
 
-/// Sockets of both families on one port. A machine without IPv6 has only the one.
+/// Sockets of both families on one port. A machine without IPv6 has only those of the one.
 #[derive(Debug)]
 pub(crate) struct Sockets {
     v4: Vec<Udp>,
-    v6: Option<Udp>,
+    v6: Vec<Udp>,
     counters: Arc<Counters>,
     /// For whom something was too big.
     refused: Mutex<BTreeSet<SocketAddr>>,
+    /// Where trains do not get through.
+    apart: Lately<SocketAddr>,
+    /// Addresses that this node had when a peer sent to them.
+    gone: Lately<IpAddr>,
 }
 
 impl Sockets {
@@ -52,21 +68,8 @@ impl Sockets {
         inherited: &mut Descriptors,
         counters: Arc<Counters>,
     ) -> io::Result<Self> {
-        let any: SocketAddr = (Ipv4Addr::UNSPECIFIED, port).into();
-        let mut v4 = (0..)
-            .map_while(|copy| inherited.take(&inherited_name(any, copy)))
-            .map(|socket| Udp::new(socket.into()))
-            .collect::<io::Result<Vec<_>>>()?;
-        while v4.len() < receivers.max(1) {
-            v4.push(Udp::bind(any)?);
-        }
-        let any: SocketAddr = (Ipv6Addr::UNSPECIFIED, port).into();
-        let v6 = match inherited.take(&inherited_name(any, 0)) {
-            Some(socket) => Udp::new(socket.into()),
-            None => Udp::bind(any),
-        };
-        let v6 = match v6 {
-            Ok(socket) => Some(socket),
+        let v4 = family((Ipv4Addr::UNSPECIFIED, port).into(), receivers, inherited)?;
+        let v6 = match family((Ipv6Addr::UNSPECIFIED, port).into(), receivers, inherited) {
             Err(error)
                 if matches!(
                     error.raw_os_error(),
@@ -74,35 +77,36 @@ impl Sockets {
                 ) =>
             {
                 tracing::info!("this machine has no IPv6; the overlay uses IPv4 only");
-                None
+                vec![]
             }
-            Err(error) => return Err(error),
+            sockets => sockets?,
         };
-        Ok(Self { v4, v6, counters, refused: Mutex::default() })
+        let (apart, gone) = (Lately::new(APART_FOR), Lately::new(GONE_FOR));
+        Ok(Self { v4, v6, counters, refused: Mutex::default(), apart, gone })
     }
 
     /// Hands a duplicate of each socket to the next worker.
     pub(crate) fn bequeath(&self, port: u16, to: &mut Descriptors) -> io::Result<()> {
-        let v4 = self
-            .v4
-            .iter()
-            .enumerate()
-            .map(|(n, udp)| ((Ipv4Addr::UNSPECIFIED, port).into(), n, udp));
-        let v6 = self.v6.iter().map(|udp| ((Ipv6Addr::UNSPECIFIED, port).into(), 0, udp));
-        for (any, copy, udp) in v4.chain(v6) {
-            to.insert(inherited_name(any, copy), udp.socket.try_clone()?.into());
+        let families: [(SocketAddr, _); 2] = [
+            ((Ipv4Addr::UNSPECIFIED, port).into(), &self.v4),
+            ((Ipv6Addr::UNSPECIFIED, port).into(), &self.v6),
+        ];
+        for (any, sockets) in families {
+            for (copy, udp) in sockets.iter().enumerate() {
+                to.insert(inherited_name(any, copy), udp.socket.try_clone()?.into());
+            }
         }
         Ok(())
     }
 
     /// All of them, for those that receive.
     pub(crate) fn len(&self) -> usize {
-        self.v4.len() + usize::from(self.v6.is_some())
+        self.v4.len() + self.v6.len()
     }
 
     /// One of them.
     pub(crate) fn socket(&self, place: usize) -> Option<&Udp> {
-        self.v4.get(place).or(self.v6.as_ref().filter(|_| place == self.v4.len()))
+        self.v4.iter().chain(&self.v6).nth(place)
     }
 
     /// Endpoints for which something was too big since the last time.
@@ -117,29 +121,97 @@ impl Sockets {
 
     /// Sends a train. With `stop`, waits while the socket is full; without, drops then.
     pub(crate) fn send(&self, train: &Train<'_>, stop: Option<&Stop>) {
-        let socket = match (train.to, &self.v6) {
-            (SocketAddr::V4(_), _) => Some(&self.v4[0]),
-            (SocketAddr::V6(_), v6) => v6.as_ref(),
-        };
-        let Some(socket) = socket else {
+        let to = train.way.to;
+        let sockets = if to.is_ipv4() { &self.v4 } else { &self.v6 };
+        let Some(socket) = sockets.first() else {
             return self.counters.dropped(DropReason::SendFailed, train.datagrams());
         };
-        let most = socket.state.max_gso_segments().max(1);
-        for part in train.bytes.chunks(train.segment * most) {
-            let datagrams = part.len().div_ceil(train.segment);
-            match socket.send(train.to, part, train.segment, stop) {
-                Ok(()) => self.counters.sent(datagrams),
-                Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
-                    self.counters.dropped(DropReason::TooBig, datagrams);
-                    self.refused.lock().unwrap_or_else(PoisonError::into_inner).insert(train.to);
-                }
-                Err(error) => {
-                    tracing::debug!(to = %train.to, %error, "sending failed");
-                    self.counters.dropped(DropReason::SendFailed, datagrams);
-                }
+        let most = if self.apart.has(&to) { 1 } else { socket.most_segments() };
+        let way = Way { to, from: train.way.from.filter(|from| !self.gone.has(from)) };
+        for bytes in train.bytes.chunks(train.segment * most) {
+            self.send_part(socket, Train { bytes, way, ..*train }, stop);
+        }
+    }
+
+    /// What one system call can send.
+    fn send_part(&self, socket: &Udp, mut part: Train<'_>, stop: Option<&Stop>) {
+        let mut result = socket.send(&part, stop);
+        if let (true, Some(from)) = (result.as_ref().is_err_and(may_be_gone), part.way.from) {
+            socket.renew();
+            part.way.from = None;
+            result = socket.send(&part, stop);
+            if result.is_ok() {
+                tracing::debug!(%from, "this node has the address no more");
+                self.gone.note(from);
+            }
+        }
+        if !result.as_ref().is_err_and(says_little) {
+            return self.count(&part, result);
+        }
+        socket.renew();
+        if part.datagrams() == 1 {
+            return self.count(&part, result);
+        }
+        self.send_apart(socket, part, stop);
+    }
+
+    /// Sends a train once more, datagram by datagram. Where those go and it does not, no train is tried for a while.
+    fn send_apart(&self, socket: &Udp, train: Train<'_>, stop: Option<&Stop>) {
+        let (mut left, mut all_went) = (train.bytes, true);
+        while !left.is_empty() {
+            let (bytes, rest) = left.split_at(train.segment.min(left.len()));
+            let one = Train { bytes, ..train };
+            let result = socket.send(&one, stop);
+            if result.as_ref().is_err_and(says_little) {
+                socket.renew();
+                return self.count(&Train { bytes: left, ..train }, result);
+            }
+            all_went &= result.is_ok();
+            self.count(&one, result);
+            left = rest;
+        }
+        if all_went {
+            tracing::debug!(to = %train.way.to, "trains do not get there, datagrams do");
+            self.apart.note(train.way.to);
+        }
+    }
+
+    fn count(&self, train: &Train<'_>, result: io::Result<()>) {
+        match result {
+            Ok(()) => self.counters.sent(train.datagrams()),
+            Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
+                self.counters.dropped(DropReason::TooBig, train.datagrams());
+                self.refused.lock().unwrap_or_else(PoisonError::into_inner).insert(train.way.to);
+            }
+            Err(error) => {
+                tracing::debug!(to = %train.way.to, %error, "sending failed");
+                self.counters.dropped(DropReason::SendFailed, train.datagrams());
             }
         }
     }
+}
+
+/// What the system says where the source address is not this node's, and where there is no route.
+fn may_be_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENETUNREACH | libc::EADDRNOTAVAIL))
+}
+
+/// Errors that have many reasons: a route that leads nowhere, a device that cannot cut trains up, and on Linux before 6.14 also a
+/// link that carries less than a datagram of the train.
+fn says_little(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EIO))
+}
+
+/// The sockets at an address.
+fn family(any: SocketAddr, receivers: usize, inherited: &mut Descriptors) -> io::Result<Vec<Udp>> {
+    let mut sockets = (0..)
+        .map_while(|copy| inherited.take(&inherited_name(any, copy)))
+        .map(|socket| Udp::new(socket.into()))
+        .collect::<io::Result<Vec<_>>>()?;
+    while sockets.len() < receivers.max(1) {
+        sockets.push(Udp::bind(any)?);
+    }
+    Ok(sockets)
 }
 
 impl Udp {
@@ -157,7 +229,7 @@ impl Udp {
     }
 
     fn new(socket: UdpSocket) -> io::Result<Self> {
-        let state = UdpSocketState::new((&socket).into())?;
+        let state = ArcSwap::from_pointee(UdpSocketState::new((&socket).into())?);
         let mut udp = Self { socket, state, dropped_before: 0 };
         udp.dropped_before = udp.dropped();
         Ok(udp)
@@ -191,22 +263,30 @@ impl Udp {
         poll::readable(&self.socket.as_fd(), stop)
     }
 
-    fn send(
-        &self,
-        to: SocketAddr,
-        bytes: &[u8],
-        segment: usize,
-        stop: Option<&Stop>,
-    ) -> io::Result<()> {
+    /// Datagrams of a train that one system call can send.
+    fn most_segments(&self) -> usize {
+        self.state.load().max_gso_segments().max(1)
+    }
+
+    /// Forgets what an error with one remote has changed for all.
+    fn renew(&self) {
+        match UdpSocketState::new((&self.socket).into()) {
+            Ok(state) => self.state.store(Arc::new(state)),
+            Err(error) => tracing::debug!(%error, "the socket goes on without trains"),
+        }
+    }
+
+    fn send(&self, train: &Train<'_>, stop: Option<&Stop>) -> io::Result<()> {
         let transmit = Transmit {
-            destination: to,
-            ecn: None,
-            contents: bytes,
-            segment_size: (bytes.len() > segment).then_some(segment),
-            src_ip: None,
+            destination: train.way.to,
+            ecn: EcnCodepoint::from_bits(train.ecn as u8),
+            contents: train.bytes,
+            segment_size: (train.datagrams() > 1).then_some(train.segment),
+            src_ip: train.way.from,
         };
+        let state = self.state.load();
         loop {
-            match (self.state.try_send((&self.socket).into(), &transmit), stop) {
+            match (state.try_send((&self.socket).into(), &transmit), stop) {
                 (Err(error), Some(stop)) if error.kind() == io::ErrorKind::WouldBlock => {
                     if !poll::writable(&self.socket.as_fd(), stop)? {
                         return Err(error);
@@ -303,17 +383,131 @@ impl Inbox {
         let mut slices: [IoSliceMut<'_>; RECEIVE_MESSAGES] =
             std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
         let slices = &mut slices[..room];
-        self.messages = from.state.recv((&from.socket).into(), slices, &mut self.metas)?;
+        self.messages = from.state.load().recv((&from.socket).into(), slices, &mut self.metas)?;
         let metas = &self.metas[..self.messages];
         Ok(metas.iter().map(|meta| meta.len.div_ceil(meta.stride.max(1))).sum())
     }
 
-    /// The datagrams received last, with their sources.
-    pub(crate) fn datagrams(&self) -> impl Iterator<Item = (SocketAddr, &[u8])> {
+    /// The datagrams received last.
+    pub(crate) fn datagrams(&self) -> impl Iterator<Item = Arrival<'_>> {
         let messages = self.bytes.chunks_exact(MESSAGE_BYTES).zip(&self.metas[..self.messages]);
         messages.flat_map(|(bytes, meta)| {
+            // The kernel joins only what is marked alike.
+            let ecn = Ecn::from_bits(meta.ecn.map_or(0, |ecn| ecn as u8));
             let datagrams = bytes[..meta.len].chunks(meta.stride.max(1));
-            datagrams.map(|datagram| (meta.addr, datagram))
+            let back = Way { to: meta.addr, from: meta.dst_ip };
+            datagrams.map(move |bytes| Arrival { back, ecn, bytes })
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BYTES: [u8; 1000] = [7; 1000];
+
+    struct Pair {
+        sockets: Sockets,
+        receiver: UdpSocket,
+    }
+
+    impl Pair {
+        fn new() -> Self {
+            let counters = Arc::new(Counters::default());
+            let sockets = Sockets::open(0, 1, &mut Descriptors::default(), counters).unwrap();
+            let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+            receiver.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            Self { sockets, receiver }
+        }
+
+        fn train<'a>(&self, bytes: &'a [u8], segment: usize) -> Train<'a> {
+            let way = self.receiver.local_addr().unwrap().into();
+            Train { way, ecn: Ecn::NotCapable, bytes, segment }
+        }
+
+        /// System calls that it takes to send a train; it has to arrive.
+        fn calls(&self, train: &Train<'_>) -> u64 {
+            let calls = || self.sockets.counters.traffic().send_calls;
+            let before = calls();
+            self.sockets.send(train, None);
+            self.arrives(train);
+            calls() - before
+        }
+
+        fn arrives(&self, train: &Train<'_>) {
+            let mut buffer = [0; 2000];
+            for bytes in train.bytes.chunks(train.segment) {
+                let len = self.receiver.recv(&mut buffer).unwrap();
+                assert_eq!(buffer[..len], *bytes);
+            }
+        }
+
+        fn failed(&self) -> u64 {
+            let drops = self.sockets.counters.drops();
+            drops.get(&DropReason::SendFailed).copied().unwrap_or(0)
+        }
+    }
+
+    #[test]
+    fn an_endpoint_that_nothing_can_be_sent_to_costs_the_others_nothing() {
+        let pair = Pair::new();
+        let good = pair.train(&BYTES, 250);
+        assert_eq!(pair.calls(&good), 1);
+        let nowhere: SocketAddr = ([127, 0, 0, 1], 0).into();
+        for (segment, failed) in [(1000, 1), (250, 5)] {
+            pair.sockets.send(&Train { way: nowhere.into(), segment, ..good }, None);
+            assert_eq!(pair.failed(), failed, "each datagram is counted once");
+            assert_eq!(pair.calls(&good), 1, "trains go on");
+        }
+    }
+
+    #[test]
+    fn what_cannot_go_as_a_train_goes_one_by_one_there_and_nowhere_else() {
+        let (pair, other) = (Pair::new(), Pair::new());
+        // More than any kernel takes in one call.
+        let long = pair.train(&BYTES, 5);
+        pair.sockets.send_part(&pair.sockets.v4[0], long, None);
+        pair.arrives(&long);
+        assert_eq!(pair.failed(), 0);
+        assert_eq!(pair.calls(&pair.train(&BYTES, 250)), 4);
+        let elsewhere = other.train(&BYTES, 250);
+        let calls = || pair.sockets.counters.traffic().send_calls;
+        let before = calls();
+        pair.sockets.send(&elsewhere, None);
+        other.arrives(&elsewhere);
+        assert_eq!(calls() - before, 1);
+    }
+    #[test]
+    fn both_families_have_as_many_sockets_and_hand_all_of_them_on() {
+        let open = |inherited: &mut Descriptors| {
+            let port = UdpSocket::bind("[::]:0").unwrap().local_addr().unwrap().port();
+            let sockets = Sockets::open(port, 3, inherited, Arc::default()).unwrap();
+            (sockets, port)
+        };
+        let (sockets, port) = open(&mut Descriptors::default());
+        assert_eq!((sockets.len(), sockets.socket(5).is_some()), (6, true));
+        let mut heritage = Descriptors::default();
+        sockets.bequeath(port, &mut heritage).unwrap();
+        drop(sockets);
+        let heirs = Sockets::open(port, 1, &mut heritage, Arc::default()).unwrap();
+        assert_eq!((heirs.len(), heritage.iter().count()), (6, 0), "none is left unread");
+    }
+
+    #[test]
+    fn what_is_answered_leaves_from_the_address_that_was_asked_while_it_is_there() {
+        let pair = Pair::new();
+        let train = pair.train(&BYTES, 250);
+        let heard_from = |from: [u8; 4], calls: u64| {
+            let way = Way { from: Some(from.into()), ..train.way };
+            assert_eq!(pair.calls(&Train { way, ..train }), calls);
+            pair.sockets.send(&Train { way, segment: 1000, ..train }, None);
+            pair.receiver.recv_from(&mut [0; 2000]).unwrap().1.ip()
+        };
+        // All of 127.0.0.0/8 is this machine's.
+        assert_eq!(heard_from([127, 0, 0, 7], 1), IpAddr::from([127, 0, 0, 7]));
+        assert_eq!(heard_from([198, 51, 100, 7], 1), IpAddr::from([127, 0, 0, 1]), "gone");
+        assert!(pair.sockets.gone.has(&[198, 51, 100, 7].into()) && pair.failed() == 0);
+        assert_eq!(heard_from([127, 0, 0, 7], 1), IpAddr::from([127, 0, 0, 7]));
     }
 }

@@ -4,18 +4,19 @@ mod inbound;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use mesh_model::cluster::node_overlay_address;
 use mesh_model::snapshot::WgKey;
 
 use self::inbound::Batch;
+use super::ecn::Ecn;
 use super::estate::Estate;
 use super::gate::Gate;
 use super::narrow;
 use super::noise::Stamps;
-use super::outbox::Outbox;
+use super::outbox::{self, Outbox};
 use super::packet;
 use super::peer::{Peer, seal};
 use super::table::{Entry, Table};
@@ -33,6 +34,24 @@ pub trait Sink {
 
     /// The first `len` bytes of the buffer are a packet from the peer that may send it.
     fn accept(&mut self, len: usize);
+}
+
+/// A datagram from the underlay.
+#[derive(Debug, Clone, Copy)]
+pub struct Arrival<'d> {
+    /// The way of an answer: where it came from, and which address of this node it came to.
+    pub back: outbox::Way,
+    /// What it says about congestion.
+    pub ecn: Ecn,
+    /// The datagram.
+    pub bytes: &'d [u8],
+}
+
+/// Without a word about congestion.
+impl<'d> From<(SocketAddr, &'d [u8])> for Arrival<'d> {
+    fn from((source, bytes): (SocketAddr, &'d [u8])) -> Self {
+        Self { back: source.into(), ecn: Ecn::NotCapable, bytes }
+    }
 }
 
 /// Peers, sessions and routes by key. All methods may be called from several threads at once.
@@ -92,6 +111,11 @@ impl Core {
     /// From now on the node has these keys. To be called before their public halves are published.
     pub fn identify(&self, keys: NodeKeys) {
         self.gate.identify(keys);
+    }
+
+    /// Follows the time of day, where that has gone ahead of the one by which this node dates its calls.
+    pub fn follow_clock(&self, now: Instant, clock: SystemTime) {
+        self.gate.stamps().follow(now, clock);
     }
 
     /// A bound above all stamps of initiations, since the Unix epoch, when it has changed: to be stored at once.
@@ -185,14 +209,14 @@ impl Core {
     pub fn inbound<'d>(
         &self,
         now: Instant,
-        datagrams: impl Iterator<Item = (SocketAddr, &'d [u8])>,
+        datagrams: impl Iterator<Item = impl Into<Arrival<'d>>>,
         sink: &mut impl Sink,
         outbox: &mut Outbox,
     ) {
         let table = self.table.load();
         let mut batch = Batch::new(now, &self.gate, &table);
-        for (source, datagram) in datagrams {
-            if let Err(reason) = batch.open(source, datagram, sink, outbox) {
+        for arrival in datagrams {
+            if let Err(reason) = batch.open(arrival.into(), sink, outbox) {
                 self.counters.dropped(reason, 1);
             }
         }
@@ -214,12 +238,12 @@ impl Core {
         let table = self.table.load();
         let links = table.entries().iter().map(Entry::link);
         let busy = links.filter(|link| link.activity.data_sent_since(since));
-        busy.filter_map(|link| Some(link.route(now)?.to)).collect()
+        busy.filter_map(|link| Some(link.route(now)?.way.to)).collect()
     }
 
     fn at(&self, now: Instant, to: SocketAddr, call: impl Fn(&mut Peer)) {
         for entry in self.table.load().entries() {
-            if entry.link().route(now).is_some_and(|route| route.to == to) {
+            if entry.link().route(now).is_some_and(|route| route.way.to == to) {
                 call(&mut entry.lock());
             }
         }

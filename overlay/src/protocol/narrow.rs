@@ -42,8 +42,10 @@ pub fn clamp_segments(packet: &mut [u8], partial: bool, mtu: u16) {
             OPTION_NOP => 1,
             OPTION_MSS if at + 4 <= end && packet[at + 1] == 4 => {
                 let offered = u16::from_be_bytes([packet[at + 2], packet[at + 3]]);
-                if offered > most {
-                    replace(packet, at + 2, most, (!partial).then_some(transport + 16));
+                if offered > most && partial {
+                    packet[at + 2..at + 4].copy_from_slice(&most.to_be_bytes());
+                } else if offered > most {
+                    checksum::replace(packet, at + 2, most, transport + 16);
                 }
                 return;
             }
@@ -66,23 +68,6 @@ fn tcp(packet: &[u8]) -> Option<(usize, usize)> {
         6 if packet.len() > IPV6_HEADER && packet[6] == TCP => Some((IPV6_HEADER, IPV6_HEADER)),
         _ => None,
     }
-}
-
-/// Writes a number, and brings the checksum after it (RFC 1624). An option may lie at an odd place.
-fn replace(packet: &mut [u8], at: usize, value: u16, checksum: Option<usize>) {
-    let odd = at % 2 == 1;
-    let word = |bytes: [u8; 2]| {
-        let [a, b] = bytes;
-        u32::from(u16::from_be_bytes(if odd { [b, a] } else { [a, b] }))
-    };
-    let old = word([packet[at], packet[at + 1]]);
-    packet[at..at + 2].copy_from_slice(&value.to_be_bytes());
-    let Some(place) = checksum else { return };
-    let before = u32::from(u16::from_be_bytes([packet[place], packet[place + 1]]));
-    let mut sum = (!before & 0xffff) + (!old & 0xffff) + word(value.to_be_bytes());
-    sum = (sum & 0xffff) + (sum >> 16);
-    sum = (sum & 0xffff) + (sum >> 16);
-    packet[place..place + 2].copy_from_slice(&(!sum as u16).to_be_bytes());
 }
 
 /// Calls `each` with the pieces of a packet over IPv4 that may be cut; returns false when it may not be.

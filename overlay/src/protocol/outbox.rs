@@ -1,6 +1,8 @@
 //! Datagrams that wait to be sent, packed so that one system call sends many.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+
+use super::ecn::Ecn;
 
 /// Most datagrams in one segmentation-offload send (`UDP_MAX_SEGMENTS` before Linux 6.9).
 const MAX_SEGMENTS: usize = 64;
@@ -10,6 +12,22 @@ const MAX_RUN_BYTES: usize = 65_000;
 
 /// Where the buffer stops growing. Reached only with segments of a few bytes.
 const MAX_BYTES: usize = 1 << 20;
+
+/// Where a datagram goes, or would go that answers one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Way {
+    /// The other side.
+    pub to: SocketAddr,
+    /// The address of this node that the other side has sent to: a firewall or a NAT before it lets nothing in from another one.
+    /// The system chooses when there is none.
+    pub from: Option<IpAddr>,
+}
+
+impl From<SocketAddr> for Way {
+    fn from(to: SocketAddr) -> Self {
+        Self { to, from: None }
+    }
+}
 
 /// Datagrams one after the other in one buffer, in runs that go to one destination in pieces of one size.
 ///
@@ -26,17 +44,20 @@ pub struct Outbox {
 /// Datagrams that one system call can send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Run {
-    to: SocketAddr,
+    way: Way,
+    ecn: Ecn,
     start: usize,
     end: usize,
     segment: usize,
 }
 
 /// A run as the socket sees it: all pieces but the last are `segment` bytes long.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Train<'a> {
     /// Where to.
-    pub to: SocketAddr,
+    pub way: Way,
+    /// What all of them say about congestion.
+    pub ecn: Ecn,
     /// The datagrams, one after the other.
     pub bytes: &'a [u8],
     /// Length of each but the last, which may be shorter.
@@ -63,8 +84,9 @@ impl Outbox {
         Some(&mut self.bytes[self.used..])
     }
 
-    /// The first `len` bytes of the [`room`](Self::room) are a datagram for `to`. Empty ones are ignored.
-    pub fn commit(&mut self, to: SocketAddr, len: usize) {
+    /// The first `len` bytes of the [`room`](Self::room) are a datagram that goes this way, with these marks. Empty ones are
+    /// ignored.
+    pub fn commit(&mut self, way: Way, ecn: Ecn, len: usize) {
         if len == 0 {
             return;
         }
@@ -73,11 +95,11 @@ impl Outbox {
         self.used = end;
         if self.runs.len() > self.sent
             && let Some(run) = self.runs.last_mut()
-            && run.accepts(to, len)
+            && run.accepts(way, ecn, len)
         {
             run.end = end;
         } else {
-            self.runs.push(Run { to, start, end, segment: len });
+            self.runs.push(Run { way, ecn, start, end, segment: len });
         }
     }
 
@@ -113,7 +135,8 @@ impl Outbox {
         }
         let run = self.runs[self.sent];
         self.sent += 1;
-        Some(Train { to: run.to, bytes: &self.bytes[run.start..run.end], segment: run.segment })
+        let Run { way, ecn, start, end, segment } = run;
+        Some(Train { way, ecn, bytes: &self.bytes[start..end], segment })
     }
 
     /// Forgets everything.
@@ -125,9 +148,12 @@ impl Outbox {
 }
 
 impl Run {
-    fn accepts(&self, to: SocketAddr, len: usize) -> bool {
+    fn accepts(&self, way: Way, ecn: Ecn, len: usize) -> bool {
         let held = self.end - self.start;
-        self.to == to && len <= self.segment && !self.is_full() && held + len <= MAX_RUN_BYTES
+        (self.way, self.ecn) == (way, ecn)
+            && len <= self.segment
+            && !self.is_full()
+            && held + len <= MAX_RUN_BYTES
     }
 
     fn is_full(&self) -> bool {
@@ -145,8 +171,12 @@ mod tests {
     use super::*;
 
     fn put(outbox: &mut Outbox, to: u16, len: usize, fill: u8) {
+        put_marked(outbox, to, Ecn::NotCapable, len, fill);
+    }
+
+    fn put_marked(outbox: &mut Outbox, to: u16, ecn: Ecn, len: usize, fill: u8) {
         outbox.room(len).unwrap()[..len].fill(fill);
-        outbox.commit(([192, 0, 2, 1], to).into(), len);
+        outbox.commit(SocketAddr::from(([192, 0, 2, 1], to)).into(), ecn, len);
     }
 
     #[test]
@@ -178,6 +208,33 @@ mod tests {
         assert!(outbox.take().is_none());
     }
 
+    #[test]
+    fn what_leaves_from_different_addresses_leaves_in_different_trains() {
+        let mut outbox = Outbox::default();
+        let to = SocketAddr::from(([192, 0, 2, 1], 1));
+        let ways = [None, Some([10, 0, 0, 1]), Some([10, 0, 0, 1]), Some([10, 0, 0, 2])];
+        for from in ways {
+            outbox.room(100).unwrap()[..100].fill(7);
+            outbox.commit(Way { to, from: from.map(IpAddr::from) }, Ecn::NotCapable, 100);
+        }
+        let trains: Vec<_> =
+            std::iter::from_fn(|| outbox.take().map(|train| train.datagrams())).collect();
+        assert_eq!(trains, [1, 2, 1]);
+    }
+
+    #[test]
+    fn what_is_marked_differently_leaves_in_different_trains() {
+        let mut outbox = Outbox::default();
+        let marks = [Ecn::Capable0, Ecn::Capable0, Ecn::NotCapable, Ecn::Congested, Ecn::Congested];
+        for ecn in marks {
+            put_marked(&mut outbox, 1, ecn, 1452, 7);
+        }
+        let trains: Vec<_> =
+            std::iter::from_fn(|| outbox.take().map(|train| (train.ecn, train.datagrams())))
+                .collect();
+        assert_eq!(trains, [(Ecn::Capable0, 2), (Ecn::NotCapable, 1), (Ecn::Congested, 2)]);
+    }
+
     proptest! {
         #[test]
         fn what_goes_in_comes_out_in_order(
@@ -189,7 +246,7 @@ mod tests {
             let mut collect = |train: Train<'_>| {
                 assert!(train.bytes.len() <= MAX_RUN_BYTES && train.datagrams() <= MAX_SEGMENTS);
                 for piece in train.bytes.chunks(train.segment) {
-                    out.push((train.to.port(), piece.to_vec()));
+                    out.push((train.way.to.port(), piece.to_vec()));
                 }
             };
             let mut expected = Vec::new();

@@ -22,13 +22,14 @@ use self::path_mtu::PathMtu;
 use self::places::Places;
 use self::secrets::Secrets;
 use self::staging::Staging;
+use super::ecn::Ecn;
 use super::estate::{Moment, PeerEstate, Secret};
 use super::gate::{Gate, Identities, Identity};
 use super::noise::cookie::{Jar, Macs};
 use super::noise::message::{COOKIE_BYTES, RESPONSE_BYTES, SEAL_OVERHEAD, word};
 use super::noise::session::{REJECT_AFTER, REKEY_AFTER, REKEY_AFTER_MESSAGES};
 use super::noise::{Call, Offer, Psk, Session, Tai64n};
-use super::outbox::Outbox;
+use super::outbox::{Outbox, Way};
 use super::probe::Message as ProbeMessage;
 use crate::config::PeerConfig;
 use crate::mtu::FLOOR;
@@ -223,7 +224,7 @@ impl Peer {
             direct_answers: estate.direct_answers,
             ..Self::new(left, gate, config, estate.number)
         };
-        peer.path_mtu = PathMtu::resume(left, &estate.path_mtu, peer.places.current());
+        peer.path_mtu = PathMtu::resume(left, &estate.path_mtu, peer.endpoint());
         peer.link.set_narrow(peer.path_mtu.narrow());
         peer.publish(left);
         peer
@@ -316,19 +317,13 @@ impl Peer {
     }
 
     /// An authentic message came from there: the session is in use, and the peer is where it came from.
-    pub fn heard(
-        &mut self,
-        now: Instant,
-        session: &Arc<Session>,
-        source: SocketAddr,
-        outbox: &mut Outbox,
-    ) {
+    pub fn heard(&mut self, now: Instant, session: &Arc<Session>, back: Way, outbox: &mut Outbox) {
         if self.keyring.confirm(session) {
             let psk = self.answered_with;
             self.agreed(now, &psk);
         }
         self.link.activity.received(now, 0);
-        self.places.learn(now, source);
+        self.places.learn(now, back);
         self.publish(now);
         self.send_staged(now, outbox);
     }
@@ -337,7 +332,7 @@ impl Peer {
     pub fn answer(
         &mut self,
         now: Instant,
-        source: SocketAddr,
+        back: Way,
         call: Call,
         gate: &Gate,
         outbox: &mut Outbox,
@@ -362,12 +357,12 @@ impl Peer {
         // It proves who calls, not from where: whoever has recorded a call can send it again. The session's first message
         // will tell; only a peer that has no endpoint at all is believed.
         if self.places.current().is_none() {
-            self.places.learn(now, source);
+            self.places.learn(now, back);
         }
         self.publish(now);
         self.sign(now, caller, &mut response);
         self.next_initiation = self.next_initiation.max(now + RETRIES[0]);
-        post(outbox, source, &response);
+        post(outbox, back, &response);
         Ok(())
     }
 
@@ -375,7 +370,7 @@ impl Peer {
     pub fn accept(
         &mut self,
         now: Instant,
-        source: SocketAddr,
+        back: Way,
         response: &[u8; RESPONSE_BYTES],
         outbox: &mut Outbox,
     ) -> Result<(), DropReason> {
@@ -389,11 +384,11 @@ impl Peer {
         let psk = offered.psk;
         self.introduced = offered.introduces.or(self.introduced);
         self.offers.clear();
-        self.direct_answers += u64::from(self.places.past_relay(source));
+        self.direct_answers += u64::from(self.places.past_relay(back.to));
         self.keyring.called(Session::as_caller(now, &agreement));
         self.agreed(now, &psk);
         self.link.activity.received(now, 0);
-        self.places.learn(now, source);
+        self.places.learn(now, back);
         self.publish(now);
         if self.staged.is_empty() {
             self.announce(now, outbox);
@@ -475,7 +470,7 @@ impl Peer {
 
     /// Where it was heard last, or is looked for.
     pub fn endpoint(&self) -> Option<SocketAddr> {
-        self.places.current()
+        self.places.current().map(|way| way.to)
     }
 
     /// Initiations since the peer proved that it hears us.
@@ -547,7 +542,7 @@ impl Peer {
         let psk = self.secrets.for_call(0, false);
         let (identities, key) = (gate.identities(), self.next_key.unwrap_or(self.key));
         let own = self.familiar(&identities);
-        self.call(now, gate, (own, key, &psk), to, outbox);
+        self.call(now, gate, (own, key, &psk), to.into(), outbox);
     }
 
     /// Our key that it is known to know.
@@ -595,7 +590,7 @@ impl Peer {
         now: Instant,
         gate: &Gate,
         (own, key, psk): (&Identity, WgKey, &Psk),
-        to: SocketAddr,
+        to: Way,
         outbox: &mut Outbox,
     ) -> bool {
         let (index, stamp) = (self.unused_index(), gate.stamps().next(now));
@@ -631,9 +626,9 @@ impl Peer {
     fn publish(&mut self, now: Instant) {
         let session = self.keyring.current(now).cloned();
         if session.is_some() {
-            self.path_mtu.set_way(now, self.places.current());
+            self.path_mtu.set_way(now, self.endpoint());
         }
-        let route = session.zip(self.places.current()).map(|(session, to)| Route { session, to });
+        let route = session.zip(self.places.current()).map(|(session, way)| Route { session, way });
         self.link.publish(route, &self.keyring);
     }
 
@@ -679,13 +674,13 @@ impl Peer {
 pub fn seal(route: &Route, packet: &[u8], outbox: &mut Outbox) -> Result<(), DropReason> {
     let room = outbox.room(packet.len() + SEAL_OVERHEAD).ok_or(DropReason::QueueFull)?;
     let len = route.session.seal(packet, room).ok_or(DropReason::UnknownSession)?;
-    outbox.commit(route.to, len);
+    outbox.commit(route.way, Ecn::of(packet), len);
     Ok(())
 }
 
-fn post(outbox: &mut Outbox, to: SocketAddr, message: &[u8]) {
+fn post(outbox: &mut Outbox, way: Way, message: &[u8]) {
     if let Some(room) = outbox.room(message.len()) {
         room[..message.len()].copy_from_slice(message);
-        outbox.commit(to, message.len());
+        outbox.commit(way, Ecn::NotCapable, message.len());
     }
 }

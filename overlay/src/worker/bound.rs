@@ -24,13 +24,19 @@ pub(super) fn begin(path: &Path, last: Option<Duration>) -> Stamps {
     }
 }
 
+/// Seconds beyond which no clock is right: a file that says more is damaged.
+const LATEST: u64 = 1 << 40;
+
 /// Reads the bound; zero when there is none, or none that makes sense: then only the clock counts.
 fn load(path: &Path) -> Duration {
     match fs::read_to_string(path) {
-        Ok(text) => text.trim().parse().map(Duration::from_secs).unwrap_or_else(|_| {
-            tracing::warn!(path = %path.display(), "no number of seconds; the clock alone dates handshakes");
-            Duration::ZERO
-        }),
+        Ok(text) => {
+            let seconds = text.trim().parse().ok().filter(|seconds| *seconds < LATEST);
+            seconds.map(Duration::from_secs).unwrap_or_else(|| {
+                tracing::warn!(path = %path.display(), "no number of seconds; the clock alone dates handshakes");
+                Duration::ZERO
+            })
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Duration::ZERO,
         Err(error) => {
             tracing::warn!(path = %path.display(), %error, "unreadable; the clock alone dates handshakes");
@@ -95,7 +101,9 @@ mod tests {
         store(&path, Duration::from_millis(1_700_000_000_400)).await;
         assert_eq!(load(&path), Duration::from_secs(1_700_000_001));
         store(Path::new("/nowhere/at/all"), Duration::ZERO).await; // only warned of
-        fs::write(&path, "torn\0").unwrap();
-        assert_eq!(load(&path), Duration::ZERO);
+        for damaged in ["torn\0", "", "-1", "18446744073709551615"] {
+            fs::write(&path, damaged).unwrap();
+            assert_eq!(begin(&path, None).last(), Duration::ZERO, "{damaged:?}");
+        }
     }
 }

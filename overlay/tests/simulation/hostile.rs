@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use mesh_model::snapshot::WgKey;
 use mesh_overlay::DropReason;
+use mesh_overlay::protocol::ecn::Ecn;
 use mesh_overlay::protocol::noise::cookie::Macs;
 use mesh_overlay::protocol::noise::message::{COOKIE_BYTES, INITIATION_BYTES, TYPE_INITIATION};
 use proptest::prelude::*;
@@ -39,7 +40,12 @@ fn twenty_thousand_bogus_calls_a_second_harm_no_session_and_keep_no_peer_out() {
     for slot in 0..300u32 {
         for n in 0..200 {
             let bytes = bogus_call(&key, slot * 200 + n);
-            net.inject(&Datagram { from: stranger(n as u16 + 1), to: target, bytes });
+            net.inject(&Datagram {
+                from: stranger(n as u16 + 1),
+                to: target,
+                ecn: Ecn::NotCapable,
+                bytes,
+            });
             calls += 1;
         }
         net.send(1, 0, &slot.to_be_bytes());
@@ -70,7 +76,7 @@ fn a_proven_address_still_gets_only_its_share() {
     let (target, key) = (net.nodes[0].address, net.nodes[0].key.public());
     for n in 0..1100 {
         let bytes = bogus_call(&key, n);
-        net.inject(&Datagram { from: stranger(1), to: target, bytes });
+        net.inject(&Datagram { from: stranger(1), to: target, ecn: Ecn::NotCapable, bytes });
     }
     // A stranger with a real address and software that knows cookies.
     let mut jar = mesh_overlay::protocol::noise::cookie::Jar::default();
@@ -78,17 +84,27 @@ fn a_proven_address_still_gets_only_its_share() {
     let mut call = bogus_call(&key, 1);
     jar.sign(net.now, &macs, &mut call);
     net.tapped.clear();
-    net.inject(&Datagram { from: stranger(7), to: target, bytes: call.clone() });
+    net.inject(&Datagram {
+        from: stranger(7),
+        to: target,
+        ecn: Ecn::NotCapable,
+        bytes: call.clone(),
+    });
     let reply = net.tapped.pop().expect("asked for a cookie");
     assert!(jar.keep(net.now, &macs, reply.bytes[..].try_into().unwrap()));
     let before = net.drops(0, DropReason::BadHandshake);
     for _ in 0..500 {
         jar.sign(net.now, &macs, &mut call);
-        net.inject(&Datagram { from: stranger(7), to: target, bytes: call.clone() });
+        net.inject(&Datagram {
+            from: stranger(7),
+            to: target,
+            ecn: Ecn::NotCapable,
+            bytes: call.clone(),
+        });
     }
     assert_eq!(net.drops(0, DropReason::BadHandshake) - before, 20);
     // The cookie is for one port.
-    net.inject(&Datagram { from: stranger(8), to: target, bytes: call });
+    net.inject(&Datagram { from: stranger(8), to: target, ecn: Ecn::NotCapable, bytes: call });
     assert_eq!(net.tapped.last().unwrap().bytes.len(), COOKIE_BYTES);
 }
 
@@ -104,7 +120,7 @@ fn what_is_not_for_this_node_is_met_with_silence() {
         if n % 2 == 1 {
             bytes.truncate(n as usize % 149);
         }
-        net.inject(&Datagram { from: stranger(1), to, bytes });
+        net.inject(&Datagram { from: stranger(1), to, ecn: Ecn::NotCapable, bytes });
     }
     assert!(net.tapped.is_empty(), "not one answer");
     assert_eq!(net.drops(0, DropReason::BadMac), 100);
@@ -157,6 +173,27 @@ fn a_clock_set_back_an_hour_blocks_no_handshake() {
 }
 
 #[test]
+fn a_machine_that_is_put_back_a_day_is_heard_when_its_clock_is_right_again() {
+    let mut net = Net::mesh(2);
+    net.run(SECS(10));
+    let today = net.time_of_day;
+    net.time_of_day -= SECS(24 * 3600);
+    net.nodes[1].stored = Duration::ZERO;
+    let config = net.config(1);
+    net.restart(1, &config);
+    let mut waits = net.config(0);
+    waits.peers[0].endpoints.clear();
+    net.configure(0, &waits);
+    net.send(1, 0, b"yesterday");
+    net.run(SECS(4));
+    assert!(net.payloads(0).is_empty() && net.drops(0, DropReason::Replayed) > 0);
+    net.nodes[1].core.follow_clock(net.now, today + SECS(20));
+    net.send(1, 0, b"today");
+    net.run(SECS(4));
+    assert_eq!(net.payloads(0).last().unwrap(), b"today");
+}
+
+#[test]
 fn messages_far_out_of_order_arrive_once() {
     let mut net = Net::mesh(2);
     net.run(MILLIS(200));
@@ -203,7 +240,7 @@ proptest! {
             }
             let known = [148, 92, 64, 32, 48];
             bytes.resize(known[length.index(known.len())], 7);
-            net.inject(&Datagram { from: stranger(5), to: net.nodes[1].address, bytes });
+            net.inject(&Datagram { from: stranger(5), to: net.nodes[1].address, ecn: Ecn::NotCapable, bytes });
         }
         let recorded = net.tapped.clone();
         for (which, place, bits) in flips {

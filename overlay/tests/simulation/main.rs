@@ -4,6 +4,7 @@
 
 mod handover;
 mod hostile;
+mod marks;
 mod net;
 mod relay;
 mod rotation;

@@ -8,7 +8,8 @@ use mesh_model::snapshot::WgKey;
 use mesh_overlay::config::{OverlayConfig, PeerConfig};
 use mesh_overlay::counters::Counters;
 use mesh_overlay::offload::vnet::VnetHeader;
-use mesh_overlay::protocol::{Core, Estate, Outbox, Sink, Stamps};
+use mesh_overlay::protocol::ecn::Ecn;
+use mesh_overlay::protocol::{Arrival, Core, Estate, Outbox, Sink, Stamps};
 use mesh_overlay::status::PeerStatus;
 use mesh_overlay::{DropReason, NodeKey};
 
@@ -52,6 +53,7 @@ impl Sink for Inner {
 pub(crate) struct Datagram {
     pub(crate) from: SocketAddr,
     pub(crate) to: SocketAddr,
+    pub(crate) ecn: Ecn,
     pub(crate) bytes: Vec<u8>,
 }
 
@@ -75,6 +77,8 @@ pub(crate) struct Net {
     begun: Instant,
     /// All that went over the wire, as an eavesdropper has it.
     pub(crate) tapped: Vec<Datagram>,
+    /// Routers mark what says that it may be marked.
+    pub(crate) congested: bool,
     /// From and to: what is sent so is lost.
     pub(crate) blocked: Vec<(SocketAddr, SocketAddr)>,
     /// A relay's port, and the two that it forwards between.
@@ -105,6 +109,7 @@ impl Net {
             time_of_day,
             begun: now,
             tapped: Vec::new(),
+            congested: false,
             blocked: Vec::new(),
             relay: None,
             under_way: Vec::new(),
@@ -188,9 +193,19 @@ impl Net {
     }
 
     pub(crate) fn send_as(&mut self, from: usize, source: Ipv4Addr, to: Ipv4Addr, payload: &[u8]) {
-        let packet = packet(source, to, payload);
-        let len = packet.len();
-        let mut frame = packet;
+        self.send_packet(from, packet(source, to, payload));
+    }
+
+    /// A packet whose sender says that about congestion.
+    pub(crate) fn send_marked(&mut self, from: usize, to: usize, ecn: Ecn) {
+        let [source, to] = [from, to].map(|n| Ipv4Addr::new(10, 244, n as u8, 7));
+        let mut packet = packet(source, to, b"marked");
+        packet[1] = ecn as u8;
+        self.send_packet(from, packet);
+    }
+
+    fn send_packet(&mut self, from: usize, mut frame: Vec<u8>) {
+        let len = frame.len();
         frame.resize(len + 15, 0xaa);
         let mut outbox = Outbox::default();
         let vnet = VnetHeader::default();
@@ -223,14 +238,15 @@ impl Net {
             && datagram.to == port
         {
             let to = if datagram.from == a { b } else { a };
-            return self.carry(Datagram { from: port, to, bytes: datagram.bytes.clone() });
+            return self.carry(Datagram { from: port, to, ..datagram.clone() });
         }
         let Some(node) = self.nodes.iter().position(|node| node.address == datagram.to) else {
             return;
         };
         let mut outbox = Outbox::default();
         let Node { core, received, .. } = &mut self.nodes[node];
-        let one = std::iter::once((datagram.from, datagram.bytes.as_slice()));
+        let Datagram { from, ecn, ref bytes, .. } = *datagram;
+        let one = std::iter::once(Arrival { back: from.into(), ecn, bytes });
         core.inbound(self.now, one, received, &mut outbox);
         self.post(node, &mut outbox);
     }
@@ -266,8 +282,12 @@ impl Net {
         let from = self.nodes[node].address;
         while let Some(train) = outbox.take() {
             for bytes in train.bytes.chunks(train.segment) {
-                let datagram = Datagram { from, to: train.to, bytes: bytes.to_vec() };
+                let (to, ecn, bytes) = (train.way.to, train.ecn, bytes.to_vec());
+                let mut datagram = Datagram { from, to, ecn, bytes };
                 self.tapped.push(datagram.clone());
+                if self.congested && ecn != Ecn::NotCapable {
+                    datagram.ecn = Ecn::Congested;
+                }
                 self.carry(datagram);
             }
         }

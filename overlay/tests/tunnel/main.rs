@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
 
+mod addresses;
 mod fairness;
 mod faults;
 mod handover;
 mod interop;
+mod marks;
 mod mtu;
 mod nat;
 mod routed;
@@ -193,6 +195,29 @@ fn a_joining_peer_is_reached_while_packets_wait_for_it() {
     stream.wait_for(MIB);
     stream.finish();
     capture.finish().assert_sealed();
+}
+
+#[test]
+fn a_disk_that_stalls_stops_no_timer() {
+    if !privileged() {
+        return;
+    }
+    let mut world = World::new();
+    world.start(Side::A);
+    // What cannot be opened for writing before somebody reads it: where the bound of the stamps is about to be stored.
+    let stalled = world.files.path().join("a.stamp.new");
+    assert!(Command::new("mkfifo").arg(stalled).status().unwrap().success());
+    world.configure(Side::A, &world.config(Side::A, false));
+    // Nobody hears the first calls, and the other side has no place to call: only a timer of this one leads to a session.
+    world.start(Side::B);
+    let mut waits = world.config(Side::B, false);
+    waits.peers[0].endpoints.clear();
+    world.configure(Side::B, &waits);
+    let begun = Instant::now();
+    while world.status(Side::B).peers[0].handshake_age_ms.is_none() {
+        assert!(begun.elapsed() < LIMIT, "{:?}", world.status(Side::B));
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 #[test]

@@ -163,7 +163,12 @@ impl Sequence {
     /// Sends one each millisecond from the pod of one side to the pod of the other until told to stop.
     pub(crate) fn start(world: &World, from: Side, port: u16) -> Self {
         let to = SocketAddr::new(from.other().pod(false), port);
-        let server = world.inside("pod", from.other(), || UdpSocket::bind(to).unwrap());
+        Self::between(world.name("pod", from), &world.name("pod", from.other()), to)
+    }
+
+    /// Sends one each millisecond from one namespace to an address in another until told to stop.
+    pub(crate) fn between(from: String, into: &str, to: SocketAddr) -> Self {
+        let server = inside(into, || UdpSocket::bind(to).unwrap());
         server.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
         let receiver = std::thread::spawn(move || {
             let (mut numbers, mut bytes) = (Vec::new(), [0; 256]);
@@ -176,8 +181,9 @@ impl Sequence {
         });
         let stop = Arc::new(AtomicBool::new(false));
         let ended = Arc::clone(&stop);
-        let sender = world.spawn("pod", from, move || {
-            let client = UdpSocket::bind((from.pod(false), 0)).unwrap();
+        let sender = std::thread::spawn(move || {
+            enter(&from);
+            let client = UdpSocket::bind("0.0.0.0:0").unwrap();
             let mut sent = 0u64;
             while !ended.load(Ordering::Relaxed) {
                 let number = sent.to_le_bytes();

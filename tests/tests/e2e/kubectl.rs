@@ -2,13 +2,19 @@
 
 use std::fs;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use mesh_tests::command::wait_until;
 
 use crate::tests;
 use crate::world::{PATIENCE, World, expect};
 
-tests![kubectl_shows, kubectl_changes, meshctl_shows, config_reaches_pods];
+tests![
+    kubectl_shows,
+    kubectl_changes,
+    kubectl_applies_on_the_server,
+    meshctl_shows,
+    config_reaches_pods
+];
 
 fn kubectl_shows(world: &World) -> Result<()> {
     let kubectl = &world.kubectl;
@@ -84,6 +90,44 @@ spec:
         ensure!(left.is_empty(), "{} pods are left", left.len());
         Ok(())
     })
+}
+
+fn kubectl_applies_on_the_server(world: &World) -> Result<()> {
+    let kubectl = &world.kubectl;
+    world.clean(&["configmap/shared"])?;
+    let file = world.scratch("kubectl-server-side")?.join("config.yaml");
+    let path = file.display().to_string();
+    let write = |data: &str| {
+        let head = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: shared}\n";
+        fs::write(&file, format!("{head}data: {{{data}}}\n"))
+    };
+    let server_side = |more: &[&str]| {
+        let mut all = vec!["apply", "--server-side", "-f", path.as_str()];
+        all.extend(more);
+        kubectl.run(&all)
+    };
+    let data = || Ok::<_, anyhow::Error>(kubectl.json(&["configmap", "shared"])?["data"].clone());
+
+    // kubectl's own objects change over from one way of applying to the other, and lose what is no longer applied.
+    write("a: '1', b: '2'")?;
+    expect("apply", &kubectl.run(&["apply", "-f", &path])?, "created")?;
+    write("a: '3'")?;
+    expect("change over", &server_side(&[])?, "serverside-applied")?;
+    ensure!(data()? == serde_json::json!({"a": "3"}), "{}", data()?);
+
+    write("a: '4', c: '5'")?;
+    let Err(refused) = server_side(&["--field-manager=other"]) else {
+        bail!("a field of another manager was changed");
+    };
+    expect("conflict", &format!("{refused:#}"), "conflict with \"kubectl\": .data.a")?;
+    server_side(&["--field-manager=other", "--force-conflicts"])?;
+    write("c: '5'")?;
+    server_side(&["--field-manager=other"])?;
+    ensure!(data()? == serde_json::json!({"c": "5"}), "{}", data()?);
+    let shown =
+        kubectl.run(&["get", "configmap", "shared", "-o", "yaml", "--show-managed-fields"])?;
+    expect("managers", &shown, "manager: other")?;
+    expect("delete", &kubectl.run(&["delete", "-f", &path])?, "deleted")
 }
 
 fn meshctl_shows(world: &World) -> Result<()> {

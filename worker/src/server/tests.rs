@@ -93,6 +93,47 @@ async fn a_configuration_is_applied_kept_and_restored() {
     second.abort();
 }
 
+/// A file that nobody can write to before somebody reads it, as one on a disk that has stalled.
+#[tokio::test]
+async fn a_disk_that_stalls_keeps_no_configuration_from_being_in_force() {
+    let dir = Dir::new("stalled");
+    let (stalled, aside) = (dir.0.join("w.new"), dir.0.join("aside"));
+    assert!(std::process::Command::new("mkfifo").arg(&stalled).status().unwrap().success());
+    let control = dir.control(Descriptors::default());
+    // On one thread, as workers are.
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _ = runtime.block_on(control.serve(Arc::new(Echo::default())));
+    });
+    let client = Client::new(dir.socket());
+    ready(&client).await;
+    let mut unanswered = vec![];
+    for n in [1, 2] {
+        let sender = client.clone();
+        unanswered.push(tokio::spawn(async move { sender.set(&vec![n]).await }));
+        let in_force = async {
+            while client.get::<Vec<u32>>().await.unwrap() != [n] {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        soon(in_force).await;
+    }
+    assert!(!unanswered.iter().any(|call| call.is_finished()), "what is answered is on disk");
+    // The disk is back. Whether somebody waits for it yet is not known: opening must not wait for them.
+    let read = fs::File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&stalled);
+    let _read = read.unwrap();
+    fs::rename(&stalled, &aside).unwrap();
+    let saved = async {
+        while fs::read(dir.0.join("w.json")).ok().as_deref() != Some(b"[2]") {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    soon(saved).await;
+    for call in unanswered {
+        soon(call).await.unwrap().unwrap();
+    }
+}
+
 /// Gives what it has to a successor, if it has anything.
 struct Heritage(StdMutex<Option<fs::File>>);
 

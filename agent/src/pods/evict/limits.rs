@@ -29,11 +29,12 @@ pub(super) fn limited(pods: &Desired) -> bool {
     pods.values().any(|work| work.pod.spec.as_ref().is_some_and(is_limited))
 }
 
-/// The pods that are above a limit, and above which.
+/// The pods that are above a limit, and above which. What keeps the node itself at work stays all the same.
 pub(super) fn exceeded(pods: &Desired, measured: &[(PodRef, Measured)]) -> Vec<(PodRef, String)> {
     let found = measured.iter().filter_map(|(pod, measured)| {
-        let spec = pods.get(pod)?.pod.spec.as_ref()?;
-        Some((pod.clone(), above(spec, measured)?))
+        let object = &pods.get(pod)?.pod;
+        let why = above(object.spec.as_ref()?, measured)?;
+        (priority(object) < CRITICAL).then(|| (pod.clone(), why))
     });
     found.collect()
 }

@@ -69,6 +69,11 @@ fn limits_on_disk_are_kept() {
             {"name": "memory", "emptyDir": {"sizeLimit": "1", "medium": "Memory"}}]}),
         ),
         (
+            "system",
+            json!({"priorityClassName": "system-node-critical",
+            "volumes": [{"name": "disk", "emptyDir": {"sizeLimit": "1Ki"}}]}),
+        ),
+        (
             "two",
             json!({"containers": [
             {"name": "a", "resources": limit("1Ki")}, {"name": "b", "resources": limit("1Ki")}]}),
@@ -86,6 +91,7 @@ fn limits_on_disk_are_kept() {
     assert_eq!(of("scratch", &[("c", 5000)], &[("disk", 1024)]), "");
     let why = of("scratch", &[], &[("disk", 1025)]);
     assert_eq!(why, "Usage of EmptyDir volume \"disk\" exceeds the limit \"1Ki\".");
+    assert_eq!(of("system", &[], &[("disk", 1025)]), "", "the node needs it");
     assert_eq!(of("two", &[("a", 1024), ("b", 1024)], &[]), "");
     assert!(of("two", &[("a", 1), ("b", 1025)], &[]).starts_with("Container b exceeded"));
     assert!(of("two", &[("a", 1024), ("b", 1024)], &[("v", 1)]).starts_with("Pod ephemeral"));

@@ -12,6 +12,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use mesh_cri::v1::{Container, ContainerState};
 
+use super::links::{self, Links, Pace};
 use crate::pods::layout::Layout;
 use crate::pods::observed::{self, LABEL_CONTAINER, PodRef};
 use crate::pods::ops::Context;
@@ -25,6 +26,7 @@ const FILES: usize = 5;
 pub(crate) async fn run(context: Arc<Context>) {
     let mut ticks = tokio::time::interval(PERIOD);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut pace = Pace::default();
     loop {
         ticks.tick().await;
         // A runtime that does not answer is reported by those who need it more.
@@ -37,6 +39,19 @@ pub(crate) async fn run(context: Arc<Context>) {
                 tracing::warn!(%path, %error, "log not rotated, will retry");
             }
         }
+        let wanted = links::wanted(&containers, &context.layout);
+        if pace.is_due(&wanted) {
+            link(&context.layout, wanted).await;
+        }
+    }
+}
+
+async fn link(layout: &Layout, wanted: Links) {
+    let (directory, logs) = (layout.log_links(), layout.log_root().to_owned());
+    let linked = tokio::task::spawn_blocking(move || links::reconcile(&directory, &logs, &wanted));
+    if let Ok(Err(error)) = linked.await {
+        let path = layout.log_links();
+        tracing::warn!(path = %path.display(), %error, "logs not linked, will retry");
     }
 }
 
@@ -69,7 +84,7 @@ async fn grown(containers: &[Container], context: &Context) -> Vec<(PathBuf, Str
 }
 
 /// Directory and attempt of a container's log.
-fn log_of(container: &Container, layout: &Layout) -> Option<(PathBuf, u32)> {
+pub(super) fn log_of(container: &Container, layout: &Layout) -> Option<(PathBuf, u32)> {
     let pod = PodRef::from_labels(&container.labels)?;
     let directory = layout.logs(&pod).join(container.labels.get(LABEL_CONTAINER)?);
     Some((directory, observed::attempt(container)))

@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::Container;
 use mesh_cri::v1;
 
 use super::{Job, OpError, blocking, find_ephemeral, writable_file, write_changed};
+use crate::pods::apparmor;
 use crate::pods::container::{ConfigError, Parts, container_config, container_environment};
 use crate::pods::env::Environment;
 use crate::pods::hosts::hosts;
@@ -113,6 +114,7 @@ impl Job {
             delay_secs: delay.as_secs(),
             target: self.target(container).await?,
             seccomp_profiles: &self.context.options.seccomp_dir(),
+            apparmor: apparmor::profile(&work.pod, self.spec()?, container),
         };
         container_config(parts).map_err(refused)
     }
@@ -198,6 +200,7 @@ fn add(mounts: &mut Vec<v1::Mount>, target: &str, source: &std::path::Path) {
             container_path: target.to_owned(),
             host_path: source.display().to_string(),
             readonly: false,
+            selinux_relabel: true,
             propagation: v1::MountPropagation::Private.into(),
         });
     }

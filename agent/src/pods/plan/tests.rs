@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::pods::memory::Verdicts;
 use crate::pods::observed::Exit;
+use crate::pods::outcome::Cause;
 use crate::pods::restart::after;
 
 /// A runtime in which every step succeeds at once.
@@ -352,7 +353,7 @@ fn a_pod_that_the_node_cannot_keep_ends_soon_and_gives_back_its_disk() {
         serde_json::json!({"terminationGracePeriodSeconds": 60, "containers": [{"name": "a"}]}),
     );
     world.settle();
-    world.memory.evicted = Some("low on resource".to_owned());
+    world.memory.ended_by = Some(Cause::evicted("low on resource".to_owned()));
     let plan = world.plan();
     let grace = plan.steps.iter().find_map(|step| match step {
         Step::Stop { grace, .. } => Some(*grace),
@@ -365,7 +366,7 @@ fn a_pod_that_the_node_cannot_keep_ends_soon_and_gives_back_its_disk() {
     let outcome = outcome(
         &world.work.as_ref().unwrap().pod,
         &world.observed,
-        world.memory.evicted.as_deref(),
+        world.memory.ended_by.as_ref(),
         world.now,
     );
     let Outcome::Ended { succeeded: false, cause: Some(cause) } = outcome else {

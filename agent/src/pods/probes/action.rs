@@ -46,7 +46,7 @@ impl Action {
         if let Some(exec) = &probe.exec {
             Ok(Self::exec(exec))
         } else if let Some(get) = &probe.http_get {
-            Self::http(get, container, address)
+            Self::http(get, container, address, false)
         } else if let Some(tcp) = &probe.tcp_socket {
             Self::tcp(tcp, container, address)
         } else if let Some(grpc) = &probe.grpc {
@@ -67,7 +67,7 @@ impl Action {
         if let Some(exec) = &hook.exec {
             Ok(Self::exec(exec))
         } else if let Some(get) = &hook.http_get {
-            Self::http(get, container, address)
+            Self::http(get, container, address, true)
         } else if let Some(sleep) = &hook.sleep {
             Ok(Self::Sleep(Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0))))
         } else if let Some(tcp) = &hook.tcp_socket {
@@ -85,6 +85,7 @@ impl Action {
         get: &HTTPGetAction,
         container: &Container,
         address: Option<IpAddr>,
+        any_status: bool,
     ) -> Result<Self, String> {
         let port = port(&get.port, container)?;
         let headers = get.http_headers.iter().flatten();
@@ -94,6 +95,7 @@ impl Action {
             path: get.path.clone().unwrap_or_default(),
             tls: get.scheme.as_deref() == Some("HTTPS"),
             headers: headers.map(|h| (h.name.clone(), h.value.clone())).collect(),
+            any_status,
         }))
     }
 
@@ -232,5 +234,14 @@ mod tests {
             Ok(Action::Exec(vec!["true".to_owned()]))
         );
         assert!(action(serde_json::json!({})).is_err());
+        let get = serde_json::json!({"httpGet": {"port": 80}});
+        let any_status = |action| match action {
+            Ok(Action::Http(request)) => request.any_status,
+            other => panic!("{other:?}"),
+        };
+        assert!(!any_status(action(get.clone())));
+        let hook = serde_json::from_value(get).unwrap();
+        let address = Some("10.244.1.5".parse().unwrap());
+        assert!(any_status(Action::of_hook(&hook, &container, address)), "it only tells");
     }
 }

@@ -1,14 +1,18 @@
-//! GET over HTTP/1.1, plain or TLS. Only the status code counts.
+//! GET over HTTP/1.1, plain or TLS. Only the status code of the last answer counts.
 
 use std::pin::pin;
 
 use http_body_util::Empty;
 use hyper::body::Bytes;
+use hyper::header;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::action::connect;
-use super::insecure;
+use super::{insecure, redirect};
+
+/// How often an answer may send us on.
+const REDIRECTS: usize = 10;
 
 /// What to ask.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +22,14 @@ pub(crate) struct Request {
     pub(crate) path: String,
     pub(crate) tls: bool,
     pub(crate) headers: Vec<(String, String)>,
+    /// Whatever is answered is good: a hook tells, and does not ask.
+    pub(crate) any_status: bool,
+}
+
+struct Answer {
+    status: u16,
+    /// Where it sends us on.
+    location: Option<String>,
 }
 
 impl Request {
@@ -46,19 +58,28 @@ impl Request {
 
 /// Passes for a status from 200 to 399.
 pub(super) async fn get(request: &Request) -> Result<(), String> {
-    let stream = connect(&request.host, request.port).await?;
-    let status = if request.tls {
-        send(insecure::handshake(stream).await?, request.build()?).await?
-    } else {
-        send(stream, request.build()?).await?
-    };
-    if (200..400).contains(&status) {
-        return Ok(());
+    let mut request = request.clone();
+    for _ in 0..=REDIRECTS {
+        let answer = ask(&request).await?;
+        match answer.location.and_then(|location| redirect::next(&request, &location)) {
+            Some(next) => request = next,
+            None if request.any_status || (200..400).contains(&answer.status) => return Ok(()),
+            None => return Err(format!("HTTP probe failed with statuscode: {}", answer.status)),
+        }
     }
-    Err(format!("HTTP probe failed with statuscode: {status}"))
+    Err(format!("HTTP: stopped after {REDIRECTS} redirects"))
 }
 
-async fn send<S>(stream: S, request: hyper::Request<Empty<Bytes>>) -> Result<u16, String>
+async fn ask(request: &Request) -> Result<Answer, String> {
+    let stream = connect(&request.host, request.port).await?;
+    if request.tls {
+        send(insecure::handshake(stream).await?, request.build()?).await
+    } else {
+        send(stream, request.build()?).await
+    }
+}
+
+async fn send<S>(stream: S, request: hyper::Request<Empty<Bytes>>) -> Result<Answer, String>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -72,7 +93,11 @@ where
         answer = &mut answer => answer,
         _ = connection => answer.await,
     };
-    Ok(answer.map_err(failed)?.status().as_u16())
+    let answer = answer.map_err(failed)?;
+    let status = answer.status().as_u16();
+    let location = answer.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
+    let moves = matches!(status, 301 | 302 | 303 | 307 | 308);
+    Ok(Answer { status, location: location.filter(|_| moves).map(str::to_owned) })
 }
 
 #[cfg(test)]
@@ -104,7 +129,52 @@ mod tests {
             path: "healthz".to_owned(),
             tls: false,
             headers: vec![("X-A".to_owned(), "b".to_owned())],
+            any_status: false,
         }
+    }
+
+    /// Answers one connection after the other, by the path that is asked for.
+    async fn site(answers: &'static [(&'static str, &'static str)]) -> u16 {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = vec![0; 4096];
+                let length = stream.read(&mut request).await.unwrap();
+                let request = String::from_utf8_lossy(&request[..length]).into_owned();
+                let path = request.split(' ').nth(1).unwrap();
+                let answer = answers.iter().find(|(of, _)| *of == path).unwrap().1;
+                let answer = format!("HTTP/1.1 {answer}\r\ncontent-length: 0\r\n\r\n");
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        port
+    }
+
+    #[tokio::test]
+    async fn what_the_container_leads_to_decides() {
+        let port = site(&[
+            ("/good", "302 F\r\nlocation: /end"),
+            ("/end", "200 OK"),
+            ("/bad", "301 M\r\nlocation: broken"),
+            ("/broken", "500 No"),
+            ("/away", "307 T\r\nlocation: https://elsewhere.example/"),
+            ("/round", "308 P\r\nlocation: /round"),
+            ("/nowhere", "302 F"),
+        ])
+        .await;
+        let of = async |path: &str, any_status| {
+            get(&Request { path: path.to_owned(), any_status, ..request(port) }).await
+        };
+        for path in ["/good", "/away", "/nowhere"] {
+            assert_eq!(of(path, false).await, Ok(()), "{path}");
+        }
+        let failed = "HTTP probe failed with statuscode: 500".to_owned();
+        assert_eq!(of("/bad", false).await, Err(failed));
+        assert_eq!(of("/bad", true).await, Ok(()), "a hook is heard, whatever comes of it");
+        let round = Err("HTTP: stopped after 10 redirects".to_owned());
+        assert_eq!(of("/round", false).await, round);
     }
 
     #[tokio::test]

@@ -6,8 +6,15 @@ use mesh_model::containers::is_sidecar;
 
 use super::{View, whole_second};
 
-/// The conditions that the runner owns; all others are kept as they are.
+/// The conditions that follow from the pod's containers; all others are kept as they are.
 const OURS: [&str; 4] = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady"];
+
+const SCHEDULED: &str = "PodScheduled";
+
+/// Whether a condition of that type is the runner's to set.
+pub(crate) fn is_ours(type_: &str) -> bool {
+    type_ == SCHEDULED || OURS.contains(&type_)
+}
 
 struct Verdict {
     ok: bool,
@@ -35,6 +42,11 @@ pub(super) fn conditions(
     let current = view.pod.status.as_ref().and_then(|s| s.conditions.as_ref());
     let foreign = current.into_iter().flatten().filter(|c| !OURS.contains(&c.type_.as_str()));
     let mut all: Vec<PodCondition> = foreign.cloned().collect();
+    // Nobody scheduled a pod that names its node itself.
+    if all.iter().all(|c| c.type_ != SCHEDULED) {
+        let here = Verdict { ok: true, reason: None, message: None };
+        all.push(condition(view, SCHEDULED, here));
+    }
     let initialized = initialized(spec, phase, init);
     let containers = containers_ready(spec, phase, init, main);
     let ready = ready(spec, &containers, &all);

@@ -3,6 +3,7 @@ use std::time::Duration;
 use super::*;
 use crate::pods::memory::{Task, Verdicts};
 use crate::pods::observed::{Exit, Instance, Sandbox, State};
+use crate::pods::outcome::Cause;
 use crate::pods::registry::Found;
 use crate::pods::restart::after;
 
@@ -138,6 +139,32 @@ fn phases_and_states() {
 }
 
 #[test]
+fn a_pod_that_names_its_node_is_scheduled() {
+    let mut case = Case::new(one("Always"), vec![run("a", 0, running())]);
+    case.pod.status = None;
+    check(&case, "Running", ALL, "running");
+    case.previous = case.status();
+    case.now = after(case.now, Duration::from_secs(60));
+    let conditions = case.status().conditions.unwrap();
+    assert_eq!(conditions[0].last_transition_time, Some(Time(now())), "since then");
+}
+
+#[test]
+fn a_pod_that_the_node_refuses_has_no_containers() {
+    let mut case = Case::new(one("Always"), vec![]);
+    case.memory.ended_by = Some(Cause::not_confined("Cannot enforce AppArmor: no"));
+    let status = case.status();
+    assert_eq!(status.phase.as_deref(), Some("Failed"));
+    assert_eq!(status.reason.as_deref(), Some("AppArmor"));
+    let message = status.message.as_deref();
+    assert_eq!(message, Some("Pod was rejected: Cannot enforce AppArmor: no"));
+    assert_eq!(status.container_statuses, Some(vec![]), "none is being created");
+    // One that ran and of which nothing is left is not forgotten.
+    case.previous = Case::new(one("Always"), vec![run("a", 0, running())]).status();
+    assert_eq!(case.status().container_statuses.unwrap().len(), 1);
+}
+
+#[test]
 fn the_previous_log_is_that_of_the_last_end_that_is_shown() {
     let found = |case: &Case| {
         let status = case.status().container_statuses.unwrap().remove(0);
@@ -190,7 +217,7 @@ fn containers_of_an_ended_pod_end_in_its_status() {
         "containers": [{"name": "a"}, {"name": "b"}, {"name": "c"}]});
     let begun = vec![run("s", 0, running()), run("a", 0, running()), run("b", 0, exited(3))];
     let mut case = Case::new(spec, begun);
-    case.memory.evicted = Some("no room".to_owned());
+    case.memory.ended_by = Some(Cause::evicted("no room".to_owned()));
     case.previous = case.status();
     case.pod.status = Some(case.previous.clone());
     let told = case.previous.clone();

@@ -10,7 +10,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
 
-use super::splice::LINGER;
+use super::LINGER;
 
 /// kubectl sends 32 KiB at a time, other clients what they were given.
 const LARGEST_MESSAGE_BYTES: usize = 4 << 20;

@@ -77,6 +77,25 @@ fn files_are_written_switched_and_removed() {
 }
 
 #[test]
+fn a_volume_that_cannot_be_brought_up_to_date_does_not_keep_the_others_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let layout = layout(directory.path());
+    let mut work = work(spec());
+    prepare(&work, "u1", &Facts::default(), &layout).unwrap();
+    work.config_maps.clear();
+    let all = &mut work.pod.spec.as_mut().unwrap().volumes.as_mut().unwrap()[3];
+    let optional = all.projected.as_mut().unwrap().sources.as_mut().unwrap()[1].config_map.as_mut();
+    optional.unwrap().optional = Some(true);
+    work.secrets.get_mut("keys").unwrap().insert("token".to_owned(), b"renewed".to_vec());
+    let error = prepare(&work, "u1", &Facts::default(), &layout).unwrap_err().to_string();
+    assert_eq!(error, "volume \"cfg\": ConfigMap \"settings\" not found");
+    let token = layout.volume("u1", "all", true).join("deep/token");
+    assert_eq!(std::fs::read_to_string(token).unwrap(), "renewed");
+    let kept = layout.volume("u1", "cfg", false).join("a.conf");
+    assert_eq!(std::fs::read_to_string(kept).unwrap(), "one", "what is in use stays");
+}
+
+#[test]
 fn files_of_a_group_are_not_written_again_without_a_reason() {
     let directory = tempfile::tempdir().unwrap();
     let layout = layout(directory.path());

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use mesh_tests::cgroups;
 use mesh_tests::command::output;
+use mesh_tests::folders::below;
 use rcgen::{CertificateParams, KeyPair};
 use serde_json::json;
 
@@ -120,23 +121,6 @@ fn processes() -> Vec<String> {
     running
         .filter_map(|stat| Some(stat.split_once('(')?.1.split_once(") ")?.0.to_owned()))
         .collect()
-}
-
-/// Everything below a folder; nothing when there is none.
-fn below(folder: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut pending = vec![folder.to_owned()];
-    while let Some(folder) = pending.pop() {
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-            let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
-            pending.extend(is_folder.then(|| entry.path()));
-            // Files of control groups are the kernel's.
-            if is_folder || !entry.path().starts_with("/sys/fs/cgroup") {
-                found.push(entry.path());
-            }
-        }
-    }
-    found
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::Pod;
 
-use super::{Patch, Writing, Written, patched, value_of};
+use super::{Patch, Writing, Written, patched, to_value};
 use crate::api::body;
 use crate::error::{ApiError, Cause};
 use crate::registry::{Object as _, Part};
@@ -36,7 +36,7 @@ async fn write(
 ) -> Result<Written, ApiError> {
     let (ns, options) = (writing.target.ns.as_deref(), writing.options()?);
     let stored = writing.registry.modify(ns, name, Part::Ephemeral, &options, change).await?;
-    Ok(Written { status: StatusCode::OK, object: value_of(&stored)?, warnings })
+    Ok(Written { status: StatusCode::OK, object: to_value(&stored)?, warnings })
 }
 
 /// The pod with what was asked to be added to it; all else stays as it is.

@@ -8,7 +8,7 @@ use k8s_openapi::api::policy::v1::{Eviction, PodDisruptionBudget};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Status, Time};
 use k8s_openapi::jiff::Timestamp;
 
-use super::{Writing, Written, value};
+use super::{Writing, Written, to_value};
 use crate::controllers::disruption::plan;
 use crate::error::ApiError;
 use crate::objects;
@@ -48,7 +48,7 @@ pub(super) async fn create(writing: &Writing<'_>, name: &str) -> Result<Written,
     registry.delete::<Pod>(ns, name, &options).await?;
     let status =
         Status { status: Some("Success".to_owned()), code: Some(201), ..Status::default() };
-    Ok(Written { status: StatusCode::CREATED, object: value(&status)?, warnings: Vec::new() })
+    Ok(Written { status: StatusCode::CREATED, object: to_value(&status)?, warnings: Vec::new() })
 }
 
 /// A pod that does nothing yet, or nothing any more, is missed by nobody.
@@ -74,7 +74,7 @@ async fn ask_budget(
             return Err(ApiError::Storage(text.to_owned()));
         }
     };
-    let options = WriteOptions { dry_run: options.dry_run || dry };
+    let options = WriteOptions { dry_run: options.dry_run || dry, ..options.clone() };
     let now = Timestamp::now();
     let counted = |budget: &PodDisruptionBudget| counted(budget, pod, now);
     registry.modify(ns, &budget, Part::Status, &options, counted).await.map(drop)

@@ -6,7 +6,7 @@ use k8s_openapi::api::autoscaling::v1::{Scale, ScaleSpec, ScaleStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use serde_json::Value;
 
-use super::{Patch, Writing, Written, value};
+use super::{Patch, Writing, Written, to_value};
 use crate::error::{ApiError, Cause};
 use crate::registry::{Object, Part, Registry};
 
@@ -60,7 +60,7 @@ pub(in crate::api) fn get(
     name: &str,
 ) -> Result<Value, ApiError> {
     let ns = target.ns.as_deref();
-    with_scaled!(target.kind, K => value(&scale_of(&registry.get::<K>(ns, name)?)))
+    with_scaled!(target.kind, K => to_value(&scale_of(&registry.get::<K>(ns, name)?)))
 }
 
 /// PUT.
@@ -76,7 +76,7 @@ pub(super) async fn patch(
     patch: &Patch,
 ) -> Result<Written, ApiError> {
     let kind = writing.target.kind;
-    let asked = |old: Scale| parse(patch.apply(kind, value(&old)?)?);
+    let asked = |old: Scale| parse(patch.apply(kind, to_value(&old)?)?);
     with_scaled!(kind, K => change::<K>(writing, name, asked).await)
 }
 
@@ -104,7 +104,7 @@ async fn change<K: Scaled>(
         Ok(new)
     };
     let stored = writing.registry.modify::<K>(ns, name, Part::Main, &options, apply).await?;
-    let object = value(&scale_of(&stored))?;
+    let object = to_value(&scale_of(&stored))?;
     Ok(Written { status: StatusCode::OK, object, warnings: Vec::new() })
 }
 

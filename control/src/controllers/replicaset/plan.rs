@@ -8,13 +8,19 @@ use std::sync::Arc;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use crate::controllers::availability::{self, Availability, LostNodes};
 use crate::objects;
 
 /// Annotation by which people rank pods for deletion: lower goes first.
 const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+
+/// Why a node refuses a pod before it runs anything of it. The next one is likely to be refused, too.
+const REFUSED: &str = "AppArmor";
+/// Refusals are remembered for an hour, and there is a new attempt every five minutes at least.
+const REMEMBERED: SignedDuration = SignedDuration::from_hours(1);
+const LONGEST_WAIT: SignedDuration = SignedDuration::from_mins(5);
 
 /// One change towards what the set asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +70,7 @@ pub(in crate::controllers) fn plan(
 ) -> Plan {
     let claims = Claims::sort(set, pods);
     let mut steps = Vec::new();
+    let mut held_until = None;
     if !objects::is_terminating(&set.metadata) {
         steps.extend(claims.adoptable.iter().map(|pod| Step::Adopt(name(pod))));
         steps.extend(claims.strays.iter().map(|pod| Step::Release(name(pod))));
@@ -71,7 +78,10 @@ pub(in crate::controllers) fn plan(
         active.retain(|pod| objects::is_active(pod));
         let wanted = usize::try_from(wanted(set)).unwrap_or(0);
         if active.len() < wanted {
-            steps.push(Step::Create(wanted - active.len()));
+            held_until = hold(&claims.owned, wanted, now);
+            if held_until.is_none() {
+                steps.push(Step::Create(wanted - active.len()));
+            }
         } else {
             let surplus = active.len() - wanted;
             let victims = rank_for_deletion(&active, lost);
@@ -79,7 +89,23 @@ pub(in crate::controllers) fn plan(
         }
     }
     let (status, look_again) = status(set, &claims, lost, failure, now);
+    let look_again = look_again.into_iter().chain(held_until).min();
     Plan { steps, status, look_again }
+}
+
+/// When pods may be created again that nodes refused: after each round of refusals in twice the time, beginning with a second.
+fn hold(owned: &[&Pod], wanted: usize, now: Timestamp) -> Option<Timestamp> {
+    let begun = now.checked_sub(REMEMBERED).unwrap_or(Timestamp::MIN);
+    let is_refused = |pod: &&&Pod| {
+        let reason = pod.status.as_ref().and_then(|status| status.reason.as_deref());
+        objects::phase(pod) == "Failed" && reason == Some(REFUSED)
+    };
+    let refused = owned.iter().filter(is_refused).map(|pod| objects::created(&pod.metadata));
+    let recent: Vec<Timestamp> = refused.filter(|created| *created > begun).collect();
+    let rounds = u32::try_from(recent.len().div_ceil(wanted.max(1))).unwrap_or(u32::MAX);
+    let wait = SignedDuration::from_secs(1 << rounds.saturating_sub(1).min(16)).min(LONGEST_WAIT);
+    let until = recent.into_iter().max()?.saturating_add(wait).unwrap_or(Timestamp::MAX);
+    (until > now).then_some(until)
 }
 
 /// How many pods the set asks for.

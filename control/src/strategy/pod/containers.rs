@@ -12,7 +12,7 @@ use super::super::rules::{
     protocol, quantities, required,
 };
 use super::super::{Causes, names};
-use super::unserved;
+use super::{security, unserved};
 use crate::scheduler::quantity;
 
 /// Names that are defined once per pod.
@@ -52,6 +52,7 @@ pub(super) fn container<'a>(
         requirements(&at("resources"), resources, causes);
     }
     probes(field, container, init && sidecar != Some("Always"), causes);
+    security::container(&at("securityContext"), container.security_context.as_ref(), causes);
     unserved::container(field, container, causes);
 }
 
@@ -78,6 +79,7 @@ pub(super) fn debugging<'a>(
     image(&at("image"), container, causes);
     env(&at("env"), container.env.as_deref().unwrap_or_default(), causes);
     env_from(&at("envFrom"), container, causes);
+    security::container(&at("securityContext"), container.security_context.as_ref(), causes);
     mounts(&at("volumeMounts"), container, seen, causes);
     for (i, mount) in container.volume_mounts.iter().flatten().enumerate() {
         if mount.sub_path.is_some() || mount.sub_path_expr.is_some() {

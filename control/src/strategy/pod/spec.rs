@@ -6,8 +6,8 @@ use mesh_model::ephemeral::as_container;
 use super::super::rules::{at_least, forbidden, invalid, not_negative, one_of, required, selector};
 use super::super::{Causes, names};
 use super::containers::{self, Seen, container};
-use super::unserved;
 use super::volumes::volumes;
+use super::{security, unserved};
 
 const DNS_POLICIES: [&str; 4] = ["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"];
 const EFFECTS: [&str; 3] = ["NoExecute", "NoSchedule", "PreferNoSchedule"];
@@ -56,6 +56,7 @@ pub(in crate::strategy) fn pod_spec(field: &str, spec: &PodSpec, causes: &mut Ca
     }
     tolerations(&at("tolerations"), spec.tolerations.as_deref().unwrap_or_default(), causes);
     placement(field, spec, causes);
+    security::pod(field, spec, causes);
     unserved::pod(field, spec, causes);
 }
 

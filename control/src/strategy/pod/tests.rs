@@ -126,6 +126,11 @@ fn what_no_node_would_do_is_refused_by_name() {
             "containers[0].volumeDevices",
         ),
         (
+            "containers.0.env",
+            json!([{"name": "X", "valueFrom": {"fileKeyRef": {"volumeName": "v", "path": "p", "key": "k"}}}]),
+            "containers[0].env[0].valueFrom.fileKeyRef",
+        ),
+        (
             "containers.0.lifecycle",
             json!({"stopSignal": "SIGUSR1"}),
             "containers[0].lifecycle.stopSignal",
@@ -172,6 +177,68 @@ fn what_no_node_would_do_is_refused_by_name() {
     assert!(volume(json!({"emptyDir": {"medium": "Memory"}})).is_empty());
     let both = mount(json!({"subPath": "a", "subPathExpr": "$(B)"}));
     assert!(both[0].contains("mutually exclusive"), "{both:?}");
+}
+
+#[test]
+fn security_contexts_do_not_contradict_themselves() {
+    let with = |pod: Value, container: Value| {
+        let mut spec =
+            json!({"containers": [{"name": "c", "image": "i", "securityContext": container}]});
+        spec.as_object_mut().unwrap().extend(pod.as_object().unwrap().clone());
+        causes(spec)
+    };
+    let own = |context: Value| with(json!({}), context);
+    let pods = |context: Value| with(json!({"securityContext": context}), Value::Null);
+    let own_field = "spec.containers[0].securityContext";
+    for (found, expected) in [
+        (
+            own(json!({"appArmorProfile": {"type": "Enforce"}})),
+            format!("{own_field}.appArmorProfile.type: Unsupported value: \"Enforce\""),
+        ),
+        (
+            own(json!({"appArmorProfile": {"type": "Localhost", "localhostProfile": " "}})),
+            format!("{own_field}.appArmorProfile.localhostProfile: Required value: must be set when AppArmor type is Localhost"),
+        ),
+        (
+            pods(json!({"appArmorProfile": {"type": "Unconfined", "localhostProfile": "x"}})),
+            "spec.securityContext.appArmorProfile.localhostProfile: Invalid value: \"x\": can only be set".to_owned(),
+        ),
+        (
+            own(json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "../x"}})),
+            format!("{own_field}.seccompProfile.localhostProfile: Invalid value: \"../x\""),
+        ),
+        (
+            own(json!({"privileged": true, "allowPrivilegeEscalation": false})),
+            format!("{own_field}: Invalid value"),
+        ),
+        (own(json!({"runAsUser": -1})), format!("{own_field}.runAsUser: Invalid value: -1")),
+        (pods(json!({"fsGroup": 1_i64 << 31})), "spec.securityContext.fsGroup: Invalid".to_owned()),
+        (
+            pods(json!({"fsGroupChangePolicy": "Never"})),
+            "spec.securityContext.fsGroupChangePolicy: Unsupported".to_owned(),
+        ),
+        (
+            with(json!({"hostPID": true, "shareProcessNamespace": true}), Value::Null),
+            "spec.shareProcessNamespace: Invalid value".to_owned(),
+        ),
+        (
+            with(
+                json!({"hostNetwork": true, "securityContext": {"sysctls": [{"name": "net/core/somaxconn", "value": "1"}]}}),
+                Value::Null,
+            ),
+            "spec.securityContext.sysctls[0].name: Forbidden: may not be specified when 'hostNetwork'".to_owned(),
+        ),
+        (
+            pods(json!({"sysctls": [{"name": "kernel.sem", "value": "1"}, {"name": "kernel/sem", "value": "2"}]})),
+            "spec.securityContext.sysctls[1].name: Duplicate value".to_owned(),
+        ),
+    ] {
+        assert_eq!(found.len(), 1, "{expected}\n{found:?}");
+        assert!(found[0].starts_with(&expected), "{expected}\n{found:?}");
+    }
+    let good = json!({"appArmorProfile": {"type": "Localhost", "localhostProfile": "web"}, "runAsUser": 0,
+        "seccompProfile": {"type": "RuntimeDefault"}, "seLinuxOptions": {"level": "s0:c1,c2"}});
+    assert_eq!(with(json!({"securityContext": good}), good.clone()), Vec::<String>::new());
 }
 
 #[test]

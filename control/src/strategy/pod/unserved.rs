@@ -39,6 +39,10 @@ pub(super) fn container(field: &str, container: &Container, causes: &mut Causes)
     ] {
         refuse(asked, &format!("{field}.{part}"), causes);
     }
+    for (i, variable) in container.env.iter().flatten().enumerate() {
+        let asked = variable.value_from.as_ref().is_some_and(|from| from.file_key_ref.is_some());
+        refuse(asked, &format!("{field}.env[{i}].valueFrom.fileKeyRef"), causes);
+    }
     for (i, mount) in container.volume_mounts.iter().flatten().enumerate() {
         let asked = mount.recursive_read_only.as_deref() == Some("Enabled");
         refuse(asked, &format!("{field}.volumeMounts[{i}].recursiveReadOnly"), causes);

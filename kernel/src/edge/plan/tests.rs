@@ -68,6 +68,47 @@ proptest! {
         let gone = carried_out(&Desired::default(), &observed);
         prop_assert_eq!(gone, Observed::default());
     }
+
+    /// An agent that is killed anywhere in a round leaves it to the next one, which knows only what it can read: not what tables say.
+    #[test]
+    fn whoever_comes_after_one_that_was_killed_finishes_its_tables(
+        first in prop::collection::vec((1_u16..3, prop::collection::vec(0_u8..4, 0..4)), 1..3),
+        second in prop::collection::vec((1_u16..3, prop::collection::vec(0_u8..4, 0..4)), 1..3),
+    ) {
+        let mut before = (Observed::default(), Places::new());
+        go_on(&mut before, plan(&desired(first), &Observed::default()).steps);
+        let wanted = desired(second);
+        let steps = plan(&wanted, &before.0).steps;
+        for done in 0..=steps.len() {
+            let mut now = before.clone();
+            go_on(&mut now, steps[..done].to_vec());
+            let rest = plan(&wanted, &now.0).steps;
+            go_on(&mut now, rest);
+            let (observed, tables) = now;
+            for entry in observed.entries.values() {
+                let all = observed.backends.range((entry.id, 0)..=(entry.id, u32::MAX));
+                let indices: BTreeSet<u16> = all.map(|((_, index), _)| *index as u16).collect();
+                let told = tables.get(&entry.id).cloned().unwrap_or_default();
+                prop_assert_eq!(told, indices, "killed after {} of {:?}", done, steps);
+            }
+        }
+    }
+}
+
+/// The indices that each table names: what nobody can read back.
+type Places = BTreeMap<u32, BTreeSet<u16>>;
+
+fn go_on((observed, tables): &mut (Observed, Places), steps: Vec<Step>) {
+    for step in steps {
+        observed.apply(&step);
+        match step {
+            Step::PutTable { service, slots } => {
+                tables.insert(service, slots.into_iter().collect());
+            }
+            Step::DeleteTable(service) => drop(tables.remove(&service)),
+            _ => {}
+        }
+    }
 }
 
 #[test]

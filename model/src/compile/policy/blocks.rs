@@ -41,7 +41,9 @@ impl Block {
     pub(super) fn of(block: &IPBlock) -> Option<Self> {
         let parse = |text: &String| text.parse::<IpNet>().ok().map(|net| net.trunc());
         let range = parse(&block.cidr)?;
-        let mut except: Vec<IpNet> = block.except.iter().flatten().filter_map(parse).collect();
+        // Without an exception that nobody can read the block would be wider than was meant.
+        let except: Option<Vec<IpNet>> = block.except.iter().flatten().map(parse).collect();
+        let mut except = except?;
         except.sort_unstable();
         let text = match except.as_slice() {
             [] => format!("addresses in {range}"),

@@ -411,6 +411,20 @@ fn an_isolated_namespace_hears_itself_and_nodes_and_whom_policies_allow() {
     assert_eq!(set.name(policy), "ingress policies: isolation of namespace y");
 }
 
+/// The API refuses such; where there is one all the same, it is not taken for the whole range.
+#[test]
+fn a_block_with_an_exception_that_nobody_can_read_means_nobody() {
+    for (except, passes) in [(json!([]), true), (json!(["10.244.0.0/33"]), false)] {
+        let block = json!({"ipBlock": {"cidr": "10.244.0.0/16", "except": except}});
+        let objects = with_policies(vec![json!({
+            "metadata": {"namespace": "y"},
+            "spec": {"podSelector": {}, "ingress": [{"from": [block]}]},
+        })]);
+        let (from, to) = (find(&objects, "x", "a"), find(&objects, "y", "a"));
+        assert_eq!(compiled(&sets(&objects), from, to, Some(Protocol::Tcp), 80), passes);
+    }
+}
+
 #[test]
 fn pods_in_the_nodes_network_and_finished_ones_are_nobody() {
     let mut objects = with_policies(vec![json!({

@@ -296,3 +296,31 @@ fn the_newest_handshake_counts_whichever_way_it_goes() {
     carriers.tend(at(41), &[PeerConfig { keys: vec![second], ..peer }], &Observed::default());
     assert!(!carriers.is_needed());
 }
+
+#[test]
+fn a_clock_that_is_set_back_hides_no_key_that_takes_over() {
+    let [old, new] = [WgKey([1; 32]), WgKey([2; 32])];
+    let peer = PeerConfig {
+        public_key: old,
+        keys: vec![old, new],
+        endpoints: vec![],
+        relay: None,
+        allowed_ips: vec![],
+        persistent_keepalive_secs: None,
+        preshared_key: None,
+        former_preshared_key: None,
+    };
+    let noon = SystemTime::now();
+    let back = |secs: u64| noon - Duration::from_secs(3600) + Duration::from_secs(secs);
+    let mut observed = Observed::default();
+    let shake = |observed: &mut Observed, key: WgKey, at: SystemTime| {
+        observed.peers.entry(key).or_default().statistics.last_handshake = Some(at);
+    };
+    let mut turn = Turn { carrier: old, shaken: None, sent: 0, received: 0, silent: None };
+    shake(&mut observed, old, noon);
+    assert!(!turn.look(noon + Duration::from_secs(1), &peer, &observed));
+    assert!(!turn.look(back(5), &peer, &observed));
+    shake(&mut observed, new, back(10));
+    assert!(turn.look(back(11), &peer, &observed));
+    assert_eq!(turn.carrier, new);
+}

@@ -1,15 +1,16 @@
 //! Datagrams that arrived together: mostly from one session, which is looked up once.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::Sink;
+use super::{Arrival, Sink};
+use crate::protocol::ecn::Ecn;
 use crate::protocol::gate::{Admission, Gate, Refusal};
 use crate::protocol::narrow;
 use crate::protocol::noise::message::{Data, TAG_BYTES, word};
 use crate::protocol::noise::{Call, Session};
-use crate::protocol::outbox::Outbox;
+use crate::protocol::outbox::{Outbox, Way};
 use crate::protocol::packet;
 use crate::protocol::probe::Message;
 use crate::protocol::table::{Entry, Table};
@@ -31,7 +32,7 @@ struct Held<'t> {
     place: u32,
     session: Arc<Session>,
     /// Where the peer is known to be.
-    endpoint: Option<SocketAddr>,
+    way: Option<Way>,
     authentic: bool,
     bytes: u64,
 }
@@ -44,17 +45,16 @@ impl<'t> Batch<'t> {
     /// Opens one datagram. The packet in it goes to the sink, an answer to the outbox.
     pub(super) fn open(
         &mut self,
-        source: SocketAddr,
-        datagram: &[u8],
+        arrival: Arrival<'_>,
         sink: &mut impl Sink,
         outbox: &mut Outbox,
     ) -> Result<(), DropReason> {
-        let now = self.now;
-        match self.gate.admit(now, source, datagram) {
-            Ok(Admission::Data(data)) => self.data(source, &data, sink, outbox),
-            Ok(Admission::Call(call)) => self.call(source, *call, outbox),
+        let (now, Arrival { back, ecn, bytes }) = (self.now, arrival);
+        match self.gate.admit(now, back.to, bytes) {
+            Ok(Admission::Data(data)) => self.data((back, ecn), &data, sink, outbox),
+            Ok(Admission::Call(call)) => self.call(back, *call, outbox),
             Ok(Admission::Response(response)) => {
-                self.entry(word(response, 8))?.lock().accept(now, source, response, outbox)
+                self.entry(word(response, 8))?.lock().accept(now, back, response, outbox)
             }
             Ok(Admission::Cookie(reply)) => {
                 self.entry(word(reply, 4))?.lock().keep_cookie(now, reply)
@@ -62,7 +62,7 @@ impl<'t> Batch<'t> {
             Err(Refusal::ShowCookie(reply)) => {
                 if let Some(room) = outbox.room(reply.len()) {
                     room[..reply.len()].copy_from_slice(&reply);
-                    outbox.commit(source, reply.len());
+                    outbox.commit(back, Ecn::NotCapable, reply.len());
                 }
                 Err(DropReason::UnderLoad)
             }
@@ -72,7 +72,7 @@ impl<'t> Batch<'t> {
 
     fn data(
         &mut self,
-        source: SocketAddr,
+        (back, ecn): (Way, Ecn),
         data: &Data<'_>,
         sink: &mut impl Sink,
         outbox: &mut Outbox,
@@ -88,9 +88,9 @@ impl<'t> Batch<'t> {
         // What is no packet is no traffic either.
         let probe = Message::read(&room[..len]);
         held.bytes += if probe.is_none() { len as u64 } else { 0 };
-        if held.endpoint != Some(source) || !held.session.is_confirmed() {
-            held.entry.lock().heard(now, &held.session, source, outbox);
-            held.endpoint = Some(source);
+        if held.way != Some(back) || !held.session.is_confirmed() {
+            held.entry.lock().heard(now, &held.session, back, outbox);
+            held.way = Some(back);
         }
         if len == 0 {
             return Ok(()); // a keepalive
@@ -108,6 +108,9 @@ impl<'t> Batch<'t> {
             }
             self.allowed = Some((from, place));
         }
+        if !ecn.pass_on(&mut room[..len]) {
+            return Err(DropReason::Congested);
+        }
         if let Some(mtu) = narrow {
             narrow::clamp_segments(&mut room[..len], false, mtu);
         }
@@ -115,14 +118,9 @@ impl<'t> Batch<'t> {
         Ok(())
     }
 
-    fn call(
-        &mut self,
-        source: SocketAddr,
-        call: Call,
-        outbox: &mut Outbox,
-    ) -> Result<(), DropReason> {
+    fn call(&mut self, back: Way, call: Call, outbox: &mut Outbox) -> Result<(), DropReason> {
         let place = self.table.place_of_key(call.caller()).ok_or(DropReason::UnknownPeer)?;
-        self.table.entry(place).lock().answer(self.now, source, call, self.gate, outbox)
+        self.table.entry(place).lock().answer(self.now, back, call, self.gate, outbox)
     }
 
     fn entry(&self, index: u32) -> Result<&'t Entry, DropReason> {
@@ -135,12 +133,11 @@ impl<'t> Batch<'t> {
             self.settle();
             let place = self.table.place_of_index(index).ok_or(DropReason::UnknownSession)?;
             let entry = self.table.entry(place);
-            let (session, endpoint) =
-                entry.link().session(index).ok_or(DropReason::UnknownSession)?;
+            let (session, way) = entry.link().session(index).ok_or(DropReason::UnknownSession)?;
             if !session.is_alive(self.now) {
                 return Err(DropReason::UnknownSession);
             }
-            self.held = Some(Held { entry, place, session, endpoint, authentic: false, bytes: 0 });
+            self.held = Some(Held { entry, place, session, way, authentic: false, bytes: 0 });
         }
         match &mut self.held {
             Some(held) => Ok(held),

@@ -1,8 +1,8 @@
 //! Timestamps of initiations (WG section 5.1): each newer than the one before, whatever the clock of the machine does.
 //!
 //! A peer refuses an initiation that is not newer than the last one it saw, because it could be a replay. A node whose
-//! clock is set back would therefore be cut off until the clock has caught up. So that it is not, the clock is read once,
-//! and a bound is kept on disk that no stamp exceeds: a new process starts above it.
+//! clock is set back would therefore be cut off until the clock has caught up. So that it is not, the clock is followed
+//! forward only, and a bound is kept on disk that no stamp exceeds: a new process starts above it.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -27,13 +27,13 @@ impl Tai64n {
 /// Gives stamps to all initiations of a node.
 #[derive(Debug)]
 pub struct Stamps {
-    /// The clock as it was once; from there on only the monotonic one counts.
-    clock: (Instant, Duration),
     state: Mutex<State>,
 }
 
 #[derive(Debug)]
 struct State {
+    /// The clock as it was once; from there on the monotonic one counts.
+    clock: (Instant, Duration),
     /// The last stamp given.
     last: Duration,
     /// What is on disk.
@@ -49,7 +49,7 @@ impl Stamps {
     /// stored of [`to_store`](Self::to_store), zero for the first one.
     pub fn new(now: Instant, clock: SystemTime, bound: Duration) -> Self {
         let clock = clock.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Self { clock: (now, clock), state: Mutex::new(State { last: bound, bound }) }
+        Self { state: Mutex::new(State { clock: (now, clock), last: bound, bound }) }
     }
 
     /// The same, when the process before has told its [`last`](Self::last) one: nothing is skipped.
@@ -61,11 +61,19 @@ impl Stamps {
 
     /// The next stamp.
     pub fn next(&self, now: Instant) -> Tai64n {
-        let (then, clock) = self.clock;
-        let shown = clock + now.saturating_duration_since(then);
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.last = shown.max(state.last + Duration::from_micros(1));
+        state.last = state.shown(now).max(state.last + Duration::from_micros(1));
         Tai64n::from_unix(state.last)
+    }
+
+    /// Follows a clock that has gone ahead. A machine that was put back to an earlier state of itself, disk and memory, has forgotten
+    /// what it has given since; all of that was below the clock of those that know better.
+    pub fn follow(&self, now: Instant, clock: SystemTime) {
+        let Ok(clock) = clock.duration_since(SystemTime::UNIX_EPOCH) else { return };
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if clock > state.shown(now) {
+            state.clock = (now, clock);
+        }
     }
 
     /// The last stamp, since the epoch: those of a successor are above it.
@@ -84,6 +92,13 @@ impl Stamps {
     }
 }
 
+impl State {
+    fn shown(&self, now: Instant) -> Duration {
+        let (then, clock) = self.clock;
+        clock + now.saturating_duration_since(then)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,6 +113,22 @@ mod tests {
         assert!(a < b && b < c, "{a:?} {b:?} {c:?}");
         assert_eq!(c, Tai64n::from_unix(Duration::from_secs(1001)));
         assert_eq!(c.0[..8], (0x4000_0000_0000_000a_u64 + 1001).to_be_bytes());
+    }
+
+    #[test]
+    fn a_clock_is_followed_forward_and_never_back() {
+        let now = Instant::now();
+        let noon = SystemTime::UNIX_EPOCH + Duration::from_secs(43_200);
+        let hour = Duration::from_secs(3600);
+        let stamps = Stamps::new(now, noon, Duration::ZERO);
+        let shown = |hours: u32| Tai64n::from_unix(Duration::from_secs(43_200) + hour * hours);
+        stamps.follow(now, noon + hour);
+        assert_eq!(stamps.next(now), shown(1));
+        for wrong in [noon - hour, SystemTime::UNIX_EPOCH - hour] {
+            stamps.follow(now, wrong);
+            assert!(stamps.next(now) > shown(1));
+        }
+        assert_eq!(stamps.next(now + hour), shown(2));
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! The part of a peer that packets need: read without a lock, by all threads at once.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -11,6 +10,7 @@ use super::keyring::Keyring;
 use super::path_mtu::LARGE;
 use crate::protocol::estate::{ActivityEstate, Moment};
 use crate::protocol::noise::Session;
+use crate::protocol::outbox::Way;
 
 /// Where to send, with which session, and what came through.
 pub struct Link {
@@ -28,8 +28,8 @@ pub struct Link {
 pub struct Route {
     /// Seals.
     pub session: Arc<Session>,
-    /// The peer's endpoint.
-    pub to: SocketAddr,
+    /// To the peer.
+    pub way: Way,
 }
 
 /// Times and bytes. Threads write them for whole batches; each is right by itself.
@@ -76,10 +76,10 @@ impl Link {
         self.route.load_full().filter(|route| route.session.is_alive(now))
     }
 
-    /// Session with the index, and the peer's endpoint.
-    pub fn session(&self, index: u32) -> Option<(Arc<Session>, Option<SocketAddr>)> {
+    /// Session with the index, and the way to the peer.
+    pub fn session(&self, index: u32) -> Option<(Arc<Session>, Option<Way>)> {
         let session = self.keyring.load().find(index)?.clone();
-        Some((session, self.route.load().as_ref().map(|route| route.to)))
+        Some((session, self.route.load().as_ref().map(|route| route.way)))
     }
 
     /// Largest packets, where the way carries less than the device.

@@ -1,9 +1,10 @@
 //! Where a peer may be reached.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use crate::protocol::estate::{Moment, PlacesEstate};
+use crate::protocol::outbox::Way;
 
 /// Endpoints of a peer: which one is in use, and which comes next.
 #[derive(Debug, Default)]
@@ -14,6 +15,8 @@ pub(super) struct Places {
     /// The relay before it.
     left: Option<SocketAddr>,
     current: Option<SocketAddr>,
+    /// Which address of this node an authentic message from the relay came to, and one from `current`.
+    from: [Option<IpAddr>; 2],
     /// When an authentic message came from `current`.
     proven: Option<Instant>,
     next: usize,
@@ -42,8 +45,10 @@ impl Places {
     }
 
     /// Where to send.
-    pub(super) fn current(&self) -> Option<SocketAddr> {
-        self.relay.or(self.current)
+    pub(super) fn current(&self) -> Option<Way> {
+        let way = |to, from| Way { to, from };
+        let [behind, direct] = self.from;
+        self.relay.map(|to| way(to, behind)).or(self.current.map(|to| way(to, direct)))
     }
 
     /// Sends through a relay from now on, or no longer; returns whether that is a change.
@@ -51,6 +56,7 @@ impl Places {
         let old = std::mem::replace(&mut self.relay, relay);
         if old != relay {
             self.left = old;
+            self.from[0] = None;
         }
         old != relay
     }
@@ -81,7 +87,7 @@ impl Places {
         };
         if !keep {
             self.proven = None;
-            self.current = None;
+            (self.current, self.from[1]) = (None, None);
             self.try_next();
         }
         !keep
@@ -92,14 +98,19 @@ impl Places {
     /// A relay that was left is not learned: the other side may use it for a moment longer, and each would keep the other
     /// there. While a relay is in use, what is neither an endpoint of the peer's own nor the last place it was at is some
     /// relay's port: that is no place to go on at when this node's relay is left.
-    pub(super) fn learn(&mut self, now: Instant, source: SocketAddr) {
+    pub(super) fn learn(&mut self, now: Instant, back: Way) {
+        let Way { to: source, from } = back;
         if self.left == Some(source) {
+            return;
+        }
+        if self.relay == Some(source) {
+            self.from[0] = from;
             return;
         }
         if self.relay.is_some() && !self.past_relay(source) && self.current != Some(source) {
             return;
         }
-        self.current = Some(source);
+        (self.current, self.from[1]) = (Some(source), from);
         self.proven = Some(now);
     }
 
@@ -116,7 +127,7 @@ impl Places {
             if self.current == Some(next) && self.candidates.len() > 1 {
                 return self.try_next();
             }
-            self.current = Some(next);
+            (self.current, self.from[1]) = (Some(next), None);
             self.proven = None;
         }
     }
@@ -151,7 +162,7 @@ mod tests {
         let now = Instant::now();
         let mut places = Places::default();
         places.reconfigure(&[at(1)], false);
-        places.learn(now, at(9));
+        places.learn(now, at(9).into());
         assert!(!places.reconfigure(&[at(1), at(2)], true));
         assert_eq!(places.current, Some(at(9)));
         places.try_next();
@@ -170,22 +181,48 @@ mod tests {
         places.reconfigure(&[at(1), at(2)], false);
         assert_eq!(places.next_past_relay(), None, "no relay, no trials");
         assert!(places.set_relay(Some(relay)) && !places.set_relay(Some(relay)));
-        places.learn(now, relay);
-        places.learn(now, another);
+        places.learn(now, relay.into());
+        places.learn(now, another.into());
         let tried: Vec<_> = (0..3).filter_map(|_| places.next_past_relay()).collect();
         assert_eq!(tried, [at(2), at(1), at(2)]);
         assert!(
             places.past_relay(at(2)) && !places.past_relay(relay) && !places.past_relay(another)
         );
-        places.learn(now, at(2));
-        assert_eq!(places.current(), Some(relay));
+        places.learn(now, at(2).into());
+        assert_eq!(places.current(), Some(relay.into()));
         assert!(places.set_relay(None));
-        assert_eq!(places.current(), Some(at(2)), "where it answered");
+        assert_eq!(places.current(), Some(at(2).into()), "where it answered");
         assert!(!places.past_relay(at(2)));
-        places.learn(now, relay);
-        assert_eq!(places.current(), Some(at(2)), "what is still on its way does not lead back");
-        places.learn(now, at(9));
-        assert_eq!(places.current(), Some(at(9)), "roaming goes on");
+        places.learn(now, relay.into());
+        assert_eq!(
+            places.current(),
+            Some(at(2).into()),
+            "what is still on its way does not lead back"
+        );
+        places.learn(now, at(9).into());
+        assert_eq!(places.current(), Some(at(9).into()), "roaming goes on");
+    }
+
+    #[test]
+    fn what_was_sent_to_an_address_is_answered_from_it() {
+        let now = Instant::now();
+        let [first, second] = [[10, 0, 0, 1], [10, 0, 0, 2]].map(|ip| Some(IpAddr::from(ip)));
+        let way = |to, from| Way { to, from };
+        let mut places = Places::default();
+        places.reconfigure(&[at(1), at(2)], false);
+        assert_eq!(places.current(), Some(way(at(1), None)), "nothing is known yet");
+        places.learn(now, way(at(1), first));
+        assert_eq!(places.current(), Some(way(at(1), first)));
+        places.learn(now, way(at(1), second));
+        assert_eq!(places.current(), Some(way(at(1), second)));
+        places.set_relay(Some(at(50)));
+        assert_eq!(places.current(), Some(way(at(50), None)));
+        places.learn(now, way(at(50), first));
+        assert_eq!(places.current(), Some(way(at(50), first)));
+        places.set_relay(None);
+        assert_eq!(places.current(), Some(way(at(1), second)));
+        places.try_next();
+        assert_eq!(places.current(), Some(way(at(2), None)), "another place, another way");
     }
 
     #[test]
@@ -194,7 +231,7 @@ mod tests {
         places.reconfigure(&[], false);
         places.try_next();
         assert_eq!(places.current, None);
-        places.learn(Instant::now(), at(7));
+        places.learn(Instant::now(), at(7).into());
         assert!(!places.reconfigure(&[], false));
         assert_eq!(places.current, Some(at(7)));
     }

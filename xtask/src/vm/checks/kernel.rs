@@ -165,7 +165,7 @@ pub(super) fn crate_tests(lab: &Lab) -> Result<()> {
     copy.arg("cat > /tmp/mesh-kernel-tests && chmod 755 /tmp/mesh-kernel-tests");
     let bytes = std::fs::read(&program).with_context(|| format!("read {}", program.display()))?;
     mesh_tests::command::output_with_input(&mut copy, &bytes).context("copy the tests")?;
-    let run = "sudo env CI=1 timeout 900 /tmp/mesh-kernel-tests --test-threads 1 2>&1 || true";
+    let run = "sudo env CI=1 timeout 1800 /tmp/mesh-kernel-tests --test-threads 1 2>&1 || true";
     let said = machine.run(run)?;
     machine.run("rm /tmp/mesh-kernel-tests")?;
     let result = said.lines().rev().find(|line| line.starts_with("test result:"));

@@ -53,6 +53,34 @@ fn missing_pods_are_created_and_surplus_deleted() {
 }
 
 #[test]
+fn pods_that_nodes_refuse_are_replaced_less_and_less_often() {
+    let refused = |created: &str| {
+        pod(
+            created,
+            json!({"metadata": {"creationTimestamp": created},
+            "status": {"phase": "Failed", "reason": "AppArmor"}}),
+        )
+    };
+    let of = |wanted: i32, pods: &[Arc<Pod>]| {
+        let plan = make(&set(wanted, json!({})), pods);
+        (plan.steps, plan.look_again.map(|at| at.to_string()))
+    };
+    let (long_ago, old) = (refused("2025-12-31T22:00:00Z"), refused("2026-01-01T00:00:50Z"));
+    let (recent, newest) = (refused("2026-01-01T00:00:58Z"), refused("2026-01-01T00:00:59Z"));
+    let create = |count| (vec![Step::Create(count)], None);
+    let hold = |until: &str| (vec![], Some(until.to_owned()));
+    assert_eq!(of(1, std::slice::from_ref(&old)), create(1));
+    let twice = [old.clone(), recent.clone()];
+    assert_eq!(of(1, &twice), create(1), "two seconds are over");
+    let often = [long_ago, old, recent, newest];
+    assert_eq!(of(1, &often), hold("2026-01-01T00:01:03Z"));
+    assert_eq!(of(3, &often), create(3), "each of three was refused once");
+    let evicted = json!({"metadata": {"creationTimestamp": "2026-01-01T00:00:59Z"},
+        "status": {"phase": "Failed", "reason": "Evicted"}});
+    assert_eq!(of(1, &[pod("a", evicted.clone()), pod("b", evicted)]), create(1), "those ran");
+}
+
+#[test]
 fn orphans_are_adopted_and_strays_released() {
     let orphan = pod("a", json!({"metadata": {"ownerReferences": null}}));
     let stray = pod("b", json!({"metadata": {"labels": {"app": "other"}}}));

@@ -1,22 +1,29 @@
-//! Bytes from one connection to another and back, until either ends.
+//! Bytes from one connection to another and back, until either ends: a person's connection into a pod passes through the control
+//! service and the agent, each of which joins two.
+//!
+//! Never does: understand the bytes. Entry: [`splice`].
+#![forbid(unsafe_code)]
 
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-/// How long the rest of one direction may take when the other has ended.
-pub(super) const LINGER: Duration = Duration::from_secs(5);
+/// What is held of each direction, at most.
 const BLOCK_BYTES: usize = 32 << 10;
 
-/// Copies both ways. When one side ends, the other is told so and may finish what it is saying, for a while.
-pub(super) async fn splice(one: impl AsyncRead + AsyncWrite, other: impl AsyncRead + AsyncWrite) {
+/// Copies both ways. When one side ends, the other is told so and may finish what it is saying, for as long as `linger`.
+pub async fn splice(
+    one: impl AsyncRead + AsyncWrite,
+    other: impl AsyncRead + AsyncWrite,
+    linger: Duration,
+) {
     let (one_out, one_in) = tokio::io::split(one);
     let (other_out, other_in) = tokio::io::split(other);
     let mut forth = std::pin::pin!(copy(one_out, other_in));
     let mut back = std::pin::pin!(copy(other_out, one_in));
     let rest = tokio::select! {
-        () = &mut forth => tokio::time::timeout(LINGER, back).await,
-        () = &mut back => tokio::time::timeout(LINGER, forth).await,
+        () = &mut forth => tokio::time::timeout(linger, back).await,
+        () = &mut back => tokio::time::timeout(linger, forth).await,
     };
     if rest.is_err() {
         tracing::debug!("one side of a stream did not end in time");
@@ -43,11 +50,13 @@ mod tests {
 
     use super::*;
 
+    const LINGER: Duration = Duration::from_secs(5);
+
     #[tokio::test]
     async fn both_directions_arrive_whole_and_an_end_ends_both() {
         let (mut client, near) = duplex(1000);
         let (far, mut server) = duplex(1000);
-        let splicing = tokio::spawn(splice(near, far));
+        let splicing = tokio::spawn(splice(near, far, LINGER));
         let sent = vec![7; 100_000];
         let answer = vec![8; 100_000];
         let (expected, reply) = (sent.clone(), answer.clone());
@@ -71,7 +80,7 @@ mod tests {
         let (mut client, near) = duplex(1000);
         let (far, server) = duplex(1000);
         drop(server);
-        let splicing = tokio::spawn(splice(near, far));
+        let splicing = tokio::spawn(splice(near, far, LINGER));
         while client.write_all(b"more").await.is_ok() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
