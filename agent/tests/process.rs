@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use mesh_tests::cgroups;
 use mesh_tests::folders::below;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
@@ -285,26 +286,14 @@ impl Drop for Node {
         if std::thread::panicking() {
             eprintln!("{}", self.log());
         }
-        let daemons = self.cgroup.join("daemons");
-        for pid in fs::read_to_string(daemons.join("cgroup.procs")).unwrap_or_default().lines() {
-            if let Ok(pid) = pid.parse() {
-                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-            }
-        }
+        let _ = cgroups::kill_all(&self.name);
         if let Some(mut child) = self.agent.take() {
             let _ = child.wait();
         }
         let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
         let _ = fs::remove_dir_all(&self.bpf);
         let _ = fs::remove_dir_all(&self.dir);
-        for directory in [daemons, self.cgroup.clone()] {
-            for _ in 0..100 {
-                if fs::remove_dir(&directory).is_ok() {
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(20));
-            }
-        }
+        let _ = cgroups::remove(&self.name);
     }
 }
 

@@ -6,6 +6,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use nix::unistd::Pid;
+
+use crate::process;
 
 /// Runs a program to its end and returns its standard output; a failure carries its standard error.
 pub fn run(program: &str, args: &[&str]) -> Result<String> {
@@ -56,6 +59,30 @@ fn finish(shown: &str, out: &Output) -> Result<String> {
         said = String::from_utf8_lossy(&out.stdout).trim().to_owned();
     }
     bail!("{shown}: {}: {said}", out.status)
+}
+
+/// Runs a command whose output people see; one that has not ended after `limit` is killed with all that it started.
+///
+/// Its processes stay in the group of ours: keys that interrupt us interrupt them.
+pub fn run_within(command: &mut Command, limit: Duration) -> Result<()> {
+    let shown = show(command);
+    let mut child = command.spawn().with_context(|| format!("run {shown}"))?;
+    let begun = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().with_context(|| format!("wait for {shown}"))? {
+            break status;
+        }
+        if begun.elapsed() >= limit {
+            process::kill_tree(Pid::from_raw(i32::try_from(child.id())?));
+            child.wait().with_context(|| format!("wait for {shown}"))?;
+            bail!(
+                "{shown}: no end within {} s; what it said last tells where it waits",
+                limit.as_secs_f32()
+            );
+        }
+        thread::sleep(Duration::from_millis(50));
+    };
+    if status.success() { Ok(()) } else { bail!("{shown}: {status}") }
 }
 
 /// The command line, shortened for messages.
@@ -114,6 +141,21 @@ mod tests {
         assert!(error.contains("exit status: 3: no"), "{error}");
         let echoed = output_with_input(&mut Command::new("cat"), b"abc").unwrap();
         assert_eq!(echoed, "abc");
+    }
+
+    #[test]
+    fn what_does_not_end_is_killed_with_all_that_it_started() {
+        let mut quick = Command::new("true");
+        run_within(&mut quick, Duration::from_secs(60)).unwrap();
+        let note = std::env::temp_dir().join(format!("mesh-within-{}", std::process::id()));
+        let script = format!("sleep 600 & echo $! > {}; wait", note.display());
+        let mut endless = Command::new("sh");
+        let error = run_within(endless.args(["-c", &script]), Duration::from_secs(1)).unwrap_err();
+        assert!(error.to_string().contains("no end within 1 s"), "{error}");
+        let grandchild = std::fs::read_to_string(&note).unwrap().trim().parse().unwrap();
+        std::fs::remove_file(&note).unwrap();
+        let gone = || process::start_time(grandchild).map_or(Ok(()), |_| bail!("it lives"));
+        wait_until("the end of the grandchild", Duration::from_secs(10), gone).unwrap();
     }
 
     #[test]

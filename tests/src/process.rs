@@ -160,6 +160,27 @@ impl Daemon {
     }
 }
 
+/// Kills a process and all that descend from it. What has been handed to another parent is not found.
+pub fn kill_tree(root: Pid) {
+    // From the top: who is dead starts no more, and children are looked for before they lose their parent.
+    let children = children_of(root);
+    let _ = kill(root, Signal::SIGKILL);
+    children.into_iter().for_each(kill_tree);
+}
+
+/// The processes that a process has started and that are still its own.
+pub fn children_of(parent: Pid) -> Vec<Pid> {
+    let parent = parent.to_string();
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let is_child = |pid: &i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit_once(')')
+            .is_some_and(|(_, rest)| rest.split_whitespace().nth(1) == Some(&*parent))
+    };
+    let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    numbers.filter(is_child).map(Pid::from_raw).collect()
+}
+
 /// Start time of a process in clock ticks since boot; `None` when there is none or only its exit code is left.
 pub fn start_time(pid: i32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

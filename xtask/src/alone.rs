@@ -4,19 +4,18 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use mesh_tests::Artifacts;
 use mesh_tests::command::{output_with_input, run, wait_until};
 use mesh_tests::process::resident_kib;
+use mesh_tests::{Artifacts, cgroups};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(120);
-const UNIFIED: [&str; 2] = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
 
 /// The node. Dropping it ends its processes and removes what was made for it.
 pub(crate) struct Alone {
@@ -32,11 +31,9 @@ impl Alone {
     /// Makes it and waits until it can take pods. `which` tells the nodes of one process apart.
     pub(crate) fn start(artifacts: Artifacts, which: &str) -> Result<Self> {
         let name = format!("mesh-alone-{}-{which}", std::process::id());
-        let root = UNIFIED.iter().map(Path::new).find(|p| p.join("cgroup.controllers").exists());
-        let root = root.context("no cgroup v2 hierarchy is mounted")?;
         let mut node = Self {
             dir: Path::new("/run").join(&name),
-            cgroup: root.join(&name),
+            cgroup: cgroups::make(&name)?,
             bpf: Path::new("/sys/fs/bpf").join(&name),
             name,
             artifacts,
@@ -207,23 +204,13 @@ pub(crate) fn call(
 impl Drop for Alone {
     fn drop(&mut self) {
         // Nothing here can be done about a failure but to go on.
-        let daemons = self.cgroup.join("daemons");
-        for pid in fs::read_to_string(daemons.join("cgroup.procs")).unwrap_or_default().lines() {
-            if let Ok(pid) = pid.parse() {
-                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-            }
-        }
+        let _ = cgroups::kill_all(&self.name);
         if let Some(mut child) = self.agent.take() {
             let _ = child.wait();
         }
         let _ = run("ip", &["netns", "del", &self.name]);
         let _ = fs::remove_dir_all(&self.bpf);
         let _ = fs::remove_dir_all(&self.dir);
-        let deadline = Instant::now() + Duration::from_secs(2);
-        for directory in [&daemons, &self.cgroup] {
-            while fs::remove_dir(directory).is_err() && Instant::now() < deadline {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-        }
+        let _ = cgroups::remove(&self.name);
     }
 }

@@ -1,9 +1,10 @@
 //! The test suites.
 
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::Result;
-use mesh_tests::artifacts;
+use mesh_tests::{artifacts, command};
 
 use crate::{programs, say, tools};
 
@@ -16,13 +17,17 @@ pub(crate) struct Parts {
     pub(crate) e2e: bool,
 }
 
+/// How long a suite may run once it is built, three times what two cores need: a test that waits for ever shows by name, long before
+/// whoever runs us loses patience.
+const LIMIT: Duration = Duration::from_secs(30 * 60);
+
 /// Builds what the tests need and runs them; both suites run even when the first fails.
 pub(crate) fn run(parts: Parts, filter: Option<&str>) -> Result<()> {
+    tools::ensure()?;
     if parts.e2e {
-        tools::ensure()?;
-        programs::build(false)?;
+        programs::build(false)?
     } else {
-        tools::ensure_ebpf().and_then(|()| crate::ebpf::build())?;
+        crate::ebpf::build()?
     }
     let unit = if parts.unit { unit(filter) } else { Ok(()) };
     let e2e = if parts.e2e { end_to_end(filter) } else { Ok(()) };
@@ -35,17 +40,25 @@ fn unit(filter: Option<&str>) -> Result<()> {
     let mut engine = programs::cargo();
     engine.args(["build", "--workspace", "--example", "engine"]);
     programs::call(engine)?;
-    let mut command = programs::cargo();
-    command.args(["test", "--workspace", "--tests", "--no-fail-fast"]).args(filter);
-    programs::call(command)
+    test(&["--tests", "--no-fail-fast"], filter)
 }
 
 fn end_to_end(filter: Option<&str>) -> Result<()> {
     say::step("end-to-end tests, on a cluster of their own");
-    let mut command = programs::cargo();
-    // The whole workspace is named, so that features are those of the build of the other tests.
-    command.args(["test", "--workspace", "--test", "e2e"]).args(filter);
-    programs::call(command)
+    test(&["--test", "e2e"], filter)
+}
+
+fn test(which: &[&str], filter: Option<&str>) -> Result<()> {
+    // The whole workspace is named, so that features are the same in each build.
+    let cargo = || {
+        let mut cargo = programs::cargo();
+        cargo.args(["test", "--workspace"]).args(which);
+        cargo
+    };
+    let mut build = cargo();
+    build.arg("--no-run");
+    programs::call(build)?;
+    command::run_within(cargo().args(filter), LIMIT)
 }
 
 /// Runs what CI runs.

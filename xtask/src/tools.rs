@@ -11,11 +11,14 @@ use crate::ebpf::{Compiler, search_path};
 use crate::{programs, say};
 
 /// A Debian package, and a file or program by which its presence is known.
-const PACKAGES: [(&str, &str); 14] = [
+const PACKAGES: [(&str, &str); 17] = [
     ("containerd", "containerd"),
     ("runc", "runc"),
     ("containernetworking-plugins", "/usr/lib/cni/loopback"),
     ("iproute2", "ip"),
+    ("iputils-ping", "ping"),
+    ("wireguard-go", "wireguard-go"),
+    ("wireguard-tools", "wg"),
     ("nftables", "nft"),
     ("iptables", "iptables"),
     ("strace", "strace"),

@@ -9,6 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use mesh_tests::command::{at_once, output, wait_until};
+use mesh_tests::process;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::tests;
 use crate::world::{PATIENCE, World, expect};
@@ -349,8 +352,10 @@ fn a_client_that_dies_ends_its_command(world: &World) -> Result<()> {
         let mut running = Running::start(kubectl(world, wire, &args).stdin(Stdio::piped()))?;
         read_until(&mut running.lines()?, "begun")?;
         // kubectl itself, not the program that bounds its time.
-        let parent = running.0.id().to_string();
-        output(Command::new("pkill").args(["-KILL", "-P", &parent]))?;
+        let bound = Pid::from_raw(i32::try_from(running.0.id())?);
+        for client in process::children_of(bound) {
+            kill(client, Signal::SIGKILL)?;
+        }
         let what = format!("{wire:?}: the command's input ends");
         wait_until(&what, PATIENCE, || {
             let ran = run(world, wire, &["exec", "inside", "--", "cat", &file], b"")?;
