@@ -37,8 +37,8 @@ use crate::reconcile::{Concern, drive};
 use crate::rotation::{self, Rotation};
 use crate::saved::Saved;
 use crate::server::{self, Sources};
-use crate::settings::{Options, OverlayChoice};
-use crate::switch::{Switch, Whereabouts};
+use crate::settings::Options;
+use crate::switch::{self, Switch, Whereabouts};
 use crate::trace::Marks;
 use crate::workers::{self, Paths};
 use crate::{cni, link, memory, preshared, readiness, register};
@@ -182,12 +182,8 @@ pub(crate) fn lock(path: &Path) -> anyhow::Result<File> {
 }
 
 fn choose_overlay(options: &Options, paths: &Paths) -> anyhow::Result<Overlay> {
-    let kind = match options.overlay {
-        OverlayChoice::Auto => mesh_overlay::Kind::detect(),
-        OverlayChoice::User => mesh_overlay::Kind::User,
-        OverlayChoice::Kernel => mesh_overlay::Kind::Kernel,
-    };
-    match kind {
+    let ahead = mesh_overlay::worker::dated_ahead(&paths.node_key());
+    match switch::kind(options.overlay, mesh_overlay::Kind::detect, ahead) {
         mesh_overlay::Kind::User => Ok(Overlay::user(paths.worker_socket(workers::OVERLAY))),
         mesh_overlay::Kind::Kernel => {
             let device = OVERLAY_DEVICE.parse().context("the overlay's device")?;

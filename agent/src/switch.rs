@@ -18,13 +18,42 @@ use mesh_overlay::{Kind, Overlay, PeerStatus};
 use mesh_worker::supervise::{self, SuperviseError, WorkerSpec};
 
 use crate::errors::chain;
+use crate::settings::OverlayChoice;
 use crate::workers::{self, Paths};
 
 /// A worker that does not tell by then where the peers are will not.
 const ASK_LIMIT: Duration = Duration::from_millis(500);
 
+/// How long peers may take the kernel's calls for replays when it takes over.
+const DATED_AHEAD: Duration = Duration::from_secs(1);
+
 /// Where peers were when the overlay changed its kind: they may have no other endpoint, as behind NAT.
 pub(crate) type Whereabouts = BTreeMap<WgKey, SocketAddr>;
+
+/// Which kind of overlay it is to be, on a node that has dated calls so far ahead of its clock.
+pub(crate) fn kind(choice: OverlayChoice, detect: fn() -> Kind, ahead: Duration) -> Kind {
+    let kind = match choice {
+        OverlayChoice::Auto => detect(),
+        OverlayChoice::User => Kind::User,
+        OverlayChoice::Kernel => Kind::Kernel,
+    };
+    if kind == Kind::User || ahead <= DATED_AHEAD {
+        return kind;
+    }
+    let secs = ahead.as_secs();
+    if choice == OverlayChoice::Auto {
+        tracing::warn!(
+            secs,
+            "the clock was set back; until it has caught up, the overlay worker dates calls"
+        );
+        return Kind::User;
+    }
+    tracing::warn!(
+        secs,
+        "the clock was set back; until it has caught up, peers refuse the kernel's calls"
+    );
+    kind
+}
 
 /// The other kind of overlay did not make way.
 #[derive(Debug, thiserror::Error)]

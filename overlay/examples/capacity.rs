@@ -12,7 +12,7 @@ use mesh_overlay::counters::Counters;
 use mesh_overlay::offload::coalesce::{Coalescer, Device};
 use mesh_overlay::offload::vnet::{Gso, NEEDS_CHECKSUM, VnetHeader};
 use mesh_overlay::protocol::noise::{Call, Offer, Tai64n};
-use mesh_overlay::protocol::{Core, Outbox, Stamps};
+use mesh_overlay::protocol::{Core, Kept, Outbox, Stamps};
 use mesh_overlay::{NodeKey, OverlayConfig, PeerConfig};
 
 const TIME: Duration = Duration::from_secs(2);
@@ -164,7 +164,7 @@ impl Net {
 }
 
 fn core(now: Instant, key: &NodeKey) -> Core {
-    let stamps = Stamps::new(now, SystemTime::now(), Duration::ZERO);
+    let stamps = Stamps::new(now, SystemTime::now(), Kept::default());
     Core::new(now, key, stamps, Arc::new(Counters::default()))
 }
 

@@ -30,7 +30,7 @@ use crate::mtu::tunnel_mtu;
 use crate::os::poll::Stop;
 use crate::os::tun::{self, Queue, TunError};
 use crate::os::udp::{self, Sockets};
-use crate::protocol::{Core, Estate, Outbox, Stamps};
+use crate::protocol::{Core, Estate, Kept, Outbox, Stamps};
 use crate::status::{DropReason, Status};
 
 pub use self::failure::EngineFailure;
@@ -259,8 +259,9 @@ impl Engine {
 
     /// Lets time pass; to be called every 100 ms or so.
     pub(crate) fn tick(&self, outbox: &mut Outbox) {
+        let clock = SystemTime::now();
         let now = Instant::now();
-        self.shared.core.follow_clock(now, SystemTime::now());
+        self.shared.core.follow_clock(now, clock);
         self.shared.core.tick(now, outbox);
         self.shared.send_now(outbox);
         self.follow_links(now);
@@ -289,7 +290,7 @@ impl Engine {
     }
 
     /// See [`Core::stamps_to_store`].
-    pub(crate) fn stamps_to_store(&self) -> Option<Duration> {
+    pub(crate) fn stamps_to_store(&self) -> Option<Kept> {
         self.shared.core.stamps_to_store()
     }
 

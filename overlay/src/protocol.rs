@@ -20,7 +20,7 @@ pub use self::core::{Arrival, Core, Sink};
 pub use allowed_ips::AllowedIps;
 pub use estate::Estate;
 pub use gate::Gate;
-pub use noise::Stamps;
+pub use noise::{Clock, Kept, Stamps};
 pub use outbox::{Outbox, Way};
 pub use peer::Peer;
 pub use table::Table;

@@ -23,6 +23,7 @@ use crate::keys::{KeyError, NodeKeys};
 use crate::protocol::Outbox;
 use crate::status::Status;
 
+pub use self::bound::dated_ahead;
 pub use crate::engine::{EngineFailure, StartError};
 pub use crate::os::tun::TunError;
 
@@ -44,7 +45,7 @@ pub struct WorkerOptions {
     pub state: PathBuf,
     /// Name of the device, at most 15 bytes; created when absent, and left behind.
     pub device: String,
-    /// The node's private key; made when absent. Beside it, with the ending `stamp`, is the bound of its handshakes' stamps.
+    /// The node's private key; made when absent. Beside it, with the ending `stamp`, is what no stamp of its handshakes has exceeded.
     pub private_key: PathBuf,
 }
 
@@ -249,17 +250,17 @@ impl Worker {
             interval.tick().await;
             // A disk that stalls stops no timer: the next bound waits for the one that is being stored.
             let turn = Arc::clone(&self.storing).try_lock_owned().ok();
-            let reached = match &*self.hold() {
+            let kept = match &*self.hold() {
                 Held::Engine { engine, .. } => {
                     engine.tick(&mut outbox);
                     turn.as_ref().and_then(|_| engine.stamps_to_store())
                 }
                 Held::Gone(_) => None,
             };
-            if let Some(reached) = reached {
+            if let Some(kept) = kept {
                 let path = self.bound.clone();
                 tokio::spawn(async move {
-                    bound::store(&path, reached).await;
+                    bound::store(&path, kept).await;
                     // Whoever stores is not overtaken by a successor that does.
                     drop(turn);
                 });

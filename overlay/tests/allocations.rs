@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use mesh_overlay::counters::Counters;
 use mesh_overlay::offload::coalesce::{Coalescer, Device};
 use mesh_overlay::offload::vnet::{Gso, NEEDS_CHECKSUM, VnetHeader};
-use mesh_overlay::protocol::{Core, Outbox, Stamps};
+use mesh_overlay::protocol::{Core, Kept, Outbox, Stamps};
 use mesh_overlay::{NodeKey, OverlayConfig, PeerConfig};
 
 thread_local! {
@@ -72,7 +72,7 @@ fn core(own: usize, counters: &Arc<Counters>) -> (Core, Outbox) {
     let config =
         OverlayConfig { listen_port: 51900, mtu: 1420, peers: vec![peer], own_keys: vec![] };
     let now = Instant::now();
-    let stamps = Stamps::new(now, SystemTime::now(), Duration::ZERO);
+    let stamps = Stamps::new(now, SystemTime::now(), Kept::default());
     let core = Core::new(now, &key(own), stamps, Arc::clone(counters));
     let mut number = 0;
     let mut fresh = || {
@@ -169,7 +169,7 @@ fn a_thousand_peers_with_sessions_fit_in_half_of_what_they_may_take() {
         NodeKey::from_bytes(bytes)
     };
     let make = |key: &NodeKey| {
-        let stamps = Stamps::new(now, SystemTime::now(), Duration::ZERO);
+        let stamps = Stamps::new(now, SystemTime::now(), Kept::default());
         Core::new(now, key, stamps, Arc::new(Counters::default()))
     };
     let peer = |n: usize, endpoint: Option<SocketAddr>| PeerConfig {

@@ -145,3 +145,20 @@ fn only_peers_that_were_heard_directly_are_anywhere() {
     ];
     assert_eq!(whereabouts(&peers, 51900), [(A, at.parse().unwrap())].into());
 }
+
+#[test]
+fn the_kernel_does_not_take_over_where_peers_would_not_hear_it() {
+    let [none, hour] = [Duration::ZERO, Duration::from_secs(3600)];
+    let kernels: fn() -> Kind = || Kind::Kernel;
+    let cases = [
+        (OverlayChoice::Auto, kernels, none, Kind::Kernel),
+        (OverlayChoice::Auto, kernels, hour, Kind::User),
+        (OverlayChoice::Auto, || Kind::User, none, Kind::User),
+        // Who says so gets it.
+        (OverlayChoice::Kernel, kernels, hour, Kind::Kernel),
+        (OverlayChoice::User, kernels, none, Kind::User),
+    ];
+    for (choice, detect, ahead, wanted) in cases {
+        assert_eq!(kind(choice, detect, ahead), wanted, "{choice:?}, {ahead:?}");
+    }
+}

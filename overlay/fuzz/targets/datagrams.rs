@@ -6,11 +6,11 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use libfuzzer_sys::fuzz_target;
 use mesh_overlay::counters::Counters;
-use mesh_overlay::protocol::{Core, Outbox, Sink, Stamps};
+use mesh_overlay::protocol::{Core, Kept, Outbox, Sink, Stamps};
 use mesh_overlay::{NodeKey, OverlayConfig, PeerConfig};
 
 struct Packets(Vec<u8>);
@@ -29,7 +29,7 @@ impl Sink for Packets {
 /// A node, and what it says first.
 fn node(own: u8, other: u8) -> (Core, Vec<u8>) {
     let now = Instant::now();
-    let stamps = Stamps::new(now, SystemTime::UNIX_EPOCH, Duration::ZERO);
+    let stamps = Stamps::new(now, SystemTime::UNIX_EPOCH, Kept::default());
     let core = Core::new(now, &NodeKey::from_bytes([own; 32]), stamps, Arc::new(Counters::default()));
     let peer = PeerConfig {
         public_key: NodeKey::from_bytes([other; 32]).public(),

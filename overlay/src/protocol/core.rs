@@ -15,7 +15,7 @@ use super::ecn::Ecn;
 use super::estate::Estate;
 use super::gate::Gate;
 use super::narrow;
-use super::noise::Stamps;
+use super::noise::{Kept, Stamps};
 use super::outbox::{self, Outbox};
 use super::packet;
 use super::peer::{Peer, seal};
@@ -113,13 +113,13 @@ impl Core {
         self.gate.identify(keys);
     }
 
-    /// Follows the time of day, where that has gone ahead of the one by which this node dates its calls.
+    /// Follows the time of day, by which this node dates its calls; it was asked just before `now`.
     pub fn follow_clock(&self, now: Instant, clock: SystemTime) {
         self.gate.stamps().follow(now, clock);
     }
 
-    /// A bound above all stamps of initiations, since the Unix epoch, when it has changed: to be stored at once.
-    pub fn stamps_to_store(&self) -> Option<Duration> {
+    /// See [`Stamps::to_store`].
+    pub fn stamps_to_store(&self) -> Option<Kept> {
         self.gate.stamps().to_store()
     }
 

@@ -13,7 +13,7 @@ pub mod timestamp;
 pub use handshake::{Call, Offer};
 pub use message::Message;
 pub use session::Session;
-pub use timestamp::{Stamps, Tai64n};
+pub use timestamp::{Clock, Kept, Stamps, Tai64n};
 
 /// A pre-shared key as the handshake mixes it in; all zeros stand for none (WG section 5.4).
 pub type Psk = [u8; 32];

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use mesh_model::snapshot::WgKey;
 use mesh_overlay::DropReason;
+use mesh_overlay::protocol::Kept;
 use mesh_overlay::protocol::ecn::Ecn;
 use mesh_overlay::protocol::noise::cookie::Macs;
 use mesh_overlay::protocol::noise::message::{COOKIE_BYTES, INITIATION_BYTES, TYPE_INITIATION};
@@ -150,40 +151,59 @@ fn an_old_call_moves_no_peer_even_after_a_restart() {
     assert_eq!(net.payloads(1), [b"to the right place"]);
 }
 
+/// Node 1 starts anew when its clock has been set back by so much, with what `left` makes of what the process before had on disk. Node 0 does
+/// not help with a call of its own.
+fn set_back(by: Duration, left: fn(Kept) -> Kept) -> Net {
+    let mut net = Net::mesh(2);
+    net.run(SECS(10));
+    net.time_of_day -= by;
+    net.nodes[1].stored = left(net.nodes[1].stored);
+    let config = net.config(1);
+    net.restart(1, &config);
+    only_answers(&mut net, 0);
+    net
+}
+
+fn only_answers(net: &mut Net, node: usize) {
+    let mut waits = net.config(node);
+    waits.peers[0].endpoints.clear();
+    net.configure(node, &waits);
+}
+
 #[test]
 fn a_clock_set_back_an_hour_blocks_no_handshake() {
-    for remembers in [true, false] {
-        let mut net = Net::mesh(2);
-        net.run(SECS(10));
-        net.time_of_day -= SECS(3600);
-        if !remembers {
-            net.nodes[1].stored = Duration::ZERO;
-        }
-        let config = net.config(1);
-        net.restart(1, &config);
-        // The other side shall not help with a call of its own.
-        let mut waits = net.config(0);
-        waits.peers[0].endpoints.clear();
-        net.configure(0, &waits);
+    let rebooted = |kept| Kept { limit: None, ..kept };
+    let cases: [(fn(Kept) -> Kept, bool); 3] =
+        [(|kept| kept, true), (rebooted, true), (|_| Kept::default(), false)];
+    for (left, remembers) in cases {
+        let mut net = set_back(SECS(3600), left);
         net.send(1, 0, b"an hour ago");
         net.run(SECS(4));
         let arrived = net.payloads(0) == [b"an hour ago"];
-        assert_eq!(arrived, remembers, "the bound on disk is what makes the difference");
+        assert_eq!(arrived, remembers, "what is on disk is what makes the difference");
     }
 }
 
 #[test]
-fn a_machine_that_is_put_back_a_day_is_heard_when_its_clock_is_right_again() {
+fn the_kernels_device_is_heard_right_after_our_engine_was_killed() {
     let mut net = Net::mesh(2);
     net.run(SECS(10));
-    let today = net.time_of_day;
-    net.time_of_day -= SECS(24 * 3600);
-    net.nodes[1].stored = Duration::ZERO;
+    only_answers(&mut net, 0);
     let config = net.config(1);
-    net.restart(1, &config);
-    let mut waits = net.config(0);
-    waits.peers[0].endpoints.clear();
-    net.configure(0, &waits);
+    for killed in 0..3 {
+        net.restart(1, &config);
+        net.run(SECS(killed) + MILLIS(30));
+    }
+    net.change_to_kernel(1, &config);
+    net.send(1, 0, b"dated by the clock");
+    net.run(MILLIS(100));
+    assert_eq!(net.payloads(0), [b"dated by the clock"]);
+}
+
+#[test]
+fn a_machine_that_is_put_back_a_day_is_heard_when_its_clock_is_right_again() {
+    let mut net = set_back(SECS(24 * 3600), |_| Kept::default());
+    let today = net.time_of_day + SECS(24 * 3600);
     net.send(1, 0, b"yesterday");
     net.run(SECS(4));
     assert!(net.payloads(0).is_empty() && net.drops(0, DropReason::Replayed) > 0);

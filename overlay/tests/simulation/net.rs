@@ -9,7 +9,7 @@ use mesh_overlay::config::{OverlayConfig, PeerConfig};
 use mesh_overlay::counters::Counters;
 use mesh_overlay::offload::vnet::VnetHeader;
 use mesh_overlay::protocol::ecn::Ecn;
-use mesh_overlay::protocol::{Arrival, Core, Estate, Outbox, Sink, Stamps};
+use mesh_overlay::protocol::{Arrival, Core, Estate, Kept, Outbox, Sink, Stamps};
 use mesh_overlay::status::PeerStatus;
 use mesh_overlay::{DropReason, NodeKey};
 
@@ -25,7 +25,7 @@ pub(crate) struct Node {
     pub(crate) key: NodeKey,
     pub(crate) address: SocketAddr,
     /// What the node has on disk of the stamps of its initiations.
-    pub(crate) stored: Duration,
+    pub(crate) stored: Kept,
     /// Packets that came out of the tunnel.
     pub(crate) received: Inner,
     /// What the senders of packets were told.
@@ -94,12 +94,12 @@ impl Net {
         let node = |n: u8| {
             let counters = Arc::new(Counters::default());
             let key = NodeKey::from_bytes([n + 1; 32]);
-            let stamps = Stamps::new(now, time_of_day, Duration::ZERO);
+            let stamps = Stamps::new(now, time_of_day, Kept::default());
+            let stored = stamps.kept();
             let core = Core::new(now, &key, stamps, Arc::clone(&counters));
             let address = ([192, 0, 2, n + 1], 51900).into();
             let received = Inner::default();
-            let (stored, told) = (Duration::ZERO, vec![]);
-            Node { core, counters, key, address, stored, received, told }
+            Node { core, counters, key, address, stored, received, told: vec![] }
         };
         Self {
             nodes: (0..nodes).map(node).collect(),
@@ -155,18 +155,36 @@ impl Net {
 
     /// The node's process dies and starts again, with its key and configuration.
     pub(crate) fn restart(&mut self, node: usize, config: &OverlayConfig) {
+        let stamps = Stamps::new(self.now, self.clock(), self.nodes[node].stored);
+        self.nodes[node].stored = stamps.kept();
+        self.begin(node, stamps, config);
+    }
+
+    /// The node's process makes way for the kernel's device, which dates its calls by the clock and nothing else, rounded down to 2^24 ns.
+    pub(crate) fn change_to_kernel(&mut self, node: usize, config: &OverlayConfig) {
+        let clock = self.clock();
+        let since_epoch = clock.duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        let cut_off = Duration::from_nanos(u64::from(since_epoch.subsec_nanos()) % (1 << 24));
+        let stamps = Stamps::new(self.now, clock - cut_off, Kept::default());
+        self.begin(node, stamps, config);
+    }
+
+    fn begin(&mut self, node: usize, stamps: Stamps, config: &OverlayConfig) {
         let counters = Arc::new(Counters::default());
-        let clock = self.time_of_day + self.now.duration_since(self.begun);
-        let restarted = &mut self.nodes[node];
-        let stamps = Stamps::new(self.now, clock, restarted.stored);
-        restarted.core = Core::new(self.now, &restarted.key, stamps, Arc::clone(&counters));
-        restarted.counters = counters;
+        let Node { core, key, counters: counted, .. } = &mut self.nodes[node];
+        *core = Core::new(self.now, key, stamps, Arc::clone(&counters));
+        *counted = counters;
         self.configure(node, config);
+    }
+
+    /// The time of day, as a process that starts reads it.
+    fn clock(&self) -> SystemTime {
+        self.time_of_day + self.now.duration_since(self.begun)
     }
 
     /// The node's process leaves everything to a successor, and is gone.
     pub(crate) fn leave(&mut self, node: usize) -> Estate {
-        let clock = self.time_of_day + self.now.duration_since(self.begun);
+        let clock = self.clock();
         let left = &mut self.nodes[node];
         let stamps = Stamps::new(self.now, clock, left.stored);
         let nobody = Core::new(self.now, &left.key, stamps, Arc::clone(&left.counters));
@@ -177,9 +195,10 @@ impl Net {
     pub(crate) fn hand_over(&mut self, node: usize, config: &OverlayConfig) {
         let written = serde_json::to_string(&self.leave(node)).unwrap();
         let estate: Estate = serde_json::from_str(&written).unwrap();
-        let clock = self.time_of_day + self.now.duration_since(self.begun);
+        let clock = self.clock();
         let heir = &mut self.nodes[node];
-        let stamps = Stamps::new(self.now, clock, heir.stored.max(estate.last_stamp));
+        let stamps = Stamps::new(self.now, clock, heir.stored).after(self.now, estate.last_stamp);
+        heir.stored = stamps.kept();
         let counters = Arc::new(Counters::default());
         heir.core = Core::resume(self.now, &heir.key, stamps, Arc::clone(&counters), estate);
         heir.counters = counters;
@@ -223,8 +242,8 @@ impl Net {
             for node in 0..self.nodes.len() {
                 let mut outbox = Outbox::default();
                 self.nodes[node].core.tick(self.now, &mut outbox);
-                if let Some(bound) = self.nodes[node].core.stamps_to_store() {
-                    self.nodes[node].stored = bound;
+                if let Some(kept) = self.nodes[node].core.stamps_to_store() {
+                    self.nodes[node].stored = kept;
                 }
                 self.post(node, &mut outbox);
             }

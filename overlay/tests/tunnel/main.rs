@@ -11,6 +11,7 @@ mod marks;
 mod mtu;
 mod nat;
 mod routed;
+mod stamps;
 mod traffic;
 mod world;
 

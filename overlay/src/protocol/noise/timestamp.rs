@@ -1,14 +1,31 @@
 //! Timestamps of initiations (WG section 5.1): each newer than the one before, whatever the clock of the machine does.
 //!
-//! A peer refuses an initiation that is not newer than the last one it saw, because it could be a replay. A node whose
-//! clock is set back would therefore be cut off until the clock has caught up. So that it is not, the clock is followed
-//! forward only, and a bound is kept on disk that no stamp exceeds: a new process starts above it.
+//! A peer refuses an initiation that is not newer than the last one it saw, because it could be a replay. Whoever calls in
+//! this node's name next, another process of ours or the kernel's device, therefore has to begin above all stamps that were given.
+//!
+//! - The kernel's device dates its calls by the clock and nothing else. So stamps are never ahead of a clock that is right.
+//! - Where a clock was set back they stand still, but for the least that tells them apart, until it has caught up.
+//! - What is kept on disk tells a process of ours above what it begins ([`Kept`]). While the machine runs that is a line that the
+//!   monotonic clock draws, and nothing is skipped; after the machine has started anew, a bound that moves ahead of the stamps.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 /// TAI64 of the Unix epoch, as everybody counts it (leap seconds are ignored).
 const EPOCH: u64 = (1 << 62) + 10;
+
+/// The kernel's device rounds its stamps down to multiples of 2^24 ns (drivers/net/wireguard/noise.c, `tai64n_now`). Ours are
+/// more than that behind the clock, so that its next one is above our last one.
+const BEHIND: Duration = Duration::from_millis(20);
+
+/// How far the limit is above the clock: reading two clocks takes a moment, and not always the same.
+const SLACK: Duration = Duration::from_millis(1);
+
+/// How far the limit may be above a clock that was set back, once that has caught up with the stamps.
+const MOST_SLACK: Duration = Duration::from_millis(100);
+
+/// Between two stamps, at least.
+const STEP: Duration = Duration::from_micros(1);
 
 /// A point in time, in the order of its bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,6 +41,34 @@ impl Tai64n {
     }
 }
 
+/// A clock that runs as the monotonic one does, and cannot be set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Clock {
+    /// When it was looked at.
+    pub at: Instant,
+    /// What it showed then, since the Unix epoch.
+    pub shows: Duration,
+}
+
+impl Clock {
+    /// What it shows now.
+    pub fn shown(&self, now: Instant) -> Duration {
+        match now.checked_duration_since(self.at) {
+            Some(since) => self.shows.saturating_add(since),
+            None => self.shows.saturating_sub(self.at.saturating_duration_since(now)),
+        }
+    }
+}
+
+/// What a node keeps of its stamps for its next processes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// Above all stamps: for when the machine has started anew, and its clock is all that there is beside this.
+    pub bound: Duration,
+    /// A clock that no stamp was ahead of when it was given: for as long as the machine runs.
+    pub limit: Option<Clock>,
+}
+
 /// Gives stamps to all initiations of a node.
 #[derive(Debug)]
 pub struct Stamps {
@@ -32,8 +77,12 @@ pub struct Stamps {
 
 #[derive(Debug)]
 struct State {
-    /// The clock as it was once; from there on the monotonic one counts.
-    clock: (Instant, Duration),
+    /// The clock of the machine as it was last seen.
+    clock: Clock,
+    /// What no stamp is ahead of, and the next process knows.
+    limit: Clock,
+    /// The limit that is being stored.
+    storing: Option<Clock>,
     /// The last stamp given.
     last: Duration,
     /// What is on disk.
@@ -41,112 +90,98 @@ struct State {
 }
 
 impl Stamps {
-    /// How far the bound on disk is moved beyond the last stamp. A restart skips this much at most, and the disk is written
-    /// once in half of it at most, not at all without handshakes.
+    /// How far the bound on disk is moved beyond the last stamp. A restart of the machine skips this much at most, and the disk is
+    /// written once in half of it at most, not at all without handshakes.
     pub const AHEAD: Duration = Duration::from_secs(30);
 
-    /// Stamps that follow the clock, which shows `clock` at `now`, but are all above `bound`: what the process before has
-    /// stored of [`to_store`](Self::to_store), zero for the first one.
-    pub fn new(now: Instant, clock: SystemTime, bound: Duration) -> Self {
-        let clock = clock.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Self { state: Mutex::new(State { clock: (now, clock), last: bound, bound }) }
+    /// Stamps that follow the clock, which shows `clock` at `now`, but are all above those of the processes before, which have
+    /// left `kept`: nothing for the first one. Nothing is to be given before [`kept`](Self::kept) is on disk.
+    pub fn new(now: Instant, clock: SystemTime, kept: Kept) -> Self {
+        let clock = Clock { at: now, shows: since_epoch(clock) };
+        let left = kept.limit.map_or(kept.bound, |limit| limit.shown(now));
+        // Above the kernel's last one, too, if it was that device that made way.
+        let last = left.max(clock.shows);
+        let still_above = kept.limit.filter(|limit| limit.shown(now) >= last);
+        let limit = still_above.unwrap_or(Clock { at: now, shows: last + SLACK });
+        Self { state: Mutex::new(State { clock, limit, storing: None, last, bound: kept.bound }) }
     }
 
     /// The same, when the process before has told its [`last`](Self::last) one: nothing is skipped.
     #[must_use]
-    pub fn after(self, last: Duration) -> Self {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).last = last;
+    pub fn after(self, now: Instant, last: Duration) -> Self {
+        let mut state = self.hold();
+        state.last = last;
+        if state.limit.shown(now) < last {
+            state.limit = Clock { at: now, shows: last + SLACK };
+        }
+        drop(state);
         self
     }
 
     /// The next stamp.
     pub fn next(&self, now: Instant) -> Tai64n {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.last = state.shown(now).max(state.last + Duration::from_micros(1));
+        let mut state = self.hold();
+        let clock = state.clock.shown(now).saturating_sub(BEHIND);
+        state.last = clock.min(state.limit.shown(now)).max(state.last + STEP);
         Tai64n::from_unix(state.last)
     }
 
-    /// Follows a clock that has gone ahead. A machine that was put back to an earlier state of itself, disk and memory, has forgotten
-    /// what it has given since; all of that was below the clock of those that know better.
+    /// Follows the clock, which shows `clock` at `now` or has shown it just before. Where it has gone ahead, as on a machine that was
+    /// put back to an earlier state of itself and is told the time, stamps follow as soon as that is stored.
     pub fn follow(&self, now: Instant, clock: SystemTime) {
-        let Ok(clock) = clock.duration_since(SystemTime::UNIX_EPOCH) else { return };
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if clock > state.shown(now) {
-            state.clock = (now, clock);
-        }
+        self.hold().clock = Clock { at: now, shows: since_epoch(clock) };
     }
 
     /// The last stamp, since the epoch: those of a successor are above it.
     pub fn last(&self) -> Duration {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).last
+        self.hold().last
     }
 
-    /// A new bound, since the epoch, when the stamps come near the one before; to be stored at once.
-    pub fn to_store(&self) -> Option<Duration> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+    /// What is to be on disk.
+    pub fn kept(&self) -> Kept {
+        let state = self.hold();
+        Kept { bound: state.bound, limit: Some(state.storing.unwrap_or(state.limit)) }
+    }
+
+    /// The same when it has changed; to be stored at once. Asked again when that is done, or has failed: stamps have to go on.
+    pub fn to_store(&self) -> Option<Kept> {
+        let mut state = self.hold();
+        if let Some(stored) = state.storing.take() {
+            state.limit = stored;
+        }
+        state.storing = state.other_limit();
         let due = state.last + Self::AHEAD / 2 > state.bound;
-        due.then(|| {
+        if due {
             state.bound = state.last + Self::AHEAD;
-            state.bound
-        })
+        }
+        if let Some(lower) = state.storing.filter(|other| other.shows < state.limit.shown(other.at))
+        {
+            state.limit = lower;
+        }
+        let changed = due || state.storing.is_some();
+        drop(state);
+        changed.then(|| self.kept())
+    }
+
+    fn hold(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl State {
-    fn shown(&self, now: Instant) -> Duration {
-        let (then, clock) = self.clock;
-        clock + now.saturating_duration_since(then)
+    /// A limit that goes with the clock, if the present one does not: it holds the stamps back, or is needlessly far above.
+    fn other_limit(&self) -> Option<Clock> {
+        let Clock { at, shows } = self.clock;
+        let limit = self.limit.shown(at);
+        let caught_up = self.last <= shows;
+        (shows > limit || caught_up && limit > shows + MOST_SLACK)
+            .then_some(Clock { at, shows: shows + SLACK })
     }
+}
+
+fn since_epoch(clock: SystemTime) -> Duration {
+    clock.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn stamps_grow_also_when_the_clock_does_not() {
-        let now = Instant::now();
-        let stamps =
-            Stamps::new(now, SystemTime::UNIX_EPOCH + Duration::from_secs(1000), Duration::ZERO);
-        let (a, b) = (stamps.next(now), stamps.next(now));
-        let c = stamps.next(now + Duration::from_secs(1));
-        assert!(a < b && b < c, "{a:?} {b:?} {c:?}");
-        assert_eq!(c, Tai64n::from_unix(Duration::from_secs(1001)));
-        assert_eq!(c.0[..8], (0x4000_0000_0000_000a_u64 + 1001).to_be_bytes());
-    }
-
-    #[test]
-    fn a_clock_is_followed_forward_and_never_back() {
-        let now = Instant::now();
-        let noon = SystemTime::UNIX_EPOCH + Duration::from_secs(43_200);
-        let hour = Duration::from_secs(3600);
-        let stamps = Stamps::new(now, noon, Duration::ZERO);
-        let shown = |hours: u32| Tai64n::from_unix(Duration::from_secs(43_200) + hour * hours);
-        stamps.follow(now, noon + hour);
-        assert_eq!(stamps.next(now), shown(1));
-        for wrong in [noon - hour, SystemTime::UNIX_EPOCH - hour] {
-            stamps.follow(now, wrong);
-            assert!(stamps.next(now) > shown(1));
-        }
-        assert_eq!(stamps.next(now + hour), shown(2));
-    }
-
-    #[test]
-    fn a_restart_with_the_clock_set_back_goes_on_above() {
-        let now = Instant::now();
-        let noon = SystemTime::UNIX_EPOCH + Duration::from_secs(43_200);
-        let before = Stamps::new(now, noon, Duration::ZERO);
-        before.next(now);
-        let stored = before.to_store().expect("nothing is stored yet");
-        assert_eq!(before.to_store(), None, "not each time");
-        let last = before.next(now + Duration::from_secs(14));
-        assert_eq!(before.to_store(), None);
-        assert!(last < Tai64n::from_unix(stored));
-
-        let after = Stamps::new(now, noon - Duration::from_secs(3600), stored);
-        assert!(after.next(now) > last);
-        let stored_again = after.to_store().expect("the bound moves ahead of the stamps");
-        assert!(stored_again > stored);
-        assert!(after.next(now + Duration::from_secs(9)) < Tai64n::from_unix(stored_again));
-    }
-}
+mod tests;
