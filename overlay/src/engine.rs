@@ -1,4 +1,4 @@
-//! The threads that carry packets: a lane of them per device queue and per socket, and a slow clock beside them.
+//! The threads that carry packets: lanes of them for the queues of the device and for the sockets, and a slow clock beside them.
 //!
 //! A thread owns its buffers. It waits for others of its lane only, to read and to hand over in turn ([`lane`]).
 
@@ -12,6 +12,7 @@ mod queues;
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -27,9 +28,9 @@ use crate::facade::Kind;
 use crate::handover::Legacy;
 use crate::keys::{NodeKey, NodeKeys};
 use crate::mtu::tunnel_mtu;
-use crate::os::poll::Stop;
+use crate::os::poll::{Stop, Watch};
 use crate::os::tun::{self, Queue, TunError};
-use crate::os::udp::{self, Sockets};
+use crate::os::udp::{self, Sockets, Udp};
 use crate::protocol::{Core, Estate, Kept, Outbox, Stamps};
 use crate::status::{DropReason, Status};
 
@@ -37,7 +38,7 @@ pub use self::failure::EngineFailure;
 pub(crate) use self::failure::Failure;
 use self::lane::Lane;
 
-/// Most queues, and sockets that share the port: each is a lane of its own.
+/// Most lanes in each direction: each has queues of the device, and sockets that share the port.
 const MAX_LANES: usize = 4;
 
 /// Most threads of a lane: the first part of its work, reading, and the last, handing over, is done by one at a time, and
@@ -222,6 +223,9 @@ impl Engine {
             // The peers would go on sending to the old port until they hear from the new one.
             self.shared.core.announce(now, &mut outbox);
         }
+        if let Some(sockets) = &*self.shared.sockets.load() {
+            sockets.spread(self.shared.core.endpoints());
+        }
         self.shared.send_now(&mut outbox);
         if !applied.reading {
             self.read_device().map_err(ApplyError::Thread)?;
@@ -232,7 +236,9 @@ impl Engine {
 
     fn read_device(&self) -> io::Result<()> {
         for number in 0..self.shared.lanes() {
-            let lane = Arc::new(Lane::new(threads()));
+            let queues = self.shared.queues_of(number);
+            let watch = Watch::new(queues.iter().map(|queue| queue.as_fd()), &self.stop)?;
+            let lane = Arc::new(Lane::new(threads(), watch));
             for _ in 0..lane.threads() {
                 let (body, lane, stop) =
                     (Arc::clone(&self.shared), Arc::clone(&lane), self.stop.clone());
@@ -281,6 +287,7 @@ impl Engine {
         let due = |at| now.saturating_duration_since(at) >= ASK_EVERY;
         if applied.asked.is_none_or(due) {
             applied.asked = Some(now);
+            sockets.spread(self.shared.core.endpoints());
             for to in self.shared.core.busy_ways(now, ASK_EVERY * 2) {
                 if let Some(fits) = fits(to) {
                     self.shared.core.hint_mtu(now, to, fits);
@@ -318,24 +325,22 @@ impl Engine {
     /// Opens a port, beside the one in use.
     fn open(&self, port: u16, applied: &mut Applied) -> Result<(Arc<Sockets>, Stop), ApplyError> {
         let counters = Arc::clone(&self.shared.counters);
-        let sockets = Sockets::open(port, lanes(), &mut applied.inherited, counters)
+        let sockets = Sockets::open(port, udp::EACH_FAMILY, &mut applied.inherited, counters)
             .map_err(|source| ApplyError::Listen { port, source })?;
         Ok((Arc::new(sockets), Stop::new().map_err(ApplyError::Thread)?))
     }
 
     /// Receives at an open port, and no longer at the one before.
     fn receive(&self, sockets: Arc<Sockets>, stop: Stop, applied: &mut Applied) -> io::Result<()> {
-        for place in 0..sockets.len() {
-            let number = place % self.shared.lanes();
-            let lane = Arc::new(Lane::new(threads()));
+        let lanes = self.shared.lanes();
+        for number in 0..lanes {
+            let watch = Watch::new(sockets.of_lane(number, lanes).map(Udp::as_fd), &stop)?;
+            let lane = Arc::new(Lane::new(threads(), watch));
             for _ in 0..lane.threads() {
                 let (shared, sockets) = (Arc::clone(&self.shared), Arc::clone(&sockets));
                 let (lane, stop) = (Arc::clone(&lane), stop.clone());
-                let run = move || {
-                    let queues = shared.queues_of(number);
-                    inward::run(&shared, (&sockets, place), &lane, &queues, &stop)
-                };
-                let name = format!("overlay-in{place}");
+                let run = move || inward::run(&shared, (&sockets, number), &lane, &stop);
+                let name = format!("overlay-in{number}");
                 self.crew.spawn(&self.shared.failure, name, run)?;
             }
         }

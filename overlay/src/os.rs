@@ -5,5 +5,6 @@ pub(crate) mod echo;
 pub(crate) mod lately;
 pub(crate) mod memory;
 pub(crate) mod poll;
+pub(crate) mod spread;
 pub(crate) mod tun;
 pub(crate) mod udp;

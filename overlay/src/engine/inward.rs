@@ -4,13 +4,13 @@ use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::time::Instant;
 
-use super::lane::{Lane, Ticket};
+use super::lane::{Lane, Lead, Ticket};
 use super::{EngineFailure, Shared, queues};
 use crate::counters::Counters;
 use crate::offload::coalesce::{Coalescer, Device};
-use crate::os::poll::Stop;
+use crate::os::poll::{Ready, Stop};
 use crate::os::tun::Queue;
-use crate::os::udp::{Inbox, Sockets};
+use crate::os::udp::{Inbox, Sockets, Udp};
 use crate::protocol::Outbox;
 use crate::status::DropReason;
 
@@ -21,56 +21,92 @@ const HEAVY_BYTES: usize = 32 << 10;
 const FLUSH_BYTES: usize = 64 << 10;
 
 /// Messages per receive call, and bytes opened before the first is written, where threads work side by side: what one
-/// of them opens while it waits for its turn.
+/// of them opens while it waits for its turn. Where several sockets have something, so many messages for each.
 const SHARED_MESSAGES: usize = 4;
 const SHARED_FLUSH_BYTES: usize = 256 << 10;
 
-/// Carries datagrams from one socket until told to stop, together with the other threads of the lane.
+/// Bytes that one socket may bring before the others of the lane have their turn: what a receive call brings at most, among several.
+const QUANTUM: usize = 256 << 10;
+
+/// Carries datagrams from the sockets of lane `number` until told to stop, together with the other threads of the lane.
 pub(super) fn run(
     shared: &Shared,
-    (sockets, place): (&Sockets, usize),
+    (sockets, number): (&Sockets, usize),
     lane: &Lane,
-    queues: &[&Queue],
     stop: &Stop,
 ) -> Result<(), EngineFailure> {
-    let Some(socket) = sockets.socket(place) else { return Ok(()) };
-    let counters = &shared.counters;
-    let writer = Writer { queues, counters, lane, ticket: Cell::new(None) };
-    let alone = lane.threads() == 1;
-    let (mut joined, mut inbox) = if alone {
+    let receivers: Vec<_> = sockets.of_lane(number, shared.lanes()).collect();
+    let queues = shared.queues_of(number);
+    let writer =
+        Writer { queues: &queues, counters: &shared.counters, lane, ticket: Cell::new(None) };
+    let (joined, inbox) = if lane.threads() == 1 {
         (Coalescer::new(writer, FLUSH_BYTES), Inbox::default())
     } else {
         (Coalescer::new(writer, SHARED_FLUSH_BYTES), Inbox::of(SHARED_MESSAGES))
     };
-    let mut answers = Outbox::default();
-    let mut lead = lane.lead();
-    loop {
-        if stop.is_given() {
-            return Ok(());
+    let mut work = Work { shared, sockets, lane, stop, joined, inbox, answers: Outbox::default() };
+    let (mut lead, mut ready) = (lane.lead(), Ready::default());
+    let mut more = false;
+    while lane.watch().look(&mut ready, !more).map_err(EngineFailure::SocketLost)? {
+        more = false;
+        let most = if ready.count() > 1 { SHARED_MESSAGES } else { usize::MAX };
+        for socket in ready.places().filter_map(|place| receivers.get(place)) {
+            let turn = work.turn(socket, most, lead);
+            lead = turn.0;
+            more |= turn.1;
         }
-        match inbox.receive(socket) {
-            Ok(datagrams) => {
-                counters.received(datagrams);
-                let ticket = lead.ticket();
-                let heavy = lead.is_shared() && inbox.bytes() >= HEAVY_BYTES;
-                let kept = (!heavy).then_some(lead);
-                joined.device().begin(ticket);
-                shared.core.inbound(Instant::now(), inbox.datagrams(), &mut joined, &mut answers);
-                joined.flush();
-                joined.device().end(ticket);
-                while let Some(train) = answers.take() {
-                    sockets.send(&train, None);
-                }
-                lead = kept.unwrap_or_else(|| lane.lead());
+    }
+    Ok(())
+}
+
+/// What one thread works with.
+struct Work<'a> {
+    shared: &'a Shared,
+    sockets: &'a Sockets,
+    lane: &'a Lane,
+    stop: &'a Stop,
+    joined: Coalescer<Writer<'a>>,
+    inbox: Inbox,
+    answers: Outbox,
+}
+
+impl<'a> Work<'a> {
+    /// Receives until nothing is there, the others have waited long enough, or it is time to stop. Also tells whether there may be
+    /// more.
+    fn turn(&mut self, socket: &Udp, most: usize, mut lead: Lead<'a>) -> (Lead<'a>, bool) {
+        let mut bytes = 0;
+        while bytes < QUANTUM {
+            if self.stop.is_given() {
+                return (lead, false);
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if !socket.wait(stop).map_err(EngineFailure::SocketLost)? {
-                    return Ok(());
+            match self.inbox.receive(socket, most) {
+                Ok(datagrams) => {
+                    self.shared.counters.received(datagrams);
+                    bytes += self.inbox.bytes();
+                    lead = self.carry(lead);
                 }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return (lead, false),
+                // Errors of earlier sends (ICMP) are reported here; they mean nothing to a receiver.
+                Err(error) => tracing::debug!(%error, "receiving failed"),
             }
-            // Errors of earlier sends (ICMP) are reported here; they mean nothing to a receiver.
-            Err(error) => tracing::debug!(%error, "receiving failed"),
         }
+        (lead, true)
+    }
+
+    /// Opens what was received; where that takes long, another thread may receive meanwhile.
+    fn carry(&mut self, mut lead: Lead<'a>) -> Lead<'a> {
+        let ticket = lead.ticket();
+        let heavy = lead.is_shared() && self.inbox.bytes() >= HEAVY_BYTES;
+        let kept = (!heavy).then_some(lead);
+        self.joined.device().begin(ticket);
+        let datagrams = self.inbox.datagrams();
+        self.shared.core.inbound(Instant::now(), datagrams, &mut self.joined, &mut self.answers);
+        self.joined.flush();
+        self.joined.device().end(ticket);
+        while let Some(train) = self.answers.take() {
+            self.sockets.send(&train, None);
+        }
+        kept.unwrap_or_else(|| self.lane.lead())
     }
 }
 

@@ -1,4 +1,4 @@
-//! Threads that share one descriptor: they read in turns, work side by side, and hand over in the order of reading.
+//! Threads that share descriptors: they read in turns, work side by side, and hand over in the order of reading.
 //!
 //! So one flow, which is in one queue and comes from one peer, is sealed and opened by several cores and is not reordered.
 //! Light work stays with the thread that reads: nobody is woken for a packet or two.
@@ -6,9 +6,13 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// What the threads of one descriptor share.
+use crate::os::poll::Watch;
+
+/// What the threads share.
 #[derive(Debug)]
 pub(super) struct Lane {
+    /// Whoever holds the lead looks at the descriptors.
+    watch: Watch,
     /// Number of the next piece of work; who holds it reads.
     lead: Mutex<u64>,
     turn: Turn,
@@ -35,8 +39,13 @@ struct Turn {
 
 impl Lane {
     /// A lane for so many threads.
-    pub(super) fn new(threads: usize) -> Self {
-        Self { lead: Mutex::new(0), turn: Turn::default(), threads }
+    pub(super) fn new(threads: usize, watch: Watch) -> Self {
+        Self { watch, lead: Mutex::new(0), turn: Turn::default(), threads }
+    }
+
+    /// The descriptors.
+    pub(super) fn watch(&self) -> &Watch {
+        &self.watch
     }
 
     /// How many threads serve it.
@@ -98,11 +107,18 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::os::poll::Stop;
+
+    /// The test has descriptors of its own kind.
+    fn lane(threads: usize) -> Lane {
+        let watch = Watch::new(std::iter::empty(), &Stop::new().unwrap()).unwrap();
+        Lane::new(threads, watch)
+    }
 
     #[test]
     fn what_is_read_in_order_is_handed_over_in_order_however_long_it_takes() {
         const COUNT: u64 = 3000;
-        let lane = Lane::new(4);
+        let lane = lane(4);
         let (source, out) = (Mutex::new(0u64), Mutex::new(Vec::new()));
         thread::scope(|scope| {
             for _ in 0..lane.threads() {
@@ -133,7 +149,7 @@ mod tests {
 
     #[test]
     fn heavy_work_is_done_side_by_side() {
-        let lane = Lane::new(2);
+        let lane = lane(2);
         let first = lane.lead().ticket();
         thread::scope(|scope| {
             let second = scope.spawn(|| {

@@ -1,13 +1,12 @@
 //! From the device to the underlay: read, cut, seal, send.
 
 use std::io::{self, IoSlice};
-use std::os::fd::AsFd as _;
 use std::time::Instant;
 
 use super::lane::{Lane, Lead};
 use super::{EngineFailure, Shared};
 use crate::offload::vnet::{VNET_HEADER_BYTES, VnetHeader};
-use crate::os::poll::{Stop, Watch};
+use crate::os::poll::{Ready, Stop};
 use crate::os::tun::Queue;
 use crate::protocol::Outbox;
 use crate::status::DropReason;
@@ -32,15 +31,14 @@ pub(super) fn run(
     lane: &Lane,
     stop: &Stop,
 ) -> Result<(), EngineFailure> {
-    let mut watch = Watch::new(queues.iter().map(|queue| queue.as_fd()), stop);
     let (frame, outbox) = (vec![0; FRAME_BYTES], Outbox::default());
     let mut work = Work { shared, lane, stop, frame, outbox };
     let lost = |source| EngineFailure::DeviceLost { device: shared.device.clone(), source };
-    let mut lead = lane.lead();
+    let (mut lead, mut ready) = (lane.lead(), Ready::default());
     let mut more = false;
-    while let Some(ready) = watch.readable(!more).map_err(lost)? {
+    while lane.watch().look(&mut ready, !more).map_err(lost)? {
         more = false;
-        for (_, queue) in queues.iter().enumerate().filter(|(place, _)| ready >> place & 1 == 1) {
+        for queue in ready.places().filter_map(|place| queues.get(place)) {
             let turn = work.turn(queue, lead).map_err(lost)?;
             lead = turn.0;
             more |= turn.1;

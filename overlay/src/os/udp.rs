@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::lately::Lately;
 use super::poll::{self, Stop};
+use super::spread::Spread;
 use crate::counters::Counters;
 use crate::protocol::ecn::Ecn;
 use crate::protocol::outbox::Train;
@@ -22,6 +23,9 @@ use crate::status::DropReason;
 
 /// Socket buffers, in bytes: some milliseconds at the rates that a core can seal.
 const SOCKET_BUFFER: usize = 4 << 20;
+
+/// Sockets of each family, each with a buffer of its own: few enough that finding one of them costs a datagram nothing.
+pub(crate) const EACH_FAMILY: usize = 16;
 
 /// Messages per receive call; each may be many datagrams that the kernel joined.
 const RECEIVE_MESSAGES: usize = 16;
@@ -50,6 +54,8 @@ pub(crate) struct Udp {
 pub(crate) struct Sockets {
     v4: Vec<Udp>,
     v6: Vec<Udp>,
+    /// How peers are spread over those of each family.
+    spread: Mutex<[Spread; 2]>,
     counters: Arc<Counters>,
     /// For whom something was too big.
     refused: Mutex<BTreeSet<SocketAddr>>,
@@ -82,7 +88,8 @@ impl Sockets {
             sockets => sockets?,
         };
         let (apart, gone) = (Lately::new(APART_FOR), Lately::new(GONE_FOR));
-        Ok(Self { v4, v6, counters, refused: Mutex::default(), apart, gone })
+        let (spread, refused) = Default::default();
+        Ok(Self { v4, v6, spread, counters, refused, apart, gone })
     }
 
     /// Hands a duplicate of each socket to the next worker.
@@ -99,14 +106,22 @@ impl Sockets {
         Ok(())
     }
 
-    /// All of them, for those that receive.
-    pub(crate) fn len(&self) -> usize {
-        self.v4.len() + self.v6.len()
+    /// Those that lane `lane` of so many receives from.
+    pub(crate) fn of_lane(&self, lane: usize, lanes: usize) -> impl Iterator<Item = &Udp> {
+        self.v4.iter().chain(&self.v6).skip(lane).step_by(lanes.max(1))
     }
 
-    /// One of them.
-    pub(crate) fn socket(&self, place: usize) -> Option<&Udp> {
-        self.v4.iter().chain(&self.v6).nth(place)
+    /// Gives peers that are there a socket each, as far as there are enough.
+    pub(crate) fn spread(&self, peers: BTreeSet<SocketAddr>) {
+        let (v4, v6) = peers.into_iter().partition(SocketAddr::is_ipv4);
+        let mut spread = self.spread.lock().unwrap_or_else(PoisonError::into_inner);
+        for ((spread, peers), sockets) in spread.iter_mut().zip([v4, v6]).zip([&self.v4, &self.v6])
+        {
+            let Some(first) = sockets.first() else { continue };
+            if let Err(error) = spread.over(peers, &first.socket, sockets.len()) {
+                tracing::debug!(%error, "the kernel spreads peers over sockets as it likes");
+            }
+        }
     }
 
     /// Endpoints for which something was too big since the last time.
@@ -258,9 +273,9 @@ impl Udp {
         if result == 0 { info[DROPS] as usize } else { 0 }
     }
 
-    /// Waits for datagrams; returns false when it is time to stop.
-    pub(crate) fn wait(&self, stop: &Stop) -> io::Result<bool> {
-        poll::readable(&self.socket.as_fd(), stop)
+    /// To be watched.
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 
     /// Datagrams of a train that one system call can send.
@@ -375,10 +390,10 @@ impl Inbox {
         self.metas[..self.messages].iter().map(|meta| meta.len).sum()
     }
 
-    /// Receives what is there, without waiting. Returns the number of datagrams.
-    pub(crate) fn receive(&mut self, from: &Udp) -> io::Result<usize> {
+    /// Receives what is there, without waiting, at most so many messages. Returns the number of datagrams.
+    pub(crate) fn receive(&mut self, from: &Udp, most: usize) -> io::Result<usize> {
         self.messages = 0;
-        let room = self.bytes.len() / MESSAGE_BYTES;
+        let room = most.min(self.bytes.len() / MESSAGE_BYTES);
         let mut chunks = self.bytes.chunks_exact_mut(MESSAGE_BYTES);
         let mut slices: [IoSliceMut<'_>; RECEIVE_MESSAGES] =
             std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
@@ -486,12 +501,15 @@ mod tests {
             (sockets, port)
         };
         let (sockets, port) = open(&mut Descriptors::default());
-        assert_eq!((sockets.len(), sockets.socket(5).is_some()), (6, true));
+        assert_eq!((sockets.v4.len(), sockets.v6.len()), (3, 3));
+        let of_lanes = (0..4).flat_map(|lane| sockets.of_lane(lane, 4));
+        let of_lanes: BTreeSet<_> = of_lanes.map(|udp| udp.as_fd().as_raw_fd()).collect();
+        assert_eq!(of_lanes.len(), 6, "each is in one lane");
         let mut heritage = Descriptors::default();
         sockets.bequeath(port, &mut heritage).unwrap();
         drop(sockets);
         let heirs = Sockets::open(port, 1, &mut heritage, Arc::default()).unwrap();
-        assert_eq!((heirs.len(), heritage.iter().count()), (6, 0), "none is left unread");
+        assert_eq!((heirs.v4.len(), heirs.v6.len(), heritage.iter().count()), (3, 3, 0));
     }
 
     #[test]

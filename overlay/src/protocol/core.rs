@@ -2,6 +2,7 @@
 
 mod inbound;
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -230,6 +231,11 @@ impl Core {
     /// The system has heard that the way there carries packets of this size.
     pub fn hint_mtu(&self, now: Instant, to: SocketAddr, fits: u16) {
         self.at(now, to, |peer| peer.hint_mtu(now, fits));
+    }
+
+    /// Where peers are, as far as that is known.
+    pub fn endpoints(&self) -> BTreeSet<SocketAddr> {
+        self.table.load().entries().iter().filter_map(|entry| entry.lock().endpoint()).collect()
     }
 
     /// Where packets were sent to in this time.

@@ -16,6 +16,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use mesh_overlay::{NodeKey, Overlay, OverlayConfig, PeerConfig, PeerStatus, Status};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::traffic::{LIMIT, Stream};
 use crate::world::{engine, inside};
@@ -129,6 +131,15 @@ impl Routed {
             .spawn()
             .unwrap();
         self.workers.push(child);
+    }
+
+    /// The worker of node `n` stands still meanwhile.
+    pub(crate) fn while_stopped<T>(&self, n: u8, body: impl FnOnce() -> T) -> T {
+        let worker = Pid::from_raw(self.workers[usize::from(n) - 1].id().cast_signed());
+        kill(worker, Signal::SIGSTOP).unwrap();
+        let result = body();
+        kill(worker, Signal::SIGCONT).unwrap();
+        result
     }
 
     /// Translates all that node `n` sends, and lets nothing in that it has not asked for.

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Socket, Type};
 
 use crate::world::{Side, World, enter, inside};
@@ -170,6 +171,8 @@ impl Sequence {
     pub(crate) fn between(from: String, into: &str, to: SocketAddr) -> Self {
         let server = inside(into, || UdpSocket::bind(to).unwrap());
         server.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+        // What is counted is lost on the way, not here.
+        setsockopt(&server, sockopt::RcvBufForce, &(8 << 20)).unwrap();
         let receiver = std::thread::spawn(move || {
             let (mut numbers, mut bytes) = (Vec::new(), [0; 256]);
             // Ends when nothing has come for long after the last.

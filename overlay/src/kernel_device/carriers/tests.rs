@@ -54,14 +54,9 @@ impl Node {
     /// Hears of the other node's keys.
     fn hear(&self, other: &Self, keys: &[WgKey]) {
         let peer = PeerConfig {
-            public_key: other.name,
-            keys: keys.to_vec(),
             endpoints: vec![([192, 0, 2, other.number], 51900).into()],
-            relay: None,
             allowed_ips: vec![format!("10.244.{}.0/24", other.number).parse().unwrap()],
-            persistent_keepalive_secs: None,
-            preshared_key: None,
-            former_preshared_key: None,
+            ..peer(other.name, keys)
         };
         let config = OverlayConfig {
             listen_port: 51900,
@@ -70,6 +65,20 @@ impl Node {
             own_keys: vec![self.present()],
         };
         self.device.configure(&config).unwrap();
+    }
+}
+
+/// A peer that is nowhere, and owns nothing.
+fn peer(public_key: WgKey, keys: &[WgKey]) -> PeerConfig {
+    PeerConfig {
+        public_key,
+        keys: keys.to_vec(),
+        endpoints: vec![],
+        relay: None,
+        allowed_ips: vec![],
+        persistent_keepalive_secs: None,
+        preshared_key: None,
+        former_preshared_key: None,
     }
 }
 
@@ -266,16 +275,7 @@ fn seen(keys: &[(WgKey, Option<u64>)], received: u64) -> Observed {
 #[test]
 fn the_newest_handshake_counts_whichever_way_it_goes() {
     let [first, second] = [A, B].map(|n| WgKey([n; 32]));
-    let peer = PeerConfig {
-        public_key: first,
-        keys: vec![first, second],
-        endpoints: vec![],
-        relay: None,
-        allowed_ips: vec![],
-        persistent_keepalive_secs: None,
-        preshared_key: None,
-        former_preshared_key: None,
-    };
+    let peer = peer(first, &[first, second]);
     let mut carriers = Carriers::default();
     let at = |secs| SystemTime::UNIX_EPOCH + Duration::from_secs(secs);
     assert_eq!(carriers.of(&peer), second, "as it wants to be called");
@@ -300,16 +300,7 @@ fn the_newest_handshake_counts_whichever_way_it_goes() {
 #[test]
 fn a_clock_that_is_set_back_hides_no_key_that_takes_over() {
     let [old, new] = [WgKey([1; 32]), WgKey([2; 32])];
-    let peer = PeerConfig {
-        public_key: old,
-        keys: vec![old, new],
-        endpoints: vec![],
-        relay: None,
-        allowed_ips: vec![],
-        persistent_keepalive_secs: None,
-        preshared_key: None,
-        former_preshared_key: None,
-    };
+    let peer = peer(old, &[old, new]);
     let noon = SystemTime::now();
     let back = |secs: u64| noon - Duration::from_secs(3600) + Duration::from_secs(secs);
     let mut observed = Observed::default();
