@@ -10,6 +10,7 @@ mod switch;
 use std::collections::{BTreeMap, HashSet};
 use std::io::{self, IoSliceMut};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,7 +21,7 @@ use mesh_worker::descriptors::InheritError;
 use mesh_worker::privileges;
 use mesh_worker::server::ServeError;
 use mesh_worker::{Control, Descriptors, Handler};
-use quinn_udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
+use quinn_udp::{RecvMeta, UdpSocketState};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
@@ -28,7 +29,11 @@ use tokio::net::UdpSocket;
 use tokio::task::JoinHandle;
 
 use self::switch::Switch;
+use crate::counters::Counters;
+use crate::os::udp::Sockets;
 use crate::paths::SLOTS;
+use crate::protocol::ecn::Ecn;
+use crate::protocol::outbox::Train;
 
 /// Room for one train.
 const TRAIN_BYTES: usize = 64 << 10;
@@ -162,8 +167,10 @@ pub struct Relay {
 struct Shared {
     /// One thread reads all ports.
     switch: Mutex<Switch>,
-    forwarded: AtomicU64,
-    dropped: AtomicU64,
+    /// What was sent, and what the system refused to send.
+    counters: Arc<Counters>,
+    /// Datagrams that nobody is to get.
+    strange: AtomicU64,
 }
 
 impl Shared {
@@ -195,8 +202,9 @@ impl Handler for Relay {
     async fn status(&self) -> RelayStatus {
         RelayStatus {
             pairs: self.shared.switch().len(),
-            forwarded: self.shared.forwarded.load(Relaxed),
-            dropped: self.shared.dropped.load(Relaxed),
+            forwarded: self.shared.counters.traffic().datagrams_sent,
+            dropped: self.shared.strange.load(Relaxed)
+                + self.shared.counters.drops().values().sum::<u64>(),
         }
     }
 }
@@ -223,12 +231,12 @@ impl Relay {
 
     /// Opens a port on both families; a machine without IPv6 has only the one.
     fn open(&self, port: u16) -> Result<Port, RelayError> {
-        let bind = |address: SocketAddr| {
-            Udp::bind(address).map_err(|source| RelayError::Listen { address, source })
-        };
-        let v4 = Arc::new(bind((Ipv4Addr::UNSPECIFIED, port).into())?);
+        let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        let failed = |address| move |source| RelayError::Listen { address, source };
+        let bind = |address: SocketAddr| Udp::bind(address).map_err(failed(address));
+        let v4 = bind(any)?;
         let v6 = match bind((Ipv6Addr::UNSPECIFIED, port).into()) {
-            Ok(v6) => Some(Arc::new(v6)),
+            Ok(v6) => Some(v6),
             Err(RelayError::Listen { source, .. })
                 if matches!(
                     source.raw_os_error(),
@@ -239,12 +247,21 @@ impl Relay {
             }
             Err(error) => return Err(error),
         };
-        let sockets = [Some(Arc::clone(&v4)), v6.clone()].into_iter().flatten();
-        let read = |from: Arc<Udp>| {
-            let ends = Ends { port, from, v4: Arc::clone(&v4), v6: v6.clone() };
+        let out = self.out(&v4, v6.as_ref()).map_err(failed(any))?;
+        let read = |from: Udp| {
+            let ends = Ends { port, from, out: Arc::clone(&out) };
             tokio::spawn(ends.forward(Arc::clone(&self.shared)))
         };
-        Ok(Port(sockets.map(read).collect()))
+        Ok(Port([Some(v4), v6].into_iter().flatten().map(read).collect()))
+    }
+
+    /// The same sockets, to send by: a pair may be of two families.
+    fn out(&self, v4: &Udp, v6: Option<&Udp>) -> io::Result<Arc<Sockets>> {
+        let same = |udp: &Udp| -> io::Result<std::net::UdpSocket> {
+            Ok(udp.socket.as_fd().try_clone_to_owned()?.into())
+        };
+        let (v4, v6) = (same(v4)?, v6.map(same).transpose()?);
+        Ok(Arc::new(Sockets::sending(v4, v6, Arc::clone(&self.shared.counters))?))
     }
 }
 
@@ -291,38 +308,13 @@ impl Udp {
         let state = UdpSocketState::new((&socket).into())?;
         Ok(Self { socket: UdpSocket::from_std(socket)?, state })
     }
-
-    /// Sends a train; what does not fit now is dropped, as on any wire.
-    fn send(
-        &self,
-        to: SocketAddr,
-        ecn: Option<EcnCodepoint>,
-        train: &[u8],
-        stride: usize,
-    ) -> io::Result<()> {
-        let most = stride.max(1) * self.state.max_gso_segments().max(1);
-        for contents in train.chunks(most) {
-            let transmit = Transmit {
-                destination: to,
-                ecn,
-                contents,
-                segment_size: (contents.len() > stride).then_some(stride),
-                src_ip: None,
-            };
-            self.socket.try_io(Interest::WRITABLE, || {
-                self.state.try_send((&self.socket).into(), &transmit)
-            })?;
-        }
-        Ok(())
-    }
 }
 
-/// One socket that is read, and those that are written to: a pair may be of two families.
+/// One socket that is read, and those that are written to.
 struct Ends {
     port: u16,
-    from: Arc<Udp>,
-    v4: Arc<Udp>,
-    v6: Option<Arc<Udp>>,
+    from: Udp,
+    out: Arc<Sockets>,
 }
 
 impl Ends {
@@ -352,18 +344,17 @@ impl Ends {
         // What is in a train of a known sender has one destination. Of others each datagram is looked at.
         let known = shared.switch().knows(self.port, meta.addr);
         for part in train.chunks(if known { train.len().max(1) } else { stride }) {
-            let datagrams = part.len().div_ceil(stride) as u64;
             let first = &part[..part.len().min(stride)];
             let targets = shared.switch().pass(now, self.port, meta.addr, first);
-            let mut passed = false;
-            for to in targets.into_iter().flatten() {
-                let socket = if to.is_ipv4() { Some(&self.v4) } else { self.v6.as_ref() };
-                // As a router does: what congestion has said to it is for the node behind.
-                let send = |socket: &Arc<Udp>| socket.send(to, meta.ecn, part, stride).is_ok();
-                passed |= socket.is_some_and(send);
+            if targets.iter().all(Option::is_none) {
+                shared.strange.fetch_add(part.len().div_ceil(stride) as u64, Relaxed);
             }
-            let counter = if passed { &shared.forwarded } else { &shared.dropped };
-            counter.fetch_add(datagrams, Relaxed);
+            // As a router does: what congestion has said to it is for the node behind.
+            let ecn = Ecn::from_bits(meta.ecn.map_or(0, |ecn| ecn as u8));
+            for to in targets.into_iter().flatten() {
+                // What does not fit now is dropped, as on any wire.
+                self.out.send(&Train { way: to.into(), ecn, bytes: part, segment: stride }, None);
+            }
         }
     }
 }
@@ -371,6 +362,8 @@ impl Ends {
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use quinn_udp::EcnCodepoint;
 
     use super::*;
 

@@ -87,9 +87,23 @@ impl Sockets {
             }
             sockets => sockets?,
         };
+        Ok(Self::with(v4, v6, counters))
+    }
+
+    /// Sends by sockets that are open already, one of each family. Somebody else reads them.
+    pub(crate) fn sending(
+        v4: UdpSocket,
+        v6: Option<UdpSocket>,
+        counters: Arc<Counters>,
+    ) -> io::Result<Self> {
+        let v6 = v6.map(Udp::new).transpose()?;
+        Ok(Self::with(vec![Udp::new(v4)?], v6.into_iter().collect(), counters))
+    }
+
+    fn with(v4: Vec<Udp>, v6: Vec<Udp>, counters: Arc<Counters>) -> Self {
         let (apart, gone) = (Lately::new(APART_FOR), Lately::new(GONE_FOR));
         let (spread, refused) = Default::default();
-        Ok(Self { v4, v6, spread, counters, refused, apart, gone })
+        Self { v4, v6, spread, counters, refused, apart, gone }
     }
 
     /// Hands a duplicate of each socket to the next worker.

@@ -10,6 +10,7 @@ mod interop;
 mod marks;
 mod mtu;
 mod nat;
+mod relay;
 mod routed;
 mod stamps;
 mod traffic;
