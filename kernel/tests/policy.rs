@@ -1,7 +1,7 @@
 //! Network policy in the programs: golden packets on tables that a test fills.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use mesh_abi::{Reason, maps, programs as names};
@@ -126,6 +126,18 @@ impl Bench {
         let own = PodPolicy { identity: ALICE, ingress, egress };
         self.set.pods.insert(ObjectKey::new("default", "one"), own);
         self.publish();
+    }
+
+    /// What answers "hello" in the first pod by a port of the node.
+    fn publish_port(&self) -> SocketAddr {
+        self.node.ip("addr add 10.244.1.1/32 dev lo");
+        let forwarding = || mesh_kernel::sysctl::write("net/ipv4/ip_forward", "1");
+        self.node.run(forwarding).unwrap();
+        let port = HostPort { protocol: Protocol::Tcp, address: None, port: 8080, pod_port: 80 };
+        let network = LinuxPodNetwork::new(self.node.handle(), self.programs.clone());
+        network.publish(&[(vec![port], self.port.addresses().collect())]).unwrap();
+        self._pods[0].greeter("10.244.1.5:80", "hello");
+        SocketAddr::from((NODE, 8080))
     }
 
     fn dropped(&self, reason: Reason) -> u64 {
@@ -474,14 +486,7 @@ fn a_pod_does_not_get_past_a_policy_by_a_port_of_its_node() {
         return;
     }
     let mut bench = Bench::new(IN, 0, vec![]);
-    bench.node.ip("addr add 10.244.1.1/32 dev lo");
-    let forwarding = || mesh_kernel::sysctl::write("net/ipv4/ip_forward", "1");
-    bench.node.run(forwarding).unwrap();
-    let published = HostPort { protocol: Protocol::Tcp, address: None, port: 8080, pod_port: 80 };
-    let network = LinuxPodNetwork::new(bench.node.handle(), bench.programs.clone());
-    network.publish(&[(vec![published], bench.port.addresses().collect())]).unwrap();
-    bench._pods[0].greeter("10.244.1.5:80", "hello");
-    let by_node = std::net::SocketAddr::from((NODE, 8080));
+    let by_node = bench.publish_port();
     assert_eq!(bench.node.tcp(by_node).unwrap(), "hello", "a process of the node");
     let quick =
         || std::net::TcpStream::connect_timeout(&by_node, std::time::Duration::from_millis(300));
@@ -504,16 +509,9 @@ fn a_pod_does_not_get_past_its_own_policy_by_a_port_of_its_node() {
     let own = PodPolicy { identity: BOB, ingress: IN, egress: OUT };
     bench.set.pods.insert(ObjectKey::new("default", "two"), own);
     bench.publish();
-    bench.node.ip("addr add 10.244.1.1/32 dev lo");
-    let forwarding = || mesh_kernel::sysctl::write("net/ipv4/ip_forward", "1");
-    bench.node.run(forwarding).unwrap();
-    let published = HostPort { protocol: Protocol::Tcp, address: None, port: 8080, pod_port: 80 };
-    let network = LinuxPodNetwork::new(bench.node.handle(), bench.programs.clone());
-    network.publish(&[(vec![published], bench.port.addresses().collect())]).unwrap();
-    bench._pods[0].greeter("10.244.1.5:80", "hello");
+    let by_node = bench.publish_port();
     let of_node = bench.node.greeter("10.244.1.1:9090", "node");
     assert_eq!(bench._pods[1].tcp(of_node).unwrap(), "node");
-    let by_node = std::net::SocketAddr::from((NODE, 8080));
     let quick =
         || std::net::TcpStream::connect_timeout(&by_node, std::time::Duration::from_millis(300));
     let before = bench.dropped(Reason::PolicyEgress);
