@@ -1,8 +1,9 @@
 //! How the concerns of the node are doing: written by those who drive them, read by status and readiness.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use mesh_model::ObjectKey;
 use tokio::sync::watch;
 
 /// The state of one concern.
@@ -14,6 +15,18 @@ pub(crate) struct Standing {
     pub(crate) failures: Vec<String>,
     /// The revision of the endpoints that it follows from, where it follows from any.
     pub(crate) revision: Option<u64>,
+    /// What has no room in its maps, once it has looked.
+    pub(crate) full: Option<FullMaps>,
+}
+
+/// Maps that are full, by name, and what they have no room for.
+pub(crate) type FullMaps = BTreeMap<&'static str, Lacking>;
+
+/// What lacks something in a map.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Lacking {
+    pub(crate) services: BTreeSet<ObjectKey>,
+    pub(crate) policies: BTreeSet<ObjectKey>,
 }
 
 /// All concerns; cheap to clone.
@@ -29,8 +42,8 @@ impl Default for Board {
 impl Board {
     /// The concern is as desired.
     pub(crate) fn done(&self, concern: &'static str) {
-        let revision = self.standing(concern).revision;
-        self.set(concern, Standing { ever: true, failures: vec![], revision });
+        let standing = self.standing(concern);
+        self.set(concern, Standing { ever: true, failures: vec![], ..standing });
     }
 
     /// The concern is as the endpoints of this revision want it.
@@ -52,6 +65,12 @@ impl Board {
         self.set(concern, Standing { failures, ..standing });
     }
 
+    /// The concern has found these maps full, and no others.
+    pub(crate) fn found_full(&self, concern: &'static str, full: FullMaps) {
+        let standing = self.standing(concern);
+        self.set(concern, Standing { full: Some(full), ..standing });
+    }
+
     /// How a concern is doing.
     pub(crate) fn standing(&self, concern: &'static str) -> Standing {
         self.0.borrow().get(concern).cloned().unwrap_or_default()
@@ -61,7 +80,15 @@ impl Board {
     pub(crate) fn failures(&self) -> Vec<String> {
         let board = self.0.borrow();
         let lines = board.iter().flat_map(|(concern, standing)| {
-            standing.failures.iter().map(move |failure| format!("{concern}: {failure}"))
+            let full = standing.full.iter().flatten();
+            let full = full.map(|(map, lacking)| {
+                let (services, policies) = (lacking.services.len(), lacking.policies.len());
+                format!(
+                    "map {map} is full: {services} services and {policies} policies lack something"
+                )
+            });
+            let all = standing.failures.iter().cloned().chain(full);
+            all.map(move |failure| format!("{concern}: {failure}"))
         });
         lines.collect()
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, Patch, PatchParams, PostParams};
+use mesh_model::shortage::Shortages;
 use mesh_model::snapshot::WgKey;
 use mesh_model::{NodeName, wellknown};
 use serde_json::{Value, json};
@@ -50,6 +51,8 @@ pub(crate) struct Registration {
     pub(crate) disk: PathBuf,
     /// What the node runs out of; absent where somebody else runs the pods.
     pub(crate) pressures: Option<watch::Receiver<Pressures>>,
+    /// Which maps are full, once that is known.
+    pub(crate) maps_full: watch::Receiver<Option<Shortages>>,
 }
 
 /// Whether pods can be started here.
@@ -94,6 +97,7 @@ pub(crate) async fn run(
             transition = Timestamp::now();
         }
         since.note(registration.pressures.as_mut(), Timestamp::now());
+        since.note_maps(&mut registration.maps_full, Timestamp::now());
         let conditions = conditions(&now, transition, &since);
         let pause = match report(&nodes, &registration, &facts, conditions).await {
             Ok(()) => {
@@ -119,6 +123,7 @@ pub(crate) async fn run(
             // Of an agent that ends; until then there is nothing to miss.
             Ok(()) = registration.keys.changed() => {}
             Ok(()) = changed(registration.pressures.as_mut()) => {}
+            Ok(()) = registration.maps_full.changed() => {}
             Ok(()) = registration.blocks_wanted.changed() => {}
         }
     }
@@ -171,6 +176,9 @@ fn metadata(registration: &Registration) -> Value {
         });
         annotations.insert(wellknown::ANNOTATION_WIREGUARD_KEYS, keys);
     }
+    if let Some(full) = &*registration.maps_full.borrow() {
+        annotations.insert(wellknown::ANNOTATION_MAPS_FULL, full.annotation());
+    }
     if let Some(wanted) = *registration.blocks_wanted.borrow() {
         annotations.insert(wellknown::ANNOTATION_BLOCKS_WANTED, Some(wanted.to_string()));
     }
@@ -188,13 +196,25 @@ fn metadata(registration: &Registration) -> Value {
 
 /// What the node runs out of, and since when that is so.
 #[derive(Debug, Default)]
-struct Since([Option<(bool, Timestamp)>; 3]);
+struct Since {
+    pressures: [Option<(bool, Timestamp)>; 3],
+    /// With the words for it.
+    maps: Option<(bool, Timestamp, String)>,
+}
 
 impl Since {
+    fn note_maps(&mut self, full: &mut watch::Receiver<Option<Shortages>>, now: Timestamp) {
+        let Some(full) = &*full.borrow_and_update() else { return };
+        let lacking = !full.0.is_empty();
+        let before = self.maps.take().filter(|(before, ..)| *before == lacking);
+        let since = before.map_or(now, |(_, since, _)| since);
+        self.maps = Some((lacking, since, full.message()));
+    }
+
     fn note(&mut self, pressures: Option<&mut watch::Receiver<Pressures>>, now: Timestamp) {
         let Some(pressures) = pressures else { return };
         let told = *pressures.borrow_and_update();
-        for (entry, told) in self.0.iter_mut().zip([told.memory, told.disk, told.pids]) {
+        for (entry, told) in self.pressures.iter_mut().zip([told.memory, told.disk, told.pids]) {
             if entry.is_none_or(|(before, _)| before != told) {
                 *entry = Some((told, now));
             }
@@ -229,13 +249,20 @@ fn conditions(readiness: &Readiness, transition: Timestamp, since: &Since) -> Ve
             "lastTransitionTime": lease::seconds(since),
         })
     };
-    let pressures = PRESSURES.iter().zip(since.0).filter_map(|(names, told)| {
+    let pressures = PRESSURES.iter().zip(since.pressures).filter_map(|(names, told)| {
         let ((kind, bad, good, what), (under, since)) = (*names, told?);
         let (reason, words) = if under { (bad, "is short of") } else { (good, "has enough") };
         Some(one(kind, under, reason, &format!("the node {words} {what}"), since))
     });
+    let maps = since.maps.iter().map(|(full, since, message)| {
+        let reason = if *full { "MapsFull" } else { "MapsFit" };
+        one(wellknown::CONDITION_MAPS_FULL, *full, reason, message, *since)
+    });
     let (ready, reason) = (readiness.ready, readiness.reason);
-    pressures.chain([one("Ready", ready, reason, &readiness.message, transition)]).collect()
+    pressures
+        .chain(maps)
+        .chain([one("Ready", ready, reason, &readiness.message, transition)])
+        .collect()
 }
 
 fn status(registration: &Registration, facts: &Facts, conditions: Vec<Value>) -> Value {
@@ -263,6 +290,33 @@ mod tests {
     use super::*;
 
     #[test]
+    fn full_maps_are_told_from_when_they_are_known_to_when_they_are_known_to_fit() {
+        let at = |secs| Timestamp::from_second(secs).unwrap();
+        let mut since = Since::default();
+        let (full, mut heard) = watch::channel(None);
+        let told = |since: &Since| {
+            let all = conditions(&Readiness::starting(), at(0), since);
+            let mut maps = all.into_iter().filter(|c| c["type"] == "MeshMapsFull");
+            maps.next().map(|c| (c["status"].clone(), c["lastTransitionTime"].clone()))
+        };
+        since.note_maps(&mut heard, at(1));
+        assert_eq!(told(&since), None, "an agent that starts takes nothing back");
+        let one = |capacity| {
+            let map = mesh_model::shortage::Shortage { capacity, ..Default::default() };
+            Some(Shortages([("SLOTS".to_owned(), map)].into()))
+        };
+        for (secs, now, status, from) in [
+            (2, one(64), "True", 2),
+            (3, one(65), "True", 2),
+            (4, Some(Shortages::default()), "False", 4),
+        ] {
+            full.send_replace(now);
+            since.note_maps(&mut heard, at(secs));
+            assert_eq!(told(&since), Some((json!(status), json!(lease::seconds(at(from))))));
+        }
+    }
+
+    #[test]
     fn the_node_says_how_to_reach_it() {
         let registration = Registration {
             node: "node-1".parse().unwrap(),
@@ -276,6 +330,7 @@ mod tests {
             container_runtime: Arc::default(),
             disk: "/".into(),
             pressures: Some(watch::channel(Pressures { disk: true, ..Pressures::default() }).1),
+            maps_full: watch::channel(Some(Shortages::default())).1,
         };
         let mut object = metadata(&registration);
         let endpoints = &object["metadata"]["annotations"][wellknown::ANNOTATION_ENDPOINTS];
@@ -290,10 +345,14 @@ mod tests {
         let expected = format!("{},{}", WgKey([8; 32]), WgKey([9; 32]));
         assert_eq!(announced, expected);
         object["metadata"]["annotations"][keys] = announced;
+        let annotations = object["metadata"]["annotations"].as_object_mut().unwrap();
+        let full = annotations.remove(wellknown::ANNOTATION_MAPS_FULL);
+        assert_eq!(full, Some(Value::Null), "what an agent before said is over");
         let mut since = Since::default();
         let mut pressures = registration.pressures.clone();
         since.note(pressures.as_mut(), Timestamp::UNIX_EPOCH);
         since.note(pressures.as_mut(), Timestamp::now());
+        since.note_maps(&mut registration.maps_full.clone(), Timestamp::now());
         let conditions = conditions(&Readiness::starting(), Timestamp::UNIX_EPOCH, &since);
         let status = status(&registration, &Facts::read(&registration.disk), conditions);
         object["status"] = status["status"].clone();
@@ -305,6 +364,7 @@ mod tests {
             ("MemoryPressure", "False"),
             ("DiskPressure", "True"),
             ("PIDPressure", "False"),
+            ("MeshMapsFull", "False"),
             ("Ready", "False"),
         ];
         assert_eq!(told, expected);

@@ -1,5 +1,6 @@
 //! The agent's settings: flags, the configuration file that may stand for them, and what they are when nobody gives them.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -11,6 +12,7 @@ use ipnet::IpNet;
 use mesh_model::{NodeName, wellknown};
 use serde::Deserialize;
 
+use crate::capacity::{self, InvalidCapacity};
 use crate::pods::{DEFAULT_EVICTION, InvalidThreshold, Thresholds};
 
 const ROTATE_KEY_DAYS: u16 = 30;
@@ -115,6 +117,9 @@ pub(crate) struct Settings {
     /// [default: 262144]
     #[arg(long, value_name = "NUMBER")]
     pub(crate) max_backends: Option<u32>,
+    /// Entries of a map of the programs, 64 to 16777216, also where --max-backends says something else; taken when the maps are made
+    #[arg(long, value_name = "MAP=ENTRIES,...", value_delimiter = ',')]
+    pub(crate) map_capacity: Option<Vec<String>>,
     /// How long the proxy's connections may go on when it is replaced by a newer one [default: 30]
     #[arg(long, value_name = "SECONDS")]
     pub(crate) drain_secs: Option<u64>,
@@ -164,6 +169,8 @@ pub(crate) enum SettingsError {
     NoMasquerade(String),
     #[error("--max-backends {0}: expected {LEAST_BACKENDS} to {MOST_BACKENDS}")]
     MaxBackends(u32),
+    #[error("--map-capacity {0}")]
+    MapCapacity(String, #[source] InvalidCapacity),
     #[error("--cgroup: no cgroup v2 hierarchy is mounted")]
     NoCgroup,
     #[error(
@@ -196,8 +203,8 @@ pub(crate) struct Options {
     pub(crate) dns_upstreams: Vec<SocketAddr>,
     pub(crate) http_port: Option<u16>,
     pub(crate) https_port: Option<u16>,
-    /// Places for backends in the service maps, where that is not the default.
-    pub(crate) max_backends: Option<u32>,
+    /// Entries of maps, where that is not the default.
+    pub(crate) map_capacities: BTreeMap<&'static str, u32>,
     pub(crate) drain: Duration,
     /// Ranges outside the cluster where pods keep their addresses.
     pub(crate) no_masquerade: Vec<IpNet>,
@@ -244,7 +251,11 @@ impl Settings {
             dns_upstreams: upstreams(all.dns_upstream)?,
             http_port: Some(all.http_port.unwrap_or(80)).filter(|p| *p != 0),
             https_port: Some(all.https_port.unwrap_or(443)).filter(|p| *p != 0),
-            max_backends: all.max_backends.map(max_backends).transpose()?,
+            map_capacities: capacity::chosen(
+                all.max_backends.map(max_backends).transpose()?,
+                &all.map_capacity.unwrap_or_default(),
+            )
+            .map_err(|(given, why)| SettingsError::MapCapacity(given, why))?,
             drain: drain(all.drain_secs.unwrap_or(DRAIN_SECS))?,
             no_masquerade: ranges(all.no_masquerade.unwrap_or_default())?,
             flow_history: all.flow_history.unwrap_or(FLOW_HISTORY) as usize,
@@ -289,6 +300,7 @@ impl Settings {
             http_port: self.http_port.or(file.http_port),
             https_port: self.https_port.or(file.https_port),
             max_backends: self.max_backends.or(file.max_backends),
+            map_capacity: self.map_capacity.or(file.map_capacity),
             drain_secs: self.drain_secs.or(file.drain_secs),
             rotate_key_days: self.rotate_key_days.or(file.rotate_key_days),
             no_masquerade: self.no_masquerade.or(file.no_masquerade),
@@ -398,6 +410,11 @@ mod tests {
         assert_eq!(options.rotate_key_every, Some(Duration::from_secs(30 * 86_400)));
         let few = parse(&["--max-backends", "7"]).settings.resolve().unwrap_err();
         assert!(few.to_string().starts_with("--max-backends 7: "), "{few}");
+        let sized = parse(&["--max-backends", "2048", "--map-capacity", "IDENTITIES=99,SLOTS=98"]);
+        let sized = sized.settings.resolve().unwrap().map_capacities;
+        assert_eq!((sized["MEMBERS"], sized["SLOTS"], sized["IDENTITIES"]), (2048, 98, 99));
+        let fixed = parse(&["--map-capacity", "NODE=64"]).settings.resolve().unwrap_err();
+        assert_eq!(fixed.to_string(), "--map-capacity NODE=64");
         let endless = parse(&["--drain-secs", "86401"]).settings.resolve().unwrap_err();
         assert!(endless.to_string().starts_with("--drain-secs 86401: "), "{endless}");
         let error = parse(&["--node-name", "Not A Name"]).settings.resolve().unwrap_err();

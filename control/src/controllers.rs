@@ -16,6 +16,7 @@ use crate::scheduler;
 
 mod accounts;
 mod availability;
+mod capacity;
 mod deployment;
 pub(crate) mod disruption;
 mod endpoints;
@@ -120,6 +121,8 @@ fn launch(
     runtime::run(tasks, ingresses, queue, resync);
     let (balancers, queue) = loadbalancer::Controller::new(context.clone());
     runtime::run(tasks, balancers, queue, resync);
+    let (capacity, queue) = capacity::Controller::new(context.clone());
+    runtime::run(tasks, capacity, queue, resync);
     let (budgets, queue) = disruption::Controller::new(context.clone());
     runtime::run(tasks, budgets, queue, resync);
     let (accounts, queue) = accounts::Controller::new(context.clone(), tasks);

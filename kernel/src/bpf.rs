@@ -19,6 +19,7 @@
 //! that look at the devices, and another ABI's when it is retired.
 
 mod bpffs;
+mod capacity;
 mod edge;
 mod filters;
 mod golden;
@@ -39,10 +40,11 @@ use std::path::{Path, PathBuf};
 use mesh_abi as abi;
 
 pub use bpffs::{BpffsError, detach_all, ensure_mounted};
+pub use capacity::{WhenFull, sized_maps};
 pub(crate) use edge::{EdgeMaps, Gate};
 pub use link::AttachError;
 pub use load::LoadError;
-pub(crate) use map::Map;
+pub(crate) use map::{Map, is_full};
 
 use crate::ifname::MacAddress;
 use crate::netlink::device::Device;
@@ -101,6 +103,7 @@ pub struct Programs {
     pub(crate) flow_config: Map<u32, abi::FlowConfig>,
     pub(crate) flow_counters: Map<u32, u64>,
     lacking: Vec<String>,
+    capacities: BTreeMap<&'static str, u32>,
     held: Held,
     node_namespace: NetNs,
     pub(crate) policy: BpfPolicyTable,
@@ -186,6 +189,7 @@ impl Programs {
             },
             trace: Map::open(&pins, maps::TRACE)?,
             traces: Map::open(&pins, maps::TRACES)?,
+            capacities: capacity::of_pinned(&pins)?,
             pins,
             programs: loaded.programs,
             instructions: loaded.instructions,
@@ -259,7 +263,12 @@ impl Programs {
         sys::raw_tracepoint(c"kfree_skb", self.program(abi::programs::KERNEL_DROP)?.as_fd())
     }
 
-    /// Number of entries and capacity by map, for the maps that user space fills.
+    /// How many entries fit, by map: of all that have a [chosen size](sized_maps).
+    pub fn capacities(&self) -> &BTreeMap<&'static str, u32> {
+        &self.capacities
+    }
+
+    /// Number of entries and capacity by map, for the maps that user space fills, and of the memory of connections at the edge.
     ///
     /// # Errors
     /// When a map cannot be read.
@@ -270,6 +279,7 @@ impl Programs {
         all.insert(abi::maps::LOCAL_PODS, self.local_pods.pressure()?);
         all.insert(abi::maps::POD_PORTS, self.pod_ports.pressure()?);
         all.insert(abi::maps::REMOTE_BLOCKS, self.remote_blocks.pressure()?);
+        all.insert(abi::maps::NAMESPACES, self.namespaces.pressure()?);
         Ok(all)
     }
 

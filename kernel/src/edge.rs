@@ -20,7 +20,7 @@ use crate::services::FrontendKey;
 pub use announce::Announcement;
 pub use linux::LinuxEdge;
 pub use maglev::table;
-pub use plan::plan;
+pub use plan::{plan, plan_within};
 pub use probe::{EnterError, Entered, Probe, enter};
 
 /// What the edge should be.
@@ -216,11 +216,73 @@ impl Observed {
     }
 }
 
+impl Step {
+    /// The number of the service that it belongs to.
+    fn service(&self) -> Option<u32> {
+        match self {
+            Self::PutBackend { service, .. }
+            | Self::PutSource(service, _)
+            | Self::PutTable { service, .. }
+            | Self::DeleteTable(service)
+            | Self::DeleteBackend(service, _)
+            | Self::DeleteSource(service, _) => Some(*service),
+            Self::PutEntry(_, entry) => Some(entry.id),
+            _ => None,
+        }
+    }
+}
+
+/// How many entries the maps of services take at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Frontends.
+    pub entries: usize,
+    /// Services that have backends.
+    pub tables: usize,
+    /// Backends of all services.
+    pub backends: usize,
+    /// Ranges of clients of all services.
+    pub sources: usize,
+}
+
+impl Room {
+    /// No limits.
+    pub const UNLIMITED: Self =
+        Self { entries: usize::MAX, tables: usize::MAX, backends: usize::MAX, sources: usize::MAX };
+}
+
+/// A frontend that a map has no room for, as it should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unfit {
+    /// The frontend.
+    pub frontend: FrontendKey,
+    /// The map.
+    pub map: &'static str,
+}
+
 /// What has to be done, in order: additions, then switches, then deletions.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
     /// The steps.
     pub steps: Vec<Step>,
+    /// Frontends that it leaves incomplete, because there is no room for all that they should have.
+    pub unfit: Vec<Unfit>,
+}
+
+impl Plan {
+    /// Whether there is more room for services after it.
+    pub fn frees(&self) -> bool {
+        let frees = |step: &Step| {
+            matches!(
+                step,
+                Step::DeleteEntry(_)
+                    | Step::DeleteTable(_)
+                    | Step::DeleteBackend(..)
+                    | Step::DeleteSource(..)
+            )
+        };
+        self.steps.iter().any(frees)
+    }
 }
 
 /// What came of a plan.
@@ -241,6 +303,12 @@ pub enum EdgeError {
     /// A netlink request failed.
     #[error("netlink request")]
     Netlink(#[from] crate::netlink::NetlinkError),
+    /// The map is full.
+    #[error("map {map} is full")]
+    Full {
+        /// The map.
+        map: &'static str,
+    },
     /// A map could not be read or written.
     #[error("use map {map}")]
     Map {

@@ -255,6 +255,12 @@ pub enum StepError {
     /// A sysctl could not be written.
     #[error("write a sysctl")]
     Sysctl(#[from] crate::sysctl::SysctlError),
+    /// The map is full.
+    #[error("map {map} is full")]
+    Full {
+        /// The map.
+        map: &'static str,
+    },
     /// A map could not be written.
     #[error("write map {map}")]
     Map {

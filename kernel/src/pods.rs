@@ -214,6 +214,14 @@ pub enum AttachError {
         #[source]
         source: crate::sysctl::SysctlError,
     },
+    /// The map is full.
+    #[error("map {map} is full, no room for {interface}")]
+    Full {
+        /// The map.
+        map: &'static str,
+        /// The interface.
+        interface: IfName,
+    },
     /// A map entry could not be written.
     #[error("write map {map} for {interface}")]
     Map {

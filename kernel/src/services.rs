@@ -13,10 +13,11 @@ mod weights;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use mesh_model::ObjectKey;
 use mesh_model::snapshot::Protocol;
 
 pub use fake::FakeServiceTable;
-pub use plan::plan;
+pub use plan::{plan, plan_within};
 pub use reconcile::{Outcome, ServiceReconciler};
 pub use table::BpfServiceTable;
 
@@ -207,11 +208,43 @@ impl Step {
 /// Addresses and ports are so much fewer than backends, in a table that is full of both.
 const BACKENDS_PER_FRONTEND: u32 = 8;
 
-/// Capacities of the maps for so many places for backends, for [`LoadOptions`](crate::LoadOptions).
+/// Capacities of the maps of services for so many places for backends, inside and for clients outside, for
+/// [`LoadOptions`](crate::LoadOptions).
 pub fn map_capacities(backends: u32) -> BTreeMap<&'static str, u32> {
-    use mesh_abi::maps::{MEMBERS, SERVICES, SLOTS};
+    use mesh_abi::maps;
     let frontends = (backends / BACKENDS_PER_FRONTEND).max(1024);
-    BTreeMap::from([(SERVICES, frontends), (SLOTS, backends), (MEMBERS, backends)])
+    let of = |size: u32| move |name| (name, size);
+    let by_frontend = [maps::SERVICES, maps::EDGE_SERVICES, maps::EDGE_TABLES];
+    let by_backend = [maps::SLOTS, maps::MEMBERS, maps::EDGE_BACKENDS];
+    by_frontend.map(of(frontends)).into_iter().chain(by_backend.map(of(backends))).collect()
+}
+
+/// How many entries the maps take at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Frontends.
+    pub entries: usize,
+    /// Places of all frontends.
+    pub slots: usize,
+    /// Backends of all frontends.
+    pub members: usize,
+}
+
+impl Room {
+    /// No limits.
+    pub const UNLIMITED: Self =
+        Self { entries: usize::MAX, slots: usize::MAX, members: usize::MAX };
+}
+
+/// A frontend that a map has no room for, as it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unfit {
+    /// The frontend.
+    pub frontend: FrontendKey,
+    /// The Service that it belongs to.
+    pub service: ObjectKey,
+    /// The map.
+    pub map: &'static str,
 }
 
 /// What has to be done, in order: additions, then switches, then deletions.
@@ -221,6 +254,21 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// Backends that are gone by it.
     pub gone: Vec<Gone>,
+    /// Frontends that it leaves incomplete, because there is no room for all that they should have.
+    pub unfit: Vec<Unfit>,
+}
+
+impl Plan {
+    /// Whether there is more room after it.
+    fn frees(&self) -> bool {
+        let frees = |step: &Step| {
+            matches!(
+                step,
+                Step::DeleteEntry { .. } | Step::DeleteSlot { .. } | Step::DeleteMember { .. }
+            )
+        };
+        self.steps.iter().any(frees)
+    }
 }
 
 /// A backend that a frontend had and has no more, not even as one that is leaving.
@@ -294,6 +342,11 @@ pub trait ServiceTable: Send + Sync {
     /// The frontend through which a datagram socket, known by its cookie, got to a backend. Nothing also when that was so long
     /// ago that it is forgotten.
     fn reached_by(&self, cookie: u64, backend: SocketAddr) -> Option<SocketAddr>;
+
+    /// How much fits.
+    fn room(&self) -> Room {
+        Room::UNLIMITED
+    }
 
     /// Hears what the table holds, whenever whoever writes it knows that anew.
     fn holds(&self, _observed: &Observed) {}

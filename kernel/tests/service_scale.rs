@@ -5,7 +5,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use mesh_kernel::services::{Plan, ServiceReconciler, ServiceTable as _, Step, StepError};
+use mesh_kernel::services::{
+    Observed, Plan, ServiceReconciler, ServiceTable as _, Step, StepError, plan,
+};
 use mesh_model::ObjectKey;
 use mesh_model::snapshot::{Backend, FULL_WEIGHT, Frontend, FrontendKind, Protocol};
 
@@ -91,14 +93,18 @@ fn many_steps_at_once_stop_where_a_map_is_full() {
     let mut options = lab.options();
     options.capacities.insert("SLOTS", 500);
     let programs = mesh_kernel::Programs::open_or_load(&options).unwrap();
-    let mut table = ServiceReconciler::new(programs.services());
+    let table = programs.services();
     let wanted = frontends(60, 10);
-    let outcome = table.reconcile(&wanted).unwrap();
+    // As if there were room for all.
+    let planned = plan(&wanted, &Observed::default());
+    let outcome = table.apply(&planned);
     assert!(
         outcome.failed.iter().any(|(_, error)| matches!(error, StepError::Full { map: "SLOTS" }))
     );
-    let observed = table.table().observe().unwrap();
-    assert_eq!(Some(&observed), table.mirror(), "what was done and what was not is known");
+    let observed = table.observe().unwrap();
+    let mut done = Observed::default();
+    outcome.done.iter().for_each(|step| done.apply(step));
+    assert_eq!(observed, done, "what was done and what was not is known");
     assert_eq!(observed.slots.len(), 500);
     assert_eq!(observed.entries.len(), 50, "no entry for a list with a hole");
     for entry in observed.entries.values() {
@@ -106,8 +112,15 @@ fn many_steps_at_once_stop_where_a_map_is_full() {
     }
     let some: Vec<SocketAddr> = observed.slots.values().copied().collect();
     assert!(some.iter().all(|backend| backend.port() == 8080));
+    // Who knows the room does not try what cannot be, and serves each with what there is.
+    let mut table = ServiceReconciler::new(table);
+    let outcome = table.reconcile(&wanted).unwrap();
+    assert!(outcome.failed.is_empty(), "{:?}", outcome.failed);
+    assert!(!outcome.unfit.is_empty() && outcome.unfit.iter().all(|one| one.map == "SLOTS"));
+    assert_eq!(Some(table.table().observe().unwrap()).as_ref(), table.mirror());
     // Less is wanted: then there is room for all of it.
-    assert!(table.reconcile(&wanted[..50]).unwrap().failed.is_empty());
+    let less = table.reconcile(&wanted[..50]).unwrap();
+    assert!(less.failed.is_empty() && less.unfit.is_empty());
     assert_eq!(table.table().observe().unwrap().entries.len(), 50);
 }
 
@@ -132,7 +145,7 @@ fn how_full_the_maps_are_is_known_without_listing_them() {
     // Somebody else writes: nobody lists the maps for that, and the next look at them tells.
     let backend = "10.244.0.1:1".parse().unwrap();
     let steps = vec![Step::PutSlot { service: 9_999, slot: 0, backend }];
-    assert_eq!(programs.services().apply(&Plan { steps, gone: vec![] }).done.len(), 1);
+    assert_eq!(programs.services().apply(&Plan { steps, ..Plan::default() }).done.len(), 1);
     assert_eq!(used(), [7, 35, 35]);
     assert!(table.refresh().unwrap());
     assert_eq!(used(), [7, 36, 35]);

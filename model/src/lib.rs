@@ -3,7 +3,7 @@
 //! Owns: the vocabulary that all programs share ([`names`], [`kinds`], [`wellknown`]), the cluster's
 //! address plan ([`cluster`]), the node's desired state ([`snapshot`]), the joining messages ([`join`]), the keys
 //! that pairs of nodes share ([`preshared`]), network policy as a node enforces it ([`policy`], [`parts`]), what agents report to
-//! people ([`report`], [`flow`], [`trace`]) and what the check of encryption says to them ([`encryption`]).
+//! people ([`report`], [`flow`], [`trace`], [`shortage`]) and what the check of encryption says to them ([`encryption`]).
 //!
 //! Never does: I/O, clocks, randomness, logging. Nothing here knows eBPF, netlink, HTTP or DNS messages.
 #![forbid(unsafe_code)]
@@ -22,6 +22,7 @@ pub mod policy;
 pub mod preshared;
 pub mod report;
 mod shared;
+pub mod shortage;
 pub mod snapshot;
 pub mod trace;
 pub mod wellknown;

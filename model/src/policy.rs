@@ -30,6 +30,8 @@ pub const THIS_NODE: u32 = 1;
 pub const OTHER_NODE: u32 = 2;
 /// Identities, policies and rules have numbers from here on.
 pub const FIRST_FREE: u32 = 16;
+/// With this the name of a rule of a NetworkPolicy begins; its key follows, and a blank.
+pub(crate) const NETWORK_POLICY: &str = "NetworkPolicy ";
 /// Policy of a pod that no NetworkPolicy selects.
 pub const OPEN: u32 = 0;
 
@@ -51,6 +53,15 @@ pub struct PolicySet {
     pub rules: Parts<Rule>,
     /// Names of policies and rules, for people.
     pub names: BTreeMap<u32, String>,
+}
+
+impl PolicySet {
+    /// The NetworkPolicy that a rule is of; nothing when the rule is none of a NetworkPolicy.
+    pub fn policy_of(&self, rule: u32) -> Option<ObjectKey> {
+        let name = self.names.get(&rule)?.strip_prefix(NETWORK_POLICY)?;
+        let (key, _) = name.split_once(' ')?;
+        ObjectKey::try_from(key.to_owned()).ok()
+    }
 }
 
 /// What applies to a pod.

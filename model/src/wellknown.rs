@@ -19,6 +19,12 @@ pub const ANNOTATION_WEIGHTS: &str = "mesh.dev/weights";
 pub const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
 /// How many pod blocks of each family a node asks for; absent means one.
 pub const ANNOTATION_BLOCKS_WANTED: &str = "mesh.dev/pod-blocks-wanted";
+/// Node annotation: the maps that are full there, and what they have no room for; JSON of [`Shortages`](crate::shortage::Shortages).
+pub const ANNOTATION_MAPS_FULL: &str = "mesh.dev/maps-full";
+/// Condition of a Node: a map of its programs is full.
+pub const CONDITION_MAPS_FULL: &str = "MeshMapsFull";
+/// Condition of a Service: some node has no room for all of it.
+pub const CONDITION_MAP_FULL: &str = "mesh.dev/MapFull";
 /// Namespace of cluster-internal objects.
 pub const SYSTEM_NAMESPACE: &str = "kube-system";
 /// ConfigMap in [`SYSTEM_NAMESPACE`] that carries the cluster configuration.

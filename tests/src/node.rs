@@ -165,6 +165,8 @@ impl Node {
             ("--containerd", path(layout.containerd_socket())),
             // The disk is the machine's own, and others fill it.
             ("--eviction-hard", String::new()),
+            // Small enough to be filled by one Service.
+            ("--map-capacity", "EDGE_SOURCES=64".to_owned()),
             ("--static-pods-dir", path(layout.state.join("static-pods"))),
             ("--cni-conf-dir", path(containerd::cni_conf(layout))),
             ("--pod-logs-dir", path(layout.state.join("pod-logs"))),

@@ -168,7 +168,8 @@ impl Rig {
         let board = Board::default();
         // Nobody ends sockets here.
         let (gone, _departed) = mpsc::unbounded_channel();
-        let driving = tokio::spawn(drive(Services::new(table, gone), receiver, board.clone()));
+        let driving =
+            tokio::spawn(drive(Services::new(table, gone, board.clone()), receiver, board.clone()));
         let (_, saved) = Saved::load(saved.join("snapshot.json"));
         let desk = Desk::new("n0".parse().unwrap(), saved, desired);
         let following = tokio::spawn(async move {

@@ -6,20 +6,26 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ipnet::IpNet;
 use mesh_kernel::LinuxEdge;
-use mesh_kernel::edge::{Desired as Wanted, Observed, Service, plan};
+use mesh_kernel::edge::{
+    Applied, Desired as Wanted, EdgeError, Observed, Service, Unfit, plan_within,
+};
 use mesh_kernel::services::FrontendKey;
 use mesh_model::Snapshot;
 use mesh_model::cluster::node_overlay_address;
-use mesh_model::snapshot::{Backend, Peer};
+use mesh_model::snapshot::{Backend, EdgeService, Peer};
 
 use super::{Concern, Failures};
 use crate::announce::{Announcer, owned};
+use crate::board::{Board, FullMaps};
 use crate::errors::chain;
 use crate::observe::Desired;
 use crate::paths::outlook::Outlook;
 
-/// Most failures that a report names: a full map fails for every backend.
+const NAME: &str = "edge";
+/// Most failures that a report names.
 const NAMED: usize = 5;
+/// How often a round is planned again because what it deleted has made room for more of it.
+const AGAIN: usize = 2;
 
 /// Keeps the edge as the snapshot says.
 pub(crate) struct Edge {
@@ -32,11 +38,13 @@ pub(crate) struct Edge {
 struct Kernel {
     edge: LinuxEdge,
     mirror: Mutex<Option<Observed>>,
+    board: Board,
 }
 
 impl Edge {
-    pub(crate) fn new(edge: LinuxEdge, mtu: u16) -> Self {
-        let kernel = Arc::new(Kernel { edge, mirror: Mutex::default() });
+    /// `board` hears of what there is no room for.
+    pub(crate) fn new(edge: LinuxEdge, mtu: u16, board: Board) -> Self {
+        let kernel = Arc::new(Kernel { edge, mirror: Mutex::default(), board });
         Self { kernel, announcer: Announcer::start(), mtu }
     }
 }
@@ -56,7 +64,7 @@ impl PartialEq for Outside {
 }
 
 impl Concern for Edge {
-    const NAME: &'static str = "edge";
+    const NAME: &'static str = NAME;
     // Devices come and go, and with them our program.
     const HEAL: std::time::Duration = std::time::Duration::from_secs(15);
     type Slice = Outside;
@@ -70,7 +78,7 @@ impl Concern for Edge {
         let Outside(snapshot, outlook) = slice.clone();
         let round = tokio::task::spawn_blocking(move || {
             let wanted = wanted(&snapshot, &outlook, mtu);
-            let uplinks = kernel.round(&wanted, heal)?;
+            let uplinks = kernel.round(&snapshot, &wanted, heal)?;
             Ok((wanted.owned, uplinks))
         });
         let (owned, uplinks) = round.await.unwrap_or_else(|panic| Err(vec![panic.to_string()]))?;
@@ -83,7 +91,7 @@ impl Concern for Edge {
 pub(crate) type Uplinks = BTreeMap<u32, [u8; 6]>;
 
 impl Kernel {
-    fn round(&self, wanted: &Wanted, heal: bool) -> Result<Uplinks, Failures> {
+    fn round(&self, snapshot: &Snapshot, wanted: &Wanted, heal: bool) -> Result<Uplinks, Failures> {
         let mut mirror = self.mirror.lock().unwrap_or_else(PoisonError::into_inner);
         let known = mirror.take().filter(|_| !heal);
         let observed = match known {
@@ -91,11 +99,8 @@ impl Kernel {
             None => self.edge.observe(wanted),
         };
         let mut observed = observed.map_err(|error| vec![chain(&error)])?;
-        let plan = plan(wanted, &observed);
-        if heal && !plan.steps.is_empty() {
-            tracing::warn!(steps = plan.steps.len(), "somebody else changed the edge, repairing");
-        }
-        let applied = self.edge.apply(&plan, &mut observed);
+        let (unfit, applied) = self.make(wanted, &mut observed, heal);
+        self.board.found_full(NAME, full(snapshot, &unfit, &applied));
         let uplinks = observed.uplinks.values().map(|u| (u.ifindex, u.mac)).collect();
         if applied.failed.is_empty() {
             *mirror = Some(observed);
@@ -109,6 +114,49 @@ impl Kernel {
         }
         Err(failures)
     }
+
+    /// Makes it so, as far as there is room.
+    fn make(&self, wanted: &Wanted, observed: &mut Observed, heal: bool) -> (Vec<Unfit>, Applied) {
+        let mut left = AGAIN;
+        loop {
+            let plan = plan_within(wanted, observed, self.edge.room());
+            if heal && left == AGAIN && !plan.steps.is_empty() {
+                tracing::warn!(
+                    steps = plan.steps.len(),
+                    "somebody else changed the edge, repairing"
+                );
+            }
+            let applied = self.edge.apply(&plan, observed);
+            if left == 0 || plan.unfit.is_empty() || !plan.frees() || !applied.failed.is_empty() {
+                return (plan.unfit, applied);
+            }
+            left -= 1;
+        }
+    }
+}
+
+/// The maps that lack room, and for which Services.
+fn full(snapshot: &Snapshot, unfit: &[Unfit], applied: &Applied) -> FullMaps {
+    let mut full = FullMaps::new();
+    for (_, error) in &applied.failed {
+        if let EdgeError::Full { map } = error {
+            full.entry(*map).or_default();
+        }
+    }
+    if unfit.is_empty() {
+        return full;
+    }
+    let services = snapshot.edge.services.iter();
+    let names: BTreeMap<FrontendKey, _> = services.map(|s| (key(s), &s.service)).collect();
+    for Unfit { frontend, map } in unfit {
+        let services = &mut full.entry(*map).or_default().services;
+        services.extend(names.get(frontend).map(|name| (*name).clone()));
+    }
+    full
+}
+
+fn key(service: &EdgeService) -> FrontendKey {
+    FrontendKey { vip: service.vip, protocol: service.protocol, port: service.port }
 }
 
 /// What the snapshot asks for, as things are.
@@ -124,13 +172,12 @@ fn wanted(snapshot: &Snapshot, outlook: &Outlook, mtu: u16) -> Wanted {
         wanted.nodes.extend(overlay_addresses(peer).map(|address| (address, u32::from(mtu))));
     }
     for service in outlook.edge(snapshot) {
-        let key = FrontendKey { vip: service.vip, protocol: service.protocol, port: service.port };
         let places = service.backends.iter().filter_map(|backend| {
             let via = place(snapshot, backend)?;
             Some((SocketAddr::new(backend.address, backend.port), via))
         });
         wanted.services.insert(
-            key,
+            key(&service),
             Service {
                 affinity: service.affinity,
                 local_only: service.local_only,

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use mesh_kernel::node::{Desired as Network, SysctlWatch, conflicts, plan};
+use mesh_kernel::node::{Applied, Desired as Network, StepError, SysctlWatch, conflicts, plan};
 use mesh_kernel::{IfName, NetNs, NodeNetwork};
 use tokio::sync::Notify;
 
 use super::{Concern, Failures};
+use crate::board::{Board, FullMaps, Lacking};
 use crate::errors::chain;
 use crate::observe::Desired;
 use crate::originals::Originals;
@@ -23,6 +24,8 @@ pub(crate) struct Node {
     pub(crate) made: Arc<Notify>,
     /// What the node's sysctls were.
     pub(crate) before: Originals,
+    /// Hears of what there is no room for.
+    pub(crate) board: Board,
     /// Whether the cluster's ranges were compared with the node's routes, and agree.
     pub(crate) compared: bool,
     /// Told when a sysctl is not as it has to be.
@@ -86,13 +89,13 @@ impl Concern for Node {
 
     async fn apply(&mut self, slice: &Network, heal: bool) -> Result<(), Failures> {
         let (network, wanted) = (Arc::clone(&self.network), slice.clone());
-        let (compared, before) = (self.compared, self.before.clone());
+        let (compared, before, board) = (self.compared, self.before.clone(), self.board.clone());
         let round = tokio::task::spawn_blocking(move || {
             // Once, before anything of ours is there: later a route of others must not take the node out of service.
             if !compared {
                 agree(&*network, &wanted)?;
             }
-            Ok(round(&*network, &wanted, &before, heal))
+            Ok(round(&*network, &wanted, &before, &board, heal))
         });
         match round.await {
             Ok(Ok(result)) => {
@@ -124,6 +127,7 @@ fn round(
     network: &dyn NodeNetwork,
     wanted: &Network,
     before: &Originals,
+    board: &Board,
     heal: bool,
 ) -> Result<(), Failures> {
     let observed = network.observe(&wanted.overlay).map_err(|error| vec![chain(&error)])?;
@@ -133,12 +137,22 @@ fn round(
     }
     before.note(network.originals(&plan)).map_err(|error| vec![chain(&error)])?;
     let applied = network.apply(&plan);
+    board.found_full(Node::NAME, full(&applied));
     let mut failures: Failures =
         applied.failed.iter().map(|(step, error)| format!("{step:?}: {}", chain(error))).collect();
     if observed.overlay.is_none() {
         failures.push(format!("device {} does not exist yet", wanted.overlay));
     }
     if failures.is_empty() { Ok(()) } else { Err(failures) }
+}
+
+/// The maps that lack room.
+fn full(applied: &Applied) -> FullMaps {
+    let full = applied.failed.iter().filter_map(|(_, error)| match error {
+        StepError::Full { map } => Some((*map, Lacking::default())),
+        _ => None,
+    });
+    full.collect()
 }
 
 #[cfg(test)]
@@ -160,6 +174,7 @@ mod tests {
             no_masquerade: vec![],
             made: Arc::default(),
             before,
+            board: Board::default(),
             compared: false,
             disturbed: Arc::default(),
         };

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use mesh_kernel::PodNetwork;
 use mesh_kernel::pods::{Guard, PodPort};
 use mesh_kernel::policy::{
-    ObserveError, Outcome, Place, PolicyReconciler, PolicyTable, Step, Tables, Touched, pod_policy,
+    ObserveError, Outcome, Place, PolicyReconciler, PolicyTable, Step, StepError, Tables, Touched,
+    pod_policy,
 };
 use mesh_model::policy::PolicySet;
 use mesh_model::snapshot::Protocol;
@@ -22,6 +23,7 @@ use mesh_model::{ObjectKey, Snapshot};
 use tokio::sync::watch;
 
 use super::{Concern, Failures};
+use crate::board::{Board, FullMaps};
 use crate::cni::owner;
 use crate::errors::chain;
 use crate::observe::Desired;
@@ -32,6 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const RELAY_PORTS: u16 = 16;
 /// Most failures that a report names.
 const NAMED: usize = 5;
+const NAME: &str = "policy";
 
 /// The policy tables of a node; cheap to clone.
 pub(crate) struct Policies<T>(Arc<Shared<T>>);
@@ -46,6 +49,7 @@ struct Shared<T> {
     state: Mutex<State<T>>,
     applied: Condvar,
     desired: watch::Receiver<Option<Desired>>,
+    board: Board,
 }
 
 struct State<T> {
@@ -59,14 +63,15 @@ struct State<T> {
 }
 
 impl<T: PolicyTable> Policies<T> {
-    pub(crate) fn new(table: T, desired: watch::Receiver<Option<Desired>>) -> Self {
+    /// `board` hears of what there is no room for.
+    pub(crate) fn new(table: T, desired: watch::Receiver<Option<Desired>>, board: Board) -> Self {
         let state = State {
             reconciler: PolicyReconciler::new(table),
             snapshot: None,
             places: None,
             placed: vec![],
         };
-        Self(Arc::new(Shared { state: Mutex::new(state), applied: Condvar::new(), desired }))
+        Self(Arc::new(Shared { state: Mutex::new(state), applied: Condvar::new(), desired, board }))
     }
 
     fn lock(&self) -> MutexGuard<'_, State<T>> {
@@ -92,6 +97,7 @@ impl<T: PolicyTable> Policies<T> {
         if outcome.operations > 0 {
             tracing::debug!(operations = outcome.operations, "policy maps updated");
         }
+        self.0.board.found_full(NAME, full(&outcome, &snapshot.policy));
         let result = failures(&outcome);
         state.snapshot = Some(Arc::clone(snapshot));
         if result.is_ok() {
@@ -169,6 +175,19 @@ impl<T: PolicyTable> Guard for Policies<T> {
     }
 }
 
+/// The maps that lack room, and the policies that therefore allow less than they say.
+fn full(outcome: &Outcome, set: &PolicySet) -> FullMaps {
+    let mut full = FullMaps::new();
+    for (step, error) in &outcome.failed {
+        let StepError::Full { map } = error else { continue };
+        let lacking = full.entry(*map).or_default();
+        if let Step::PutRule(_, number) = step {
+            lacking.policies.extend(set.policy_of(*number));
+        }
+    }
+    full
+}
+
 fn failures(outcome: &Outcome) -> Result<(), Failures> {
     let failed = outcome.failed.iter().map(|(step, error)| format!("{step:?}: {}", chain(error)));
     let mut failures: Failures = failed.take(NAMED).collect();
@@ -235,7 +254,7 @@ impl PartialEq for Wanted {
 }
 
 impl<T: PolicyTable + 'static> Concern for Policy<T> {
-    const NAME: &'static str = "policy";
+    const NAME: &'static str = NAME;
     type Slice = Wanted;
 
     fn slice(&self, desired: &Desired) -> Option<Wanted> {

@@ -2,18 +2,22 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use mesh_kernel::services::{FrontendKey, Gone, Outcome, ServiceReconciler, ServiceTable};
+use mesh_kernel::services::{
+    FrontendKey, Gone, Outcome, ServiceReconciler, ServiceTable, StepError, Unfit,
+};
 use mesh_model::Snapshot;
 use mesh_model::snapshot::Frontend;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::{Concern, Failures};
+use crate::board::{Board, FullMaps};
 use crate::differences::{self, Differences};
 use crate::errors::chain;
 use crate::observe::Desired;
 use crate::paths::outlook::Outlook;
 
-/// Most failures that a report names: a full map fails for every backend.
+const NAME: &str = "services";
+/// Most failures that a report names.
 const NAMED: usize = 5;
 
 /// What whoever ends sockets hears of the table.
@@ -31,9 +35,9 @@ pub(crate) struct Services<T> {
 }
 
 impl<T: ServiceTable> Services<T> {
-    /// `news` hears of backends that are gone.
-    pub(crate) fn new(table: T, news: UnboundedSender<News>) -> Self {
-        Self { table: Arc::new(Mutex::new(Table::new(table, news))) }
+    /// `news` hears of backends that are gone, and `board` of what there is no room for.
+    pub(crate) fn new(table: T, news: UnboundedSender<News>, board: Board) -> Self {
+        Self { table: Arc::new(Mutex::new(Table::new(table, news, board))) }
     }
 }
 
@@ -52,7 +56,7 @@ impl PartialEq for Frontends {
 }
 
 impl<T: ServiceTable + 'static> Concern for Services<T> {
-    const NAME: &'static str = "services";
+    const NAME: &'static str = NAME;
     type Slice = Frontends;
 
     fn slice(&self, desired: &Desired) -> Option<Frontends> {
@@ -76,11 +80,13 @@ struct Table<T> {
     /// Whether a round was complete ever.
     begun: bool,
     news: UnboundedSender<News>,
+    board: Board,
 }
 
 impl<T: ServiceTable> Table<T> {
-    fn new(table: T, news: UnboundedSender<News>) -> Self {
-        Self { reconciler: ServiceReconciler::new(table), done: None, begun: false, news }
+    fn new(table: T, news: UnboundedSender<News>, board: Board) -> Self {
+        let reconciler = ServiceReconciler::new(table);
+        Self { reconciler, done: None, begun: false, news, board }
     }
 
     fn round(&mut self, wanted: Frontends, heal: bool) -> Result<(), Failures> {
@@ -98,18 +104,25 @@ impl<T: ServiceTable> Table<T> {
                 self.reconciler.table().set_node_addresses(&nodes)
             }
         };
-        let outcome = match done.filter(|done| !heal && done.1.away == outlook.away) {
+        let changes = match done.filter(|done| !heal && done.1.away == outlook.away) {
             Some(done) if done.0.peers == snapshot.peers => {
                 let Differences { gone, put } =
                     differences::of_lists(&done.0.frontends, &snapshot.frontends, key);
                 let put: Vec<&Frontend> = put.into_iter().map(|frontend| &**frontend).collect();
-                self.reconciler.reconcile_changes(&outlook.narrow(snapshot, &put), &gone)
+                Some(self.reconciler.reconcile_changes(&outlook.narrow(snapshot, &put), &gone))
             }
-            _ => {
+            _ => None,
+        };
+        let outcome = match changes {
+            Some(outcome) if outcome.unfit.is_empty() => outcome,
+            // Who lacks room is known only when all are looked at.
+            incomplete => {
                 let all = outlook.frontends(snapshot);
-                self.reconciler.reconcile(&all).map_err(|error| failed(&error))?
+                let whole = self.reconciler.reconcile(&all).map_err(|error| failed(&error))?;
+                after(incomplete.unwrap_or_default(), whole)
             }
         };
+        self.board.found_full(NAME, full(&outcome, &nodes));
         if outcome.operations > 0 {
             tracing::debug!(operations = outcome.operations, "service maps updated");
         }
@@ -122,12 +135,38 @@ impl<T: ServiceTable> Table<T> {
         if !failures.is_empty() {
             return Err(failures);
         }
+        // The rest is as it should be, and nothing is listed that is not wanted. What lacks room is tried again with the next change.
+        if !outcome.unfit.is_empty() {
+            return Ok(());
+        }
         self.done = Some(wanted);
         if !std::mem::replace(&mut self.begun, true) {
             let _ = self.news.send(News::Begun);
         }
         Ok(())
     }
+}
+
+/// What came of two rounds, the second of which looked at everything.
+fn after(first: Outcome, mut second: Outcome) -> Outcome {
+    second.operations += first.operations;
+    second.gone.splice(0..0, first.gone);
+    second
+}
+
+/// The maps that lack room, and for which Services.
+fn full(outcome: &Outcome, nodes: &Result<usize, StepError>) -> FullMaps {
+    let mut full = FullMaps::new();
+    for Unfit { service, map, .. } in &outcome.unfit {
+        full.entry(*map).or_default().services.insert(service.clone());
+    }
+    let failed = outcome.failed.iter().map(|(_, error)| error);
+    for error in failed.chain(nodes.as_ref().err()) {
+        if let StepError::Full { map } = error {
+            full.entry(*map).or_default();
+        }
+    }
+    full
 }
 
 fn named(outcome: &Outcome) -> Failures {
@@ -146,7 +185,7 @@ fn key(frontend: &Frontend) -> FrontendKey {
 #[cfg(test)]
 mod tests {
     use mesh_kernel::services::FakeServiceTable;
-    use mesh_model::{Objects, compile};
+    use mesh_model::{ObjectKey, Objects, compile};
     use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
     use super::*;
@@ -169,11 +208,35 @@ mod tests {
 
     fn table() -> (Table<FakeServiceTable>, UnboundedReceiver<News>) {
         let (news, heard) = unbounded_channel();
-        (Table::new(FakeServiceTable::new(), news), heard)
+        (Table::new(FakeServiceTable::new(), news, Board::default()), heard)
     }
 
     #[test]
-    fn a_full_map_is_named_and_a_tampered_one_repaired() {
+    fn a_service_without_room_is_named_until_it_has_room() {
+        let two = || wanted(&[("10.96.0.1", 6443), ("10.96.0.2", 6443)]);
+        let (mut table, mut heard) = table();
+        table.reconciler.table().limit_slots(1);
+        let full = |table: &Table<FakeServiceTable>| table.board.standing(NAME).full.unwrap();
+        table.round(two(), false).unwrap();
+        let service = ObjectKey::new("default", "kubernetes");
+        assert_eq!(full(&table)["SLOTS"].services, [service].into());
+        assert!(table.board.failures()[0].starts_with("services: map SLOTS is full: 1 services"));
+        assert!(heard.try_recv().is_err(), "not whole yet");
+        // What else changes is programmed all the same, and what is gone makes room.
+        table.round(wanted(&[("10.96.0.2", 6443)]), false).unwrap();
+        assert!(full(&table).is_empty());
+        assert!(matches!(heard.try_recv().unwrap(), News::Gone(_)));
+        assert_eq!(heard.try_recv().unwrap(), News::Begun);
+        assert_eq!(table.reconciler.table().observe().unwrap().slots.len(), 1);
+        table.round(two(), false).unwrap();
+        assert_eq!(full(&table).len(), 1, "a change that does not fit is named, too");
+        table.reconciler.table().limit_slots(2);
+        table.round(two(), false).unwrap();
+        assert!(full(&table).is_empty());
+    }
+
+    #[test]
+    fn a_tampered_map_is_repaired() {
         let one = || wanted(&[("10.96.0.1", 6443)]);
         let (mut table, _news) = table();
         table.round(one(), false).unwrap();
@@ -183,19 +246,6 @@ mod tests {
         assert_eq!(
             table.reconciler.table().node_addresses(),
             ["192.0.2.1".parse().unwrap()].into()
-        );
-
-        let (mut full, mut unheard) = self::table();
-        full.reconciler.table().limit_slots(0);
-        assert!(!full.round(one(), false).unwrap_err().is_empty());
-        assert!(unheard.try_recv().is_err(), "not whole yet");
-        full.reconciler.table().limit_slots(1);
-        full.round(one(), false).unwrap();
-        assert_eq!(unheard.try_recv().unwrap(), News::Begun);
-        assert_eq!(
-            full.reconciler.table().observe().unwrap().slots.len(),
-            1,
-            "a full round follows"
         );
     }
 

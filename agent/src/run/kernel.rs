@@ -14,7 +14,6 @@ use mesh_model::wellknown::OVERLAY_DEVICE;
 use tokio::sync::mpsc;
 
 use super::{Agent, LONGEST_RETRY, longer};
-use crate::capacity;
 use crate::cni::ledger::{Ledger, LedgerHandle};
 use crate::cni::{self, Cni, Succession, journal};
 use crate::errors::chain;
@@ -47,6 +46,7 @@ impl Agent {
             no_masquerade: self.options.no_masquerade.clone(),
             made: Arc::clone(&self.overlay_made),
             before: Originals::new(self.paths.sysctls()),
+            board: self.board.clone(),
             compared: false,
             disturbed,
         });
@@ -55,13 +55,14 @@ impl Agent {
         }
         let (news, heard) = mpsc::unbounded_channel();
         tokio::spawn(sockets::end_departed(heard, Arc::clone(&programs)));
-        self.drive(Services::new(programs.services(), news));
+        self.drive(Services::new(programs.services(), news, self.board.clone()));
         let edge = LinuxEdge::new(NetNs::current(), Arc::clone(&programs));
-        self.drive(Edge::new(edge, self.mtu));
+        self.drive(Edge::new(edge, self.mtu, self.board.clone()));
         self.drive(HealthChecks::default());
         let (flows, desired) = (self.flows.clone(), self.desired.subscribe());
         tokio::spawn(flows.run(Arc::clone(&programs), desired, self.board.clone()));
-        let policies = Policies::new(programs.policy(), self.desired.subscribe());
+        let (desired, board) = (self.desired.subscribe(), self.board.clone());
+        let policies = Policies::new(programs.policy(), desired, board);
         let guard = Arc::new(policies.clone());
         let pods = LinuxPodNetwork::new(NetNs::current(), Arc::clone(&programs)).guarded(guard);
         let pods: Arc<dyn PodNetwork> = Arc::new(pods);
@@ -95,7 +96,7 @@ impl Agent {
             return;
         }
         let mut options = LoadOptions::new(&self.options.bpf_dir, &self.options.cgroup);
-        options.capacities = capacity::of_maps(self.options.max_backends);
+        options.capacities = self.options.map_capacities.clone();
         let load = tokio::task::spawn_blocking(move || Programs::open_or_load(&options));
         match load.await {
             Ok(Ok(programs)) => {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_model::wellknown::AGENT_PORT;
+use tokio::sync::watch;
 
 use super::{Agent, longer};
 use crate::errors::chain;
@@ -27,6 +28,7 @@ impl Agent {
         let client = api::client(&identity)?;
         let pressures = (self.options.pods == PodsChoice::Cri)
             .then(|| self.run_pods(&identity, &client).pressures());
+        let maps_full = watch::Sender::new(None);
         let registration = Registration {
             node: self.options.node.clone(),
             addresses: self.options.addresses.clone(),
@@ -42,10 +44,12 @@ impl Agent {
             container_runtime: Arc::clone(&self.runtime_version),
             disk: self.paths.state().to_owned(),
             pressures,
+            maps_full: maps_full.subscribe(),
         };
         tokio::spawn(register::run(client.clone(), registration, self.node.subscribe()));
-        let node = self.options.node.clone();
-        tokio::spawn(capacity::announce(client.clone(), node, self.board.clone()));
+        let (node, programs) = (self.options.node.clone(), Arc::clone(&self.programs));
+        let board = self.board.clone();
+        tokio::spawn(capacity::announce(client.clone(), node, board, programs, maps_full));
         tokio::spawn(Arc::clone(&self).serve_https(identity.clone()));
         let keeper = Keeper {
             client: client.clone(),

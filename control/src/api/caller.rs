@@ -189,6 +189,8 @@ mod tests {
         };
         assert!(node.may(&status).is_ok());
         assert!(node.may(&Access { pod_node: Some("n2"), ..status }).is_err());
+        let service = Access { sub: Some("status"), ..access(Verb::Update, "services", "s") };
+        assert!(node.may(&service).is_err(), "what lacks room there, it says on its own Node");
         for sub in ["exec", "attach", "portforward"] {
             for verb in [Verb::Read, Verb::Create] {
                 let inside = Access { sub: Some(sub), pod_node: Some("n1"), ..status };

@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::core::v1::{Event, Service};
+use k8s_openapi::api::core::v1::{Event, Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::Ingress;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, DeleteOptions};
+use mesh_control::registry::{Part, WriteOptions};
 use serde_json::json;
 
 use super::harness::{Cluster, deployment, object};
@@ -103,4 +105,90 @@ async fn load_balancers_get_addresses_and_give_them_back() {
     cluster.registry.update(&plain).await.unwrap();
     cluster.eventually("what one gave back the other gets", || shown(waits) == address).await;
     cluster.eventually("and nobody else shows it", || shown(had).is_empty()).await;
+}
+
+/// A node reports that it lacks room for these Services.
+async fn report(cluster: &Cluster, node: &str, services: &[&str]) {
+    let services: Vec<_> = services.iter().map(|name| format!("default/{name}")).collect();
+    let report = (!services.is_empty())
+        .then(|| json!({"SLOTS": {"capacity": 1024, "services": services}}).to_string());
+    let changed = |old: &Node| {
+        let mut new = old.clone();
+        let annotations = new.metadata.annotations.get_or_insert_default();
+        annotations.remove("mesh.dev/maps-full");
+        annotations.extend(report.clone().map(|text| ("mesh.dev/maps-full".to_owned(), text)));
+        Ok(new)
+    };
+    let options = WriteOptions::default();
+    cluster.registry.modify(None, node, Part::Main, &options, changed).await.unwrap();
+}
+
+fn conditions(cluster: &Cluster, service: &str) -> Vec<Condition> {
+    let service: Service = cluster.get(service).unwrap();
+    service.status.and_then(|status| status.conditions).unwrap_or_default()
+}
+
+/// What a Service says about nodes without room for it.
+fn lack_of(cluster: &Cluster, service: &str) -> String {
+    let conditions = conditions(cluster, service).into_iter();
+    let mut ours = conditions.filter(|condition| condition.type_ == "mesh.dev/MapFull");
+    ours.next().map(|condition| condition.message).unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_shows_which_nodes_have_no_room_for_it() {
+    let mut cluster = Cluster::start().await;
+    let mut nodes = cluster.nodes(2).await;
+    let service = |name: &str| -> Service {
+        object(
+            json!({"metadata": {"namespace": "default", "name": name}, "spec": {"ports": [{"port": 80}]}}),
+        )
+    };
+    for name in ["a", "b"] {
+        cluster.registry.create(&service(name)).await.unwrap();
+    }
+    let other: Condition = serde_json::from_value(json!({
+        "type": "example.com/Audited", "status": "True", "reason": "Seen", "message": "",
+        "lastTransitionTime": "2026-01-01T00:00:00Z"}))
+    .unwrap();
+    let mut audited: Service = cluster.get("a").unwrap();
+    audited.status.get_or_insert_default().conditions = Some(vec![other.clone()]);
+    cluster.registry.update_status(&audited).await.unwrap();
+    let told = |name: &str| lack_of(&cluster, name);
+    report(&cluster, "node-1", &["a", "later"]).await;
+    report(&cluster, "node-2", &["a", "b"]).await;
+    let both = || told("a").contains("node node-1 (1024 entries), node node-2 (1024 entries)");
+    cluster.eventually("both nodes are named", both).await;
+    cluster.eventually("one is named", || told("b").contains("on node node-2")).await;
+    assert!(told("b").contains("--max-backends"), "{}", told("b"));
+    assert_eq!(conditions(&cluster, "a")[0], other, "those of others stay");
+    let events = || {
+        let events = cluster.list::<Event>().into_iter();
+        let ours = events.filter(|e| e.involved_object.name.as_deref() == Some("b"));
+        ours.filter_map(|e| e.reason).collect::<BTreeSet<_>>()
+    };
+    cluster.eventually("told as an event", || events().contains("MapFull")).await;
+    // What is not known yet is marked when it comes.
+    cluster.registry.create(&service("later")).await.unwrap();
+    cluster.eventually("a late one is named", || told("later").contains("on node node-1")).await;
+    // Nothing is written while nothing changes: heartbeats of nodes change nothing here.
+    let version = |name: &str| cluster.get::<Service>(name).unwrap().metadata.resource_version;
+    let before = version("a");
+    report(&cluster, "node-2", &["a"]).await;
+    cluster.eventually("one fits again", || told("b").is_empty()).await;
+    cluster.eventually("and says so", || events().contains("MapFits")).await;
+    assert_eq!(version("a"), before);
+    // A node that is removed while nobody looks takes its reports along.
+    cluster.stop_controllers().await;
+    let gone = nodes.remove(1);
+    gone.kill();
+    let options = DeleteOptions::default();
+    cluster.registry.delete::<Node>(None, "node-2", &options).await.unwrap();
+    cluster.start_controllers();
+    let told = |name: &str| lack_of(&cluster, name);
+    let one = || told("a").contains("node-1") && !told("a").contains("node-2");
+    cluster.eventually("the removed one is not named", one).await;
+    report(&cluster, "node-1", &[]).await;
+    cluster.eventually("all fit", || told("a").is_empty() && told("later").is_empty()).await;
+    assert_eq!(conditions(&cluster, "a"), [other]);
 }

@@ -106,8 +106,13 @@ impl EdgeMaps {
     fn listed_pressure(&self) -> io::Result<Pressure> {
         Ok(BTreeMap::from([
             (maps::EDGE_SERVICES, self.services.pressure()?),
+            (maps::EDGE_TABLES, self.tables.pressure_by_keys()?),
             (maps::EDGE_BACKENDS, self.backends.pressure()?),
             (maps::EDGE_SOURCES, self.sources.pressure()?),
+            (maps::EDGE_NODES, self.nodes.pressure()?),
+            (maps::EDGE_UPLINKS, self.uplinks.pressure()?),
+            (maps::EDGE_OWNED, self.owned.pressure()?),
+            (maps::EDGE_ADDRESSES, self.addresses.pressure()?),
             // Full is no failure here: what was used longest ago is forgotten.
             (maps::EDGE_FLOWS, self.flows.pressure()?),
         ]))

@@ -95,6 +95,11 @@ impl<K: Plain, V: Plain> Map<K, V> {
         self.name
     }
 
+    /// How many entries fit.
+    pub(crate) fn capacity(&self) -> usize {
+        self.capacity as usize
+    }
+
     fn element(&self, key: *const K, value: u64) -> ElementAttr {
         ElementAttr { map: sys::raw(self.fd.as_fd()), pad: 0, key: key as u64, value, flags: 0 }
     }
@@ -273,6 +278,23 @@ impl<K: Plain, V: Plain> Map<K, V> {
         };
         Ok((entries, self.capacity))
     }
+
+    /// The same for a map with large values, which are not read.
+    pub(crate) fn pressure_by_keys(&self) -> io::Result<(usize, u32)> {
+        Ok((self.keys()?.len(), self.capacity))
+    }
+}
+
+/// How many entries a pinned map has room for.
+pub(super) fn capacity_of(pins: &Pins, name: &str) -> io::Result<u32> {
+    let fd = sys::open_pinned(&pins.map(name))?;
+    let info: sys::MapInfo = sys::info(fd.as_fd())?;
+    Ok(info.max_entries)
+}
+
+/// Whether a write failed because the map has no room.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC))
 }
 
 /// Number of CPUs that the kernel keeps per-CPU values for: the highest in `0-3` or `0,2-7`, plus one.

@@ -9,8 +9,8 @@ use mesh_abi::{self as abi, maps};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 
-use super::{Applied, Desired, EdgeError, Entry, Observed, Plan, Step, Uplink};
-use crate::bpf::Gate;
+use super::{Applied, Desired, EdgeError, Entry, Observed, Plan, Room, Step, Uplink};
+use crate::bpf::{Gate, is_full};
 use crate::netlink::device::Device;
 use crate::netlink::message::LOOPBACK;
 use crate::netlink::{NetlinkError, RouteSocket};
@@ -24,13 +24,26 @@ pub struct LinuxEdge {
 }
 
 fn failed(map: &'static str) -> impl Fn(io::Error) -> EdgeError {
-    move |source| EdgeError::Map { map, source }
+    move |source| {
+        if is_full(&source) { EdgeError::Full { map } } else { EdgeError::Map { map, source } }
+    }
 }
 
 impl LinuxEdge {
     /// The edge of the node whose network namespace is `node`.
     pub fn new(node: NetNs, programs: Arc<Programs>) -> Self {
         Self { node, programs }
+    }
+
+    /// How much the maps of services hold.
+    pub fn room(&self) -> Room {
+        let edge = &self.programs.edge;
+        Room {
+            entries: edge.services.capacity(),
+            tables: edge.tables.capacity(),
+            backends: edge.backends.capacity(),
+            sources: edge.sources.capacity(),
+        }
     }
 
     /// Reads back everything that `desired` is about. Costs time in proportion to the tables.
@@ -117,18 +130,27 @@ impl LinuxEdge {
         Ok(())
     }
 
-    /// Carries out the steps in order and does not stop at a failure. `observed` becomes what is then.
+    /// Carries out the steps in order and does not stop at a failure, but leaves out what belongs to a service of which a step
+    /// has failed: no table may name a backend that is not there. `observed` becomes what is then.
     pub fn apply(&self, plan: &Plan, observed: &mut Observed) -> Applied {
         let mut applied = Applied::default();
+        let mut broken = BTreeSet::new();
         let inside = || {
             let mut socket = RouteSocket::open_in(&NetNs::current())?;
             for step in &plan.steps {
+                let service = step.service();
+                if service.is_some_and(|service| broken.contains(&service)) {
+                    continue;
+                }
                 match self.carry_out(&mut socket, step) {
                     Ok(()) => {
                         observed.apply(step);
                         applied.done += 1;
                     }
-                    Err(error) => applied.failed.push((step.clone(), error)),
+                    Err(error) => {
+                        broken.extend(service);
+                        applied.failed.push((step.clone(), error));
+                    }
                 }
             }
             Ok(())

@@ -3,15 +3,29 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use mesh_abi::EdgeService;
+use mesh_abi::{EdgeService, maps};
 
-use super::{Desired, Entry, Observed, Plan, Service, Step, maglev};
+use super::{Desired, Entry, Observed, Plan, Room, Service, Step, Unfit, maglev};
 use crate::services::FrontendKey;
 
 /// What has to be done. Total over the union of what is and what should be. A backend keeps its index for as long as it is
 /// there; a table never names an index without a backend.
 pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
-    let mut planner = Planner { observed, taken: BTreeSet::new(), steps: Steps::default() };
+    plan_within(desired, observed, Room::UNLIMITED)
+}
+
+/// The same for maps of limited room. A service that would need more loses what is not wanted any more, gets nothing new, and is named
+/// by [`Plan::unfit`]: so one that is too large takes nothing from others, and none keeps a backend that is gone. What the plan
+/// deletes is room for the next one only.
+pub fn plan_within(desired: &Desired, observed: &Observed, room: Room) -> Plan {
+    let left = Room {
+        entries: room.entries.saturating_sub(observed.entries.len()),
+        tables: room.tables.saturating_sub(observed.tables.len()),
+        backends: room.backends.saturating_sub(observed.backends.len()),
+        sources: room.sources.saturating_sub(observed.sources.len()),
+    };
+    let (taken, steps) = (BTreeSet::new(), Steps::default());
+    let mut planner = Planner { observed, taken, left, steps, unfit: Vec::new() };
     planner.nodes(desired);
     for (key, service) in &desired.services {
         planner.service(*key, service);
@@ -23,7 +37,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     let Steps { mut add, switch, delete } = planner.steps;
     add.extend(switch);
     add.extend(delete);
-    Plan { steps: add }
+    Plan { steps: add, unfit: planner.unfit }
 }
 
 #[derive(Default)]
@@ -37,7 +51,10 @@ struct Planner<'a> {
     observed: &'a Observed,
     /// Service numbers in use.
     taken: BTreeSet<u32>,
+    /// How many entries may be added yet.
+    left: Room,
     steps: Steps,
+    unfit: Vec<Unfit>,
 }
 
 type Backends = BTreeMap<SocketAddr, Option<IpAddr>>;
@@ -59,6 +76,54 @@ impl Planner<'_> {
     fn service(&mut self, key: FrontendKey, service: &Service) {
         let current = self.observed.entries.get(&key).filter(|entry| entry.id != 0).copied();
         let current = current.filter(|entry| self.taken.insert(entry.id));
+        let Err(map) = self.take(key, current, service) else {
+            return self.put(key, current, service);
+        };
+        self.unfit.push(Unfit { frontend: key, map });
+        // One that is not there is refused, as whatever nobody serves.
+        if let Some(entry) = current {
+            let part = self.part(entry.id, service);
+            self.put(key, current, &part);
+        }
+    }
+
+    /// Counts what would be new in each map. Without room for all of it nothing is counted, and the map is the error.
+    fn take(
+        &mut self,
+        key: FrontendKey,
+        current: Option<Entry>,
+        service: &Service,
+    ) -> Result<(), &'static str> {
+        let present = current.map(|entry| self.part(entry.id, service)).unwrap_or_default();
+        let count = |sources: &Option<BTreeSet<_>>| sources.as_ref().map_or(0, BTreeSet::len);
+        let has_table = current.is_some_and(|entry| self.observed.tables.contains(&entry.id));
+        let after = |map, left: usize, new: usize| left.checked_sub(new).ok_or(map);
+        let (left, entries) = (self.left, usize::from(!self.observed.entries.contains_key(&key)));
+        let tables = usize::from(!has_table && !service.backends.is_empty());
+        let backends = service.backends.len() - present.backends.len();
+        let sources = count(&service.sources) - count(&present.sources);
+        self.left = Room {
+            entries: after(maps::EDGE_SERVICES, left.entries, entries)?,
+            tables: after(maps::EDGE_TABLES, left.tables, tables)?,
+            backends: after(maps::EDGE_BACKENDS, left.backends, backends)?,
+            sources: after(maps::EDGE_SOURCES, left.sources, sources)?,
+        };
+        Ok(())
+    }
+
+    /// What of a service is filed under that number already.
+    fn part(&self, id: u32, service: &Service) -> Service {
+        let known = self.observed.backends.range((id, 0)..=(id, u32::MAX));
+        let known: BTreeSet<SocketAddr> = known.map(|(_, (backend, _))| *backend).collect();
+        let mut part = service.clone();
+        part.backends.retain(|backend, _| known.contains(backend));
+        if let Some(sources) = &mut part.sources {
+            sources.retain(|net| self.observed.sources.contains(&(id, *net)));
+        }
+        part
+    }
+
+    fn put(&mut self, key: FrontendKey, current: Option<Entry>, service: &Service) {
         let id = current.map_or_else(|| self.fresh_id(), |entry| entry.id);
         self.sources(id, service);
         let count = u32::try_from(service.backends.len()).unwrap_or(u32::MAX);

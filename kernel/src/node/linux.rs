@@ -13,6 +13,7 @@ use super::{
     Applied, Masquerade, NodeNetwork, ObserveError, Observed, ObservedOverlay, Plan, Step,
     StepError, nft, routes,
 };
+use crate::bpf::is_full;
 use crate::netlink::device::Device;
 use crate::netlink::message::{self, LOOPBACK, RouteRequest};
 use crate::netlink::{NetlinkError, RouteSocket};
@@ -76,7 +77,15 @@ impl LinuxNodeNetwork {
 
     fn carry_out(&self, socket: &mut RouteSocket, step: &Step) -> Result<(), StepError> {
         let programs = &self.programs;
-        let failed = |map| move |source| StepError::Map { map, source };
+        let failed = |map| {
+            move |source| {
+                if is_full(&source) {
+                    StepError::Full { map }
+                } else {
+                    StepError::Map { map, source }
+                }
+            }
+        };
         match step {
             Step::SetSysctl { name, value } => set_sysctl(name, value)?,
             Step::AttachOverlay { ifindex, name } => {

@@ -16,6 +16,7 @@ use super::{
     ALIAS_PREFIX, AttachError, Attached, DetachError, Guard, HostPort, ListError, Missing,
     ObservedPort, POD_GATEWAY_V6, POD_ROUTE_PROTOCOL, PodNetwork, PodPort, check, gone, take_over,
 };
+use crate::bpf::is_full;
 use crate::ifname::MacAddress;
 use crate::netlink::device::Device;
 use crate::netlink::message::{self, LOOPBACK, RouteRequest, RouteSpec, VethEnd, Via};
@@ -520,5 +521,10 @@ pub(super) fn netlink_error(
 }
 
 pub(super) fn map_error(map: &'static str, port: &PodPort, source: io::Error) -> AttachError {
-    AttachError::Map { map, interface: port.host_interface.clone(), source }
+    let interface = port.host_interface.clone();
+    if is_full(&source) {
+        AttachError::Full { map, interface }
+    } else {
+        AttachError::Map { map, interface, source }
+    }
 }

@@ -6,7 +6,7 @@ use std::io;
 use mesh_abi as abi;
 
 use super::{ObserveError, PolicyTable, Step, StepError, Tables};
-use crate::bpf::Map;
+use crate::bpf::{Map, is_full};
 
 /// A [`PolicyTable`] in the kernel. Comes from [`Programs::policy`](crate::Programs::policy).
 #[derive(Debug, Clone)]
@@ -27,6 +27,7 @@ impl BpfPolicyTable {
             (self.identities.name(), self.identities.pressure()?),
             (self.blocks.name(), self.blocks.pressure()?),
             (self.rules.name(), self.rules.pressure()?),
+            (self.host_ports.name(), self.host_ports.pressure()?),
         ]))
     }
 
@@ -109,9 +110,8 @@ impl PolicyTable for BpfPolicyTable {
             }
             Step::NextGeneration => (self.state.name(), self.next_generation()),
         };
-        result.map_err(|source| match source.raw_os_error() {
-            Some(libc::E2BIG | libc::ENOSPC) => StepError::Full { map },
-            _ => StepError::Map { map, source },
+        result.map_err(|source| {
+            if is_full(&source) { StepError::Full { map } } else { StepError::Map { map, source } }
         })
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Applied, ObserveError, Observed, Plan, ServiceTable, Step, StepError};
+use super::{Applied, ObserveError, Observed, Plan, Room, ServiceTable, Step, StepError};
 
 /// A [`ServiceTable`] without a kernel. All clones are one table.
 #[derive(Debug, Clone, Default)]
@@ -26,7 +26,7 @@ impl FakeServiceTable {
         Self::default()
     }
 
-    /// Lets new slots fail from this many on, as a full map does.
+    /// Lets no more than so many slots in, as a full map does.
     pub fn limit_slots(&self, capacity: usize) {
         self.lock().capacity = Some(capacity);
     }
@@ -52,6 +52,10 @@ impl FakeServiceTable {
 }
 
 impl ServiceTable for FakeServiceTable {
+    fn room(&self) -> Room {
+        Room { slots: self.lock().capacity.unwrap_or(usize::MAX), ..Room::UNLIMITED }
+    }
+
     fn observe(&self) -> Result<Observed, ObserveError> {
         Ok(self.lock().observed.clone())
     }

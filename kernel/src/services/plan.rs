@@ -4,10 +4,12 @@ use std::borrow::Borrow;
 use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use mesh_abi::maps;
+use mesh_model::ObjectKey;
 use mesh_model::snapshot::Frontend;
 
 use super::weights::places;
-use super::{Entry, FrontendKey, Gone, Member, Observed, Plan, Step};
+use super::{Entry, FrontendKey, Gone, Member, Observed, Plan, Room, Step, Unfit};
 
 /// What the maps need to become `frontends`.
 ///
@@ -15,8 +17,15 @@ use super::{Entry, FrontendKey, Gone, Member, Observed, Plan, Step};
 /// of the first service by name); backends of the other address family are left out, because a socket
 /// cannot reach them. At every point of the plan each list is without holes and holds only old or new backends.
 pub fn plan<F: Borrow<Frontend>>(frontends: &[F], observed: &Observed) -> Plan {
+    plan_within(frontends, observed, Room::UNLIMITED)
+}
+
+/// The same for maps of limited room. A frontend that would need more is not begun: it loses what is not wanted any more, and what
+/// it has not is named by [`Plan::unfit`]. So one that is too large takes nothing from others, and none keeps a backend that is gone.
+/// What the plan deletes is room for the next one only.
+pub fn plan_within<F: Borrow<Frontend>>(frontends: &[F], observed: &Observed, room: Room) -> Plan {
     let desired = desired(frontends);
-    let mut planner = Planner::new(observed, next_id(observed));
+    let mut planner = Planner::new(observed, next_id(observed), room);
     for (key, wanted) in &desired {
         planner.frontend(*key, wanted);
     }
@@ -31,9 +40,10 @@ pub(super) fn plan_changes<F: Borrow<Frontend>>(
     removed: &[FrontendKey],
     observed: &Observed,
     next_id: u32,
+    room: Room,
 ) -> Plan {
     let desired = desired(changed);
-    let mut planner = Planner::new(observed, next_id);
+    let mut planner = Planner::new(observed, next_id, room);
     for (key, wanted) in &desired {
         planner.frontend(*key, wanted);
     }
@@ -46,15 +56,16 @@ pub(super) fn plan_changes<F: Borrow<Frontend>>(
 }
 
 /// A frontend as it should be. Both lists are ordered.
-struct Wanted {
+struct Wanted<'a> {
+    service: &'a ObjectKey,
     affinity_secs: u32,
     /// How many places each backend has.
     places: Vec<(SocketAddr, u32)>,
     members: Vec<(SocketAddr, Member)>,
 }
 
-impl Wanted {
-    fn new(frontend: &Frontend) -> Self {
+impl<'a> Wanted<'a> {
+    fn new(frontend: &'a Frontend) -> Self {
         let family = |address: IpAddr| address.is_ipv4() == frontend.vip.is_ipv4();
         let backends = frontend.backends.iter().filter(|backend| family(backend.address));
         let mut backends: Vec<(SocketAddr, u16)> =
@@ -74,9 +85,26 @@ impl Wanted {
         }
         let addresses = backends.into_iter().map(|(address, _)| address);
         Self {
+            service: &frontend.service,
             affinity_secs: frontend.affinity_secs.unwrap_or(0),
             places: addresses.zip(places(&weights)).collect(),
             members,
+        }
+    }
+
+    fn count(&self) -> u32 {
+        self.places.iter().map(|(_, places)| places).sum()
+    }
+
+    /// The part that needs no more than so many places, one for each backend, of those backends alone.
+    fn part(&self, backends: impl Fn(&SocketAddr) -> bool, places: usize) -> Self {
+        let placed = self.places.iter().filter(|(backend, _)| backends(backend)).take(places);
+        let members = self.members.iter().filter(|(backend, _)| backends(backend));
+        Self {
+            service: self.service,
+            affinity_secs: self.affinity_secs,
+            places: placed.map(|(backend, _)| (*backend, 1)).collect(),
+            members: members.copied().collect(),
         }
     }
 }
@@ -89,7 +117,7 @@ fn key(frontend: &Frontend) -> FrontendKey {
     FrontendKey { vip: frontend.vip, protocol: frontend.protocol, port: frontend.port }
 }
 
-fn desired<F: Borrow<Frontend>>(frontends: &[F]) -> BTreeMap<FrontendKey, Wanted> {
+fn desired<F: Borrow<Frontend>>(frontends: &[F]) -> BTreeMap<FrontendKey, Wanted<'_>> {
     let mut sorted: Vec<&Frontend> = frontends.iter().map(Borrow::borrow).collect();
     sorted.sort_by(|a, b| (&a.service, &a.port_name).cmp(&(&b.service, &b.port_name)));
     let mut desired = BTreeMap::new();
@@ -104,41 +132,102 @@ struct Planner<'a> {
     /// Service numbers that a desired frontend has taken.
     taken: HashSet<u32>,
     next_id: u32,
+    /// How many entries may be added yet.
+    left: Room,
     members: Vec<Step>,
     slots: Vec<Step>,
     switch: Vec<Step>,
     delete: Vec<Step>,
     gone: Vec<Gone>,
+    unfit: Vec<Unfit>,
 }
 
 impl<'a> Planner<'a> {
-    fn new(observed: &'a Observed, next_id: u32) -> Self {
+    fn new(observed: &'a Observed, next_id: u32, room: Room) -> Self {
         Self {
             observed,
             taken: HashSet::new(),
             next_id,
+            left: Room {
+                entries: room.entries.saturating_sub(observed.entries.len()),
+                slots: room.slots.saturating_sub(observed.slots.len()),
+                members: room.members.saturating_sub(observed.members.len()),
+            },
             members: Vec::new(),
             slots: Vec::new(),
             switch: Vec::new(),
             delete: Vec::new(),
             gone: Vec::new(),
+            unfit: Vec::new(),
         }
     }
 
     /// Steps of one kind lie together, so that many can be written at once.
     fn finish(self) -> Plan {
-        let Self { members: mut steps, slots, switch, delete, mut gone, .. } = self;
+        let Self { members: mut steps, slots, switch, delete, mut gone, unfit, .. } = self;
         steps.extend(slots);
         steps.extend(switch);
         steps.extend(delete);
         gone.sort();
-        Plan { steps, gone }
+        Plan { steps, gone, unfit }
     }
 
-    fn frontend(&mut self, key: FrontendKey, wanted: &Wanted) {
+    fn frontend(&mut self, key: FrontendKey, wanted: &Wanted<'_>) {
         let current = self.observed.entries.get(&key).filter(|e| e.id != 0).copied();
         let current = current.filter(|entry| self.taken.insert(entry.id));
-        let count = wanted.places.iter().map(|(_, places)| places).sum();
+        let Err(map) = self.take(key, current, wanted) else {
+            return self.put(key, current, wanted);
+        };
+        self.unfit.push(Unfit { frontend: key, service: wanted.service.clone(), map });
+        let known: Vec<(SocketAddr, Member)> =
+            current.iter().flat_map(|entry| members_of(self.observed, entry.id)).collect();
+        let there = current.map_or(0, |entry| self.places_of(entry.id));
+        let is_known = |backend: &SocketAddr| find(&known, backend).is_ok();
+        let first = wanted.places.first().map(|(backend, _)| *backend);
+        let kept = wanted.part(is_known, there);
+        // One backend serves all; without any, connecting fails at once.
+        let one = wanted.part(|backend| is_known(backend) || Some(*backend) == first, 1);
+        let part = if kept.places.is_empty() && self.take(key, current, &one).is_ok() {
+            one
+        } else if self.take(key, current, &kept).is_ok() {
+            kept
+        } else {
+            return;
+        };
+        self.put(key, current, &part);
+    }
+
+    /// Counts what would be new in each map. Without room for all of it nothing is counted, and the map is the error.
+    fn take(
+        &mut self,
+        key: FrontendKey,
+        current: Option<Entry>,
+        wanted: &Wanted<'_>,
+    ) -> Result<(), &'static str> {
+        let (mut members, mut slots) = (wanted.members.len(), wanted.count() as usize);
+        if let Some(entry) = current {
+            let known: Vec<(SocketAddr, Member)> = members_of(self.observed, entry.id).collect();
+            members = wanted.members.iter().filter(|(b, _)| find(&known, b).is_err()).count();
+            slots = slots.saturating_sub(self.places_of(entry.id));
+        }
+        let entries = usize::from(!self.observed.entries.contains_key(&key));
+        let left = self.left;
+        let after = |map, left: usize, new: usize| left.checked_sub(new).ok_or(map);
+        self.left = Room {
+            entries: after(maps::SERVICES, left.entries, entries)?,
+            slots: after(maps::SLOTS, left.slots, slots)?,
+            members: after(maps::MEMBERS, left.members, members)?,
+        };
+        Ok(())
+    }
+
+    /// How many places are filed under a service number.
+    fn places_of(&self, service: u32) -> usize {
+        self.observed.slots.range((service, 0)..=(service, u32::MAX)).count()
+    }
+
+    fn put(&mut self, key: FrontendKey, current: Option<Entry>, wanted: &Wanted<'_>) {
+        let count = wanted.count();
         let id = match current {
             Some(entry) => {
                 self.member_list(key, entry.id, &wanted.members);
@@ -154,7 +243,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Members and places of a service that is new: under its number there is nothing yet.
-    fn fresh(&mut self, wanted: &Wanted) -> u32 {
+    fn fresh(&mut self, wanted: &Wanted<'_>) -> u32 {
         let service = self.fresh_id();
         let member = |&(backend, member)| Step::PutMember { service, backend, member };
         self.members.extend(wanted.members.iter().map(member));
@@ -230,7 +319,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Frontends that nobody wants any more, then everything that no frontend refers to.
-    fn leftovers(&mut self, desired: &BTreeMap<FrontendKey, Wanted>) {
+    fn leftovers(&mut self, desired: &BTreeMap<FrontendKey, Wanted<'_>>) {
         for (&key, entry) in &self.observed.entries {
             if !desired.contains_key(&key) {
                 self.remove(key, entry.id);

@@ -4,8 +4,13 @@ use std::borrow::Borrow;
 
 use mesh_model::snapshot::Frontend;
 
-use super::plan::{next_id, plan_changes};
-use super::{FrontendKey, Gone, ObserveError, Observed, Plan, ServiceTable, Step, StepError, plan};
+use super::plan::{next_id, plan_changes, plan_within};
+use super::{
+    FrontendKey, Gone, ObserveError, Observed, Plan, ServiceTable, Step, StepError, Unfit,
+};
+
+/// How often a round is planned again because what it deleted has made room for more of it.
+const AGAIN: usize = 2;
 
 /// Keeps a [`ServiceTable`] equal to a list of frontends.
 pub struct ServiceReconciler<T> {
@@ -24,6 +29,8 @@ pub struct Outcome {
     pub failed: Vec<(Step, StepError)>,
     /// Backends that are gone.
     pub gone: Vec<Gone>,
+    /// Frontends that are not as they should be, because maps have no room; the next round has to be a full one.
+    pub unfit: Vec<Unfit>,
 }
 
 impl<T: ServiceTable> ServiceReconciler<T> {
@@ -40,13 +47,24 @@ impl<T: ServiceTable> ServiceReconciler<T> {
         &mut self,
         frontends: &[F],
     ) -> Result<Outcome, ObserveError> {
-        let mirror = match self.mirror.take() {
-            Some(mirror) => mirror,
-            None => self.table.observe()?,
-        };
-        let plan = plan(frontends, &mirror);
-        self.next_id = self.next_id.max(next_id(&mirror));
-        Ok(self.carry_out(plan, mirror))
+        let mut total = Outcome::default();
+        for left in (0..=AGAIN).rev() {
+            let mirror = match self.mirror.take() {
+                Some(mirror) => mirror,
+                None => self.table.observe()?,
+            };
+            let plan = plan_within(frontends, &mirror, self.table.room());
+            self.next_id = self.next_id.max(next_id(&mirror));
+            let again = left > 0 && !plan.unfit.is_empty() && plan.frees();
+            let outcome = self.carry_out(plan, mirror);
+            total.operations += outcome.operations;
+            total.gone.extend(outcome.gone);
+            (total.failed, total.unfit) = (outcome.failed, outcome.unfit);
+            if !again {
+                break;
+            }
+        }
+        Ok(total)
     }
 
     /// Makes the table follow where only these frontends have changed, and these have gone, since the last round, which was
@@ -57,7 +75,7 @@ impl<T: ServiceTable> ServiceReconciler<T> {
         removed: &[FrontendKey],
     ) -> Outcome {
         let Some(mirror) = self.mirror.take() else { return Outcome::default() };
-        let plan = plan_changes(changed, removed, &mirror, self.next_id);
+        let plan = plan_changes(changed, removed, &mirror, self.next_id, self.table.room());
         self.carry_out(plan, mirror)
     }
 
@@ -68,7 +86,12 @@ impl<T: ServiceTable> ServiceReconciler<T> {
         let highest = applied.done.iter().map(Step::service).max();
         self.next_id = self.next_id.max(highest.map_or(0, |id| id.saturating_add(1)));
         self.table.holds(mirror);
-        Outcome { operations: applied.done.len(), failed: applied.failed, gone: plan.gone }
+        Outcome {
+            operations: applied.done.len(),
+            failed: applied.failed,
+            gone: plan.gone,
+            unfit: plan.unfit,
+        }
     }
 
     /// Reads the table and returns whether it differs from the mirror: somebody else wrote to it. The next round repairs it.

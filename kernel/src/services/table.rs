@@ -7,9 +7,10 @@ use std::net::{IpAddr, SocketAddr};
 use mesh_abi as abi;
 
 use super::{
-    Applied, ObserveError, Observed, Plan, ServiceTable, Step, StepError, apply_each, beginning,
+    Applied, ObserveError, Observed, Plan, Room, ServiceTable, Step, StepError, apply_each,
+    beginning,
 };
-use crate::bpf::Map;
+use crate::bpf::{Map, is_full};
 use crate::convert;
 
 /// From so many steps on they are written many at once.
@@ -101,13 +102,18 @@ impl BpfServiceTable {
 }
 
 fn failed(map: &'static str, source: io::Error) -> StepError {
-    match source.raw_os_error() {
-        Some(libc::E2BIG | libc::ENOSPC) => StepError::Full { map },
-        _ => StepError::Map { map, source },
-    }
+    if is_full(&source) { StepError::Full { map } } else { StepError::Map { map, source } }
 }
 
 impl ServiceTable for BpfServiceTable {
+    fn room(&self) -> Room {
+        Room {
+            entries: self.services.capacity(),
+            slots: self.slots.capacity(),
+            members: self.members.capacity(),
+        }
+    }
+
     fn observe(&self) -> Result<Observed, ObserveError> {
         let mut observed = Observed::default();
         let failed = |map| move |source| ObserveError { map, source };

@@ -193,17 +193,76 @@ fn one_changed_backend_costs_the_same_in_a_list_of_any_length() {
 #[test]
 fn a_full_map_holds_back_one_service_only() {
     let mut reconciler = ServiceReconciler::new(FakeServiceTable::new());
-    reconciler.table().limit_slots(3);
-    let small = frontend("10.96.0.1", 80, &[(1, 80), (2, 80)]);
-    let large = frontend("10.96.0.2", 81, &[(1, 80), (2, 80), (3, 80)]);
-    let outcome = reconciler.reconcile(&[small.clone(), large.clone()]).unwrap();
-    assert!(matches!(outcome.failed[0].1, StepError::Full { .. }));
-    let mirror = reconciler.mirror().unwrap();
-    assert_eq!(mirror.entries.len(), 1, "no entry for a list with a hole");
+    reconciler.table().limit_slots(4);
+    let large = frontend("10.96.0.1", 80, &[(1, 80), (2, 80), (3, 80), (4, 80)]);
+    let small = frontend("10.96.0.2", 81, &[(1, 80), (2, 80)]);
+    let late = frontend("10.96.0.3", 82, &[(1, 80), (2, 80)]);
+    let all = [small.clone(), large.clone()];
+    let outcome = reconciler.reconcile(&[&small]).unwrap();
+    assert_eq!(outcome.unfit, []);
+    let outcome = reconciler.reconcile(&all).unwrap();
+    let lacks = |outcome: &Outcome, service: &str| {
+        assert!(outcome.failed.is_empty(), "nothing is tried that cannot be: {outcome:?}");
+        let [unfit] = &outcome.unfit[..] else { panic!("{outcome:?}") };
+        assert_eq!((unfit.map, unfit.service.name.as_str()), ("SLOTS", service));
+    };
+    lacks(&outcome, "s80");
+    let served = |reconciler: &ServiceReconciler<FakeServiceTable>, vip: &Frontend| {
+        let key = FrontendKey { vip: vip.vip, protocol: vip.protocol, port: vip.port };
+        reconciler.mirror().unwrap().backends(&key).map(|backends| backends.len())
+    };
+    assert_eq!(served(&reconciler, &large), Some(1), "it works, with fewer backends");
+    let outcome = reconciler.reconcile(&all).unwrap();
+    assert_eq!(outcome.operations, 0, "it is not tried again and again");
+    lacks(&outcome, "s80");
+    let outcome = reconciler.reconcile(&[&all[0], &all[1], &late]).unwrap();
+    assert_eq!(outcome.unfit.len(), 2);
+    assert_eq!(served(&reconciler, &late), Some(1));
     reconciler.table().limit_slots(10);
-    assert!(reconciler.reconcile(&[small, large]).unwrap().failed.is_empty());
+    let outcome = reconciler.reconcile(&all).unwrap();
+    assert!(outcome.failed.is_empty() && outcome.unfit.is_empty());
     assert_tidy(reconciler.mirror().unwrap());
     assert!(!reconciler.refresh().unwrap());
+}
+
+#[test]
+fn in_a_full_map_backends_that_went_make_room_for_those_that_came() {
+    let mut reconciler = ServiceReconciler::new(FakeServiceTable::new());
+    reconciler.table().limit_slots(2);
+    let before = frontend("10.96.0.1", 80, &[(1, 80), (2, 80)]);
+    reconciler.reconcile(&[&before]).unwrap();
+    let after = [frontend("10.96.0.1", 80, &[(3, 80)]), frontend("10.96.0.2", 81, &[(4, 80)])];
+    let outcome = reconciler.reconcile(&after).unwrap();
+    assert_eq!((outcome.unfit.len(), outcome.gone.len()), (0, 2), "{outcome:?}");
+    assert_eq!(observed_meaning(reconciler.mirror().unwrap()), meaning(&after));
+}
+
+proptest! {
+    #[test]
+    fn what_fits_is_as_wanted_and_the_rest_names_nobody_who_is_not(
+        old in any_frontends(), new in any_frontends(), slots in 0..12_usize,
+    ) {
+        let mut reconciler = ServiceReconciler::new(FakeServiceTable::new());
+        reconciler.table().limit_slots(slots);
+        for wanted in [&old, &new] {
+            let outcome = reconciler.reconcile(wanted).unwrap();
+            prop_assert!(outcome.failed.is_empty(), "{:?}", outcome);
+            let mirror = reconciler.mirror().unwrap();
+            prop_assert!(mirror.slots.len() <= slots);
+            let unfit: BTreeSet<FrontendKey> = outcome.unfit.iter().map(|u| u.frontend).collect();
+            for (key, (affinity, backends)) in meaning(wanted) {
+                let Some(seen) = mirror.backends(&key) else {
+                    prop_assert!(unfit.contains(&key));
+                    continue;
+                };
+                prop_assert_eq!(mirror.entries[&key].affinity_secs, affinity);
+                let whole = seen == backends;
+                prop_assert!(whole || unfit.contains(&key) && seen.is_subset(&backends));
+            }
+            let again = reconciler.reconcile(wanted).unwrap();
+            prop_assert_eq!((again.operations, again.unfit), (0, outcome.unfit));
+        }
+    }
 }
 
 #[test]

@@ -23,6 +23,7 @@ tests![
     outside_traffic_stays_where_asked,
     outside_addresses_outlive_the_agents,
     outside_addresses_move_when_a_node_dies,
+    outside_ranges_without_room_are_told_on_the_service,
 ];
 
 /// A Service like the workload's that clients outside reach; removed when dropped.
@@ -308,4 +309,47 @@ fn outside_addresses_move_when_a_node_dies(world: &World) -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// The nodes' maps hold 64 ranges of clients, over all Services and ports.
+fn outside_ranges_without_room_are_told_on_the_service(world: &World) -> Result<()> {
+    let ranges = |count: u8| {
+        let ranges: Vec<String> = (0..count).map(|n| format!("198.51.{n}.0/24")).collect();
+        let own = own(world, IpAddr::from([0, 0, 0, 0]));
+        let ranges = ranges.join(", ");
+        format!("  type: LoadBalancer\n  loadBalancerSourceRanges: [{own}/32, {ranges}]")
+    };
+    let wide = Published::new(world, "wide", &ranges(70))?;
+    let condition = |kind: &str, name: &str, type_: &str| -> Result<serde_json::Value> {
+        let object = world.kubectl.json(&[kind, name])?;
+        let all = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        Ok(all.into_iter().find(|one| one["type"] == type_).unwrap_or_default())
+    };
+    let nodes = world.cluster.nodes();
+    wait_until("the Service names all nodes", PATIENCE, || {
+        let told = condition("service", "wide", "mesh.dev/MapFull")?;
+        let message = told["message"].as_str().context("no condition")?;
+        let of_all = nodes.iter().all(|node| message.contains(&format!("node {}", node.name())));
+        ensure!(told["status"] == "True" && of_all, "{told}");
+        expect("the condition", message, "EDGE_SOURCES")?;
+        expect("the condition", message, "--map-capacity EDGE_SOURCES=ENTRIES")
+    })?;
+    let node = nodes[0].name();
+    let full = condition("node", node, "MeshMapsFull")?;
+    ensure!(full["status"] == "True", "{full}");
+    expect("describe", &world.kubectl.run(&["describe", "service", "wide"])?, "MapFull")?;
+    // Whom there is no room for is refused; by the node port, which the ranges are not about, all are let in.
+    let answer = get(&url(both(&nodes[0])[0], wide.node_port(0)?), "5")?;
+    expect("the node port", &answer, &own(world, IpAddr::from([0, 0, 0, 0])))?;
+    let address = wide.addresses()?.into_iter().find(IpAddr::is_ipv4).context("no IPv4")?;
+    ensure!(get(&url(address, 80), "2").is_err(), "a client without room for its range came in");
+    drop(wide);
+    let wide = Published::new(world, "wide", &ranges(5))?;
+    let address = wide.addresses()?.into_iter().find(IpAddr::is_ipv4).context("no IPv4")?;
+    wait_until("all fit", PATIENCE, || {
+        let told = condition("service", "wide", "mesh.dev/MapFull")?;
+        let full = condition("node", node, "MeshMapsFull")?;
+        ensure!(told.is_null() && full["status"] == "False", "{told} {full}");
+        get(&url(address, 80), "2").map(drop)
+    })
 }

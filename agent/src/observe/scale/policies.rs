@@ -203,7 +203,7 @@ impl Rig {
         }
         let (desired, receiver) = watch::channel(None);
         let (table, written) = Told::new(table);
-        let policies = Policies::new(table, receiver.clone());
+        let policies = Policies::new(table, receiver.clone(), Board::default());
         let concern = Policy { policies, pods: Arc::new(network) };
         let driving = tokio::spawn(drive(concern, receiver, Board::default()));
         let (_, saved) = Saved::load(saved.join("snapshot.json"));

@@ -53,7 +53,7 @@ fn tables(policies: &Policies<FakePolicyTable>) -> Tables {
 fn a_pod_has_its_policies_before_it_is_listed() {
     let snapshot = snapshot(true);
     let (_sender, receiver) = watch::channel(desired(&snapshot));
-    let policies = Policies::new(FakePolicyTable::new(), receiver);
+    let policies = Policies::new(FakePolicyTable::new(), receiver, Board::default());
     let pods = FakePodNetwork::new();
     policies.round(&snapshot, &pods, false).unwrap();
     let expected = snapshot.policy.pods[&ObjectKey::new("x", "a")];
@@ -78,7 +78,7 @@ fn a_pod_has_its_policies_before_it_is_listed() {
 fn a_pod_waits_for_the_newest_policy() {
     let (open, closed) = (snapshot(false), snapshot(true));
     let (sender, receiver) = watch::channel(desired(&open));
-    let policies = Policies::new(FakePolicyTable::new(), receiver);
+    let policies = Policies::new(FakePolicyTable::new(), receiver, Board::default());
     policies.round(&open, &FakePodNetwork::new(), false).unwrap();
     sender.send_replace(desired(&closed));
     let started = Instant::now();
@@ -95,7 +95,7 @@ fn a_pod_waits_for_the_newest_policy() {
 fn without_policies_only_nodes_and_their_ports_are_written() {
     let snapshot = snapshot(false);
     let (_sender, receiver) = watch::channel(desired(&snapshot));
-    let policies = Policies::new(FakePolicyTable::new(), receiver);
+    let policies = Policies::new(FakePolicyTable::new(), receiver, Board::default());
     policies.round(&snapshot, &FakePodNetwork::new(), false).unwrap();
     policies.place(&port("x/a"), 7).unwrap();
     let tables = tables(&policies);
@@ -152,7 +152,7 @@ fn restricted(app: &str, others: u8) -> Arc<Snapshot> {
 fn a_change_costs_what_changed_and_forgets_nothing() {
     let first = restricted("even", 200);
     let (_sender, receiver) = watch::channel(desired(&first));
-    let policies = Policies::new(FakePolicyTable::new(), receiver);
+    let policies = Policies::new(FakePolicyTable::new(), receiver, Board::default());
     let pods = FakePodNetwork::new();
     let attached = pods.attach(&port("x/a")).unwrap();
     let steps = || policies.lock().reconciler.table().steps();

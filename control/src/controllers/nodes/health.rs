@@ -6,6 +6,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
+use mesh_model::wellknown::CONDITION_MAPS_FULL;
 use tokio::time::Instant;
 
 use crate::objects;
@@ -13,7 +14,8 @@ use crate::scheduler::taints::{NOT_READY, PRESSURES, UNREACHABLE};
 
 const LOST_REASON: &str = "NodeStatusUnknown";
 const FOUND_REASON: &str = "LeaseRenewed";
-const REPORTED_BY_AGENTS: [&str; 4] = ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure"];
+const REPORTED_BY_AGENTS: [&str; 5] =
+    ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure", CONDITION_MAPS_FULL];
 
 /// What was last heard of each node, by this process's own clock: the nodes' clocks may be wrong.
 #[derive(Debug, Default)]

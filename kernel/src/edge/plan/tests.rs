@@ -175,3 +175,46 @@ fn answers_of_processes_are_looked_at_from_the_first_such_backend_until_there_is
     assert!(!now.uplinks["up0"].answers);
     assert_eq!(plan(&wanted, &now), Plan::default());
 }
+
+/// Rounds within limits, until one changes nothing.
+fn settled(desired: &Desired, mut observed: Observed, room: Room) -> (Observed, Vec<Unfit>) {
+    for _ in 0..4 {
+        let plan = plan_within(desired, &observed, room);
+        if plan.steps.is_empty() {
+            return (observed, plan.unfit);
+        }
+        plan.steps.iter().for_each(|step| observed.apply(step));
+        assert!(observed.backends.len() <= room.backends);
+    }
+    panic!("it never settles: {observed:?}");
+}
+
+#[test]
+fn one_that_is_too_large_takes_nothing_from_others_and_nobody_keeps_who_is_gone() {
+    let room = Room { backends: 4, sources: 1, ..Room::UNLIMITED };
+    let small = desired(vec![(81, vec![1, 2])]);
+    let (observed, unfit) = settled(&small, Observed::default(), room);
+    assert_eq!(unfit, []);
+    let both = desired(vec![(80, vec![1, 2, 3]), (81, vec![1, 2])]);
+    let (observed, unfit) = settled(&both, observed, room);
+    assert_eq!(unfit, [Unfit { frontend: key(80), map: maps::EDGE_BACKENDS }]);
+    assert_eq!(observed.entries.keys().copied().collect::<Vec<_>>(), [key(81)]);
+    // Each of the two is another one now, and one comes: what went makes room.
+    let replaced = desired(vec![(81, vec![3, 4]), (82, vec![1, 2])]);
+    let (observed, unfit) = settled(&replaced, observed, room);
+    assert_eq!((observed.backends.len(), unfit), (4, vec![]));
+    let mut grown = desired(vec![(81, vec![4, 5, 6]), (82, vec![1, 2])]);
+    let (observed, unfit) = settled(&grown, observed, room);
+    assert_eq!(unfit, [Unfit { frontend: key(81), map: maps::EDGE_BACKENDS }]);
+    let id = observed.entries[&key(81)].id;
+    let left: Vec<_> = observed.backends.range((id, 0)..=(id, u32::MAX)).collect();
+    assert_eq!(left.len(), 1, "the one that stays: {left:?}");
+    // Clients whose range has no room are refused, as are all others that are not listed.
+    let ranges = ["192.0.2.0/24", "2001:db8::/32"].map(|range| range.parse().unwrap());
+    grown = desired(vec![(82, vec![1, 2])]);
+    grown.services.get_mut(&key(82)).unwrap().sources = Some(ranges.into());
+    let (observed, unfit) = settled(&grown, observed, room);
+    assert_eq!(unfit, [Unfit { frontend: key(82), map: maps::EDGE_SOURCES }]);
+    assert_eq!(observed.entries[&key(82)].flags, EdgeService::RESTRICTED);
+    assert_eq!(observed.sources.len(), 0);
+}

@@ -12,7 +12,7 @@ use super::crowd::Crowd;
 use super::endpoint::{Endpoint, Kind, NamedPorts};
 use super::laws::Laws;
 use super::words;
-use crate::policy::{Ports, matches};
+use crate::policy::{NETWORK_POLICY, Ports, matches};
 use crate::snapshot::Protocol;
 
 /// Which way a rule looks.
@@ -155,7 +155,8 @@ impl Applied {
         let rules = policies.iter().flat_map(|(name, policy)| {
             let count = sides(policy, direction).len();
             let (word, namespace) = (&word, &namespace);
-            (0..count).map(move |index| format!("NetworkPolicy {namespace}/{name} {word}[{index}]"))
+            let named = move |index| format!("{NETWORK_POLICY}{namespace}/{name} {word}[{index}]");
+            (0..count).map(named)
         });
         let rules = rules.collect();
         let policies: Vec<_> = policies.into_iter().map(|(_, policy)| Arc::clone(policy)).collect();
