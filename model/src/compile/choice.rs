@@ -38,13 +38,13 @@ pub(super) fn choose(candidates: &[Candidate<'_>], reach: Reach, local: &LocalNo
             *known = one;
         }
     }
-    let mut taken: Vec<&Candidate<'_>> = all.values().copied().filter(|c| c.ready).collect();
+    // What gets nothing is near to nobody: else a client beside it would be refused, and the others serve.
+    let mut taken: Vec<&Candidate<'_>> = all.values().copied().filter(|c| c.is_open()).collect();
     match reach {
         Reach::Local => taken.retain(|c| c.is_on(&local.name)),
         Reach::Cluster => near(&mut taken, local),
         Reach::Anywhere => {}
     }
-    taken.retain(|c| c.weight > 0);
     if taken.is_empty() {
         let finishing = |c: &&Candidate<'_>| c.serving && c.terminating && c.weight > 0;
         taken = all.values().copied().filter(finishing).collect();
@@ -189,5 +189,8 @@ mod tests {
         let cluster = |all: &[Candidate<'_>]| hosts(&choose(all, Reach::Cluster, &local(None)));
         assert_eq!(cluster(&all), (vec![2], vec![1]));
         assert_eq!(cluster(&all[..1]), (vec![], vec![1]), "on purpose, so nobody stands in");
+        all[0].for_nodes = vec!["n1"];
+        all[1].for_nodes = vec!["n2"];
+        assert_eq!(cluster(&all), (vec![2], vec![1]), "the near one was taken out");
     }
 }
