@@ -153,8 +153,8 @@ async fn report(
         }
         Err(error) => return Err(error),
     }
-    let status = status(registration, facts, conditions);
-    nodes.patch_status(name, &params, &Patch::Merge(&status)).await.map(drop)
+    let status = status_patch(registration, facts, conditions);
+    nodes.patch_status(name, &params, &Patch::Strategic(&status)).await.map(drop)
 }
 
 fn metadata(registration: &Registration) -> Value {
@@ -265,12 +265,10 @@ fn conditions(readiness: &Readiness, transition: Timestamp, since: &Since) -> Ve
         .collect()
 }
 
-fn status(registration: &Registration, facts: &Facts, conditions: Vec<Value>) -> Value {
-    let mut addresses: Vec<Value> = registration
-        .addresses
-        .iter()
-        .map(|a| json!({"type": "InternalIP", "address": a}))
-        .collect();
+/// A strategic merge patch: conditions that others set stay. Addresses would be merged by their type, of which a node has two alike.
+fn status_patch(registration: &Registration, facts: &Facts, conditions: Vec<Value>) -> Value {
+    let own = registration.addresses.iter().map(|a| json!({"type": "InternalIP", "address": a}));
+    let mut addresses: Vec<Value> = [json!({"$patch": "replace"})].into_iter().chain(own).collect();
     addresses.push(json!({"type": "Hostname", "address": registration.node}));
     let resources = facts.resources();
     json!({"status": {
@@ -354,7 +352,9 @@ mod tests {
         since.note(pressures.as_mut(), Timestamp::now());
         since.note_maps(&mut registration.maps_full.clone(), Timestamp::now());
         let conditions = conditions(&Readiness::starting(), Timestamp::UNIX_EPOCH, &since);
-        let status = status(&registration, &Facts::read(&registration.disk), conditions);
+        let mut status = status_patch(&registration, &Facts::read(&registration.disk), conditions);
+        let addresses = status["status"]["addresses"].as_array_mut().unwrap();
+        assert_eq!(addresses.remove(0), json!({"$patch": "replace"}), "there may be fewer");
         object["status"] = status["status"].clone();
         let node: Node = serde_json::from_value(object).unwrap();
         let status = node.status.unwrap();
