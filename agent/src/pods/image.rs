@@ -1,9 +1,12 @@
 //! Getting a container's image onto the node.
 
-use base64::Engine as _;
-use k8s_openapi::api::core::v1::{Container, PodSpec};
+use k8s_openapi::api::core::v1::Container;
 use mesh_cri::{CallError, Client, v1};
 use mesh_model::snapshot::PodWork;
+
+mod credentials;
+
+use credentials::credentials;
 
 /// When an image is fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +86,7 @@ pub(crate) async fn pull(
     let image = container.image.clone().unwrap_or_default();
     let failed = |cause| ImageError::Pull { image: image.clone(), cause };
     let mut attempts: Vec<Option<v1::AuthConfig>> =
-        credentials(work, registry(&image)).into_iter().map(Some).collect();
+        credentials(work, &image).into_iter().map(Some).collect();
     attempts.push(None);
     let mut result = Err(None);
     for auth in attempts {
@@ -108,64 +111,6 @@ pub(crate) async fn pull(
     }
 }
 
-/// The host of an image reference; Docker Hub when it names none.
-fn registry(image: &str) -> &str {
-    match image.split_once('/') {
-        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => host,
-        _ => "docker.io",
-    }
-}
-
-/// The credentials of the pod's `imagePullSecrets` for a registry.
-fn credentials(work: &PodWork, registry: &str) -> Vec<v1::AuthConfig> {
-    let secrets = |spec: &PodSpec| spec.image_pull_secrets.clone().unwrap_or_default();
-    let names = work.pod.spec.as_ref().map(secrets).unwrap_or_default();
-    let values = names.iter().filter_map(|reference| work.secrets.get(&reference.name));
-    values.flat_map(|secret| of_secret(secret, registry)).collect()
-}
-
-fn of_secret(
-    secret: &std::collections::BTreeMap<String, Vec<u8>>,
-    registry: &str,
-) -> Vec<v1::AuthConfig> {
-    let parse =
-        |key: &str| -> Option<serde_json::Value> { serde_json::from_slice(secret.get(key)?).ok() };
-    let auths = match (parse(".dockerconfigjson"), parse(".dockercfg")) {
-        (Some(config), _) => config.get("auths").cloned().unwrap_or_default(),
-        (None, Some(config)) => config,
-        (None, None) => return Vec::new(),
-    };
-    let entries = auths.as_object().into_iter().flatten();
-    entries.filter(|(host, _)| host_of(host) == registry).filter_map(|(_, e)| auth(e)).collect()
-}
-
-/// `https://index.docker.io/v1/` -> `docker.io`.
-fn host_of(entry: &str) -> &str {
-    let bare = entry.strip_prefix("https://").or(entry.strip_prefix("http://")).unwrap_or(entry);
-    match bare.split('/').next().unwrap_or_default() {
-        "index.docker.io" | "registry-1.docker.io" => "docker.io",
-        host => host,
-    }
-}
-
-fn auth(entry: &serde_json::Value) -> Option<v1::AuthConfig> {
-    let text = |key: &str| entry.get(key).and_then(|v| v.as_str()).unwrap_or_default().to_owned();
-    let (mut username, mut password) = (text("username"), text("password"));
-    if username.is_empty() {
-        let decoded = base64::engine::general_purpose::STANDARD.decode(text("auth")).ok()?;
-        let decoded = String::from_utf8(decoded).ok()?;
-        let (user, secret) = decoded.split_once(':')?;
-        (username, password) = (user.to_owned(), secret.to_owned());
-    }
-    Some(v1::AuthConfig {
-        username,
-        password,
-        identity_token: text("identitytoken"),
-        registry_token: text("registrytoken"),
-        ..Default::default()
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -185,29 +130,5 @@ mod tests {
         assert_eq!(of("host:5000/web:1", None), PullPolicy::IfNotPresent);
         assert_eq!(of("web@sha256:00", None), PullPolicy::IfNotPresent);
         assert_eq!(of("web:latest", Some("Never")), PullPolicy::Never);
-    }
-
-    #[test]
-    fn credentials_are_chosen_by_registry() {
-        let config = serde_json::json!({"auths": {
-            "https://index.docker.io/v1/": {"auth": "dTpw"},
-            "registry.example:5000": {"username": "a", "password": "b"},
-            "broken.example": {"auth": "%%%"}}});
-        let work = PodWork {
-            pod: serde_json::from_value(serde_json::json!({"spec": {"containers": [], "imagePullSecrets": [{"name": "s"}, {"name": "gone"}]}})).unwrap(),
-            config_maps: Default::default(),
-            secrets: [("s".to_owned(), [(".dockerconfigjson".to_owned(), config.to_string().into_bytes())].into())].into(),
-            service_env: Default::default(),
-            departure: None,
-        };
-        let user = |image: &str| {
-            let all = credentials(&work, registry(image));
-            all.iter().map(|a| format!("{}:{}", a.username, a.password)).collect::<Vec<_>>()
-        };
-        assert_eq!(user("web:1"), ["u:p"]);
-        assert_eq!(user("library/web"), ["u:p"]);
-        assert_eq!(user("registry.example:5000/x/web"), ["a:b"]);
-        assert!(user("broken.example/web").is_empty());
-        assert!(user("other.example/web").is_empty());
     }
 }
