@@ -32,6 +32,8 @@ pub(crate) struct Wanted {
     pub(crate) previous: bool,
     /// Stop after so many bytes.
     pub(crate) limit_bytes: Option<u64>,
+    /// Standard error or standard output alone.
+    pub(crate) stderr: Option<bool>,
 }
 
 /// One line of a log file.
@@ -70,6 +72,8 @@ pub(crate) struct Renderer {
     timestamps: bool,
     /// Bytes that may still be written.
     left: Option<u64>,
+    /// Standard error or standard output alone.
+    stderr: Option<bool>,
     /// The last record of each stream was a part of a line: standard output, standard error.
     open: [bool; 2],
 }
@@ -80,6 +84,7 @@ impl Renderer {
             since: wanted.since,
             timestamps: wanted.timestamps,
             left: wanted.limit_bytes,
+            stderr: wanted.stderr,
             open: [false; 2],
         }
     }
@@ -92,6 +97,9 @@ impl Renderer {
     /// Appends one line of the file, given without its line feed.
     pub(crate) fn render(&mut self, line: &[u8], output: &mut Vec<u8>) {
         let Some(record) = parse(line) else { return };
+        if self.stderr.is_some_and(|stderr| stderr != record.stderr) {
+            return;
+        }
         if let Some(since) = self.since {
             if record.time.parse::<Timestamp>().is_ok_and(|time| time < since) {
                 return;

@@ -1,14 +1,16 @@
 //! Reads a log file to its end, and further while the container runs.
 
+use std::fs::Metadata;
 use std::io::SeekFrom;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio::sync::mpsc;
 
+use super::rotate::put_aside;
 use super::tail::start_of;
 use super::{Renderer, Wanted};
 
@@ -101,9 +103,29 @@ fn line_feed(bytes: &[u8]) -> Option<usize> {
     bytes.iter().position(|byte| *byte == b'\n')
 }
 
-/// The file that stands at the path now, when it is another one or was cut off: the log was rotated.
+/// The file that goes on where this one ends, when the log was rotated: it has become long, or others were put aside after it, while
+/// nobody read. Also the file itself, when it was cut off.
 async fn successor(path: &Path, file: &File, position: u64) -> Option<File> {
     let (old, new) = (file.metadata().await.ok()?, tokio::fs::metadata(path).await.ok()?);
-    let same = (old.dev(), old.ino()) == (new.dev(), new.ino());
-    if same && new.len() >= position { None } else { File::open(path).await.ok() }
+    if !is_same(&old, &new) {
+        let path = path.to_owned();
+        let after = tokio::task::spawn_blocking(move || after(&path, &old)).await.ok()?;
+        return File::open(after).await.ok();
+    }
+    if new.len() >= position { None } else { File::open(path).await.ok() }
+}
+
+/// The file that was begun after this one; the oldest when this one has been deleted. Blocks.
+fn after(path: &Path, old: &Metadata) -> PathBuf {
+    let mut aside = put_aside(path).into_iter();
+    let is_old = |file: &PathBuf| std::fs::metadata(file).is_ok_and(|file| is_same(&file, old));
+    let found = aside.clone().any(|file| is_old(&file));
+    if found {
+        aside.find(is_old);
+    }
+    aside.next().unwrap_or_else(|| path.to_owned())
+}
+
+fn is_same(one: &Metadata, other: &Metadata) -> bool {
+    (one.dev(), one.ino()) == (other.dev(), other.ino())
 }

@@ -118,12 +118,20 @@ async fn rename_back(aside: &Path, log: &Path) -> io::Result<()> {
 }
 
 fn delete_surplus(log: &Path) {
-    let (Some(directory), Some(name)) = (log.parent(), log.file_name()) else { return };
-    let prefix = format!("{}.", name.to_string_lossy());
-    let mut aside: Vec<String> = names(directory).filter(|n| n.starts_with(&prefix)).collect();
-    aside.sort();
+    let Some(directory) = log.parent() else { return };
+    let mut aside = put_aside(log);
     aside.truncate(aside.len().saturating_sub(FILES - 1));
-    delete(directory, |name| aside.iter().any(|surplus| surplus == name));
+    delete(directory, |name| aside.iter().any(|surplus| surplus.ends_with(name)));
+}
+
+/// What was put aside of a log, the oldest first. Blocks.
+pub(super) fn put_aside(log: &Path) -> Vec<PathBuf> {
+    let (Some(directory), Some(name)) = (log.parent(), log.file_name()) else { return Vec::new() };
+    let prefix = format!("{}.", name.to_string_lossy());
+    let aside = names(directory).filter(|name| name.starts_with(&prefix));
+    let mut aside: Vec<PathBuf> = aside.map(|name| directory.join(name)).collect();
+    aside.sort();
+    aside
 }
 
 fn delete(directory: &Path, which: impl Fn(&str) -> bool) {

@@ -37,10 +37,12 @@ struct Parameters {
     timestamps: Option<String>,
     previous: Option<String>,
     limit_bytes: Option<u64>,
+    stream: Option<String>,
 }
 
 impl Parameters {
-    fn wanted(&self, now: Timestamp) -> Wanted {
+    /// What they ask for; or why they make no sense, for people.
+    fn wanted(&self, now: Timestamp) -> Result<Wanted, &'static str> {
         let flag = |text: &Option<String>| {
             text.as_deref().is_some_and(|t| matches!(t, "" | "true" | "1" | "True" | "TRUE"))
         };
@@ -48,14 +50,33 @@ impl Parameters {
             let ago = jiff::SignedDuration::try_from(Duration::from_secs(seconds));
             ago.ok().and_then(|ago| now.checked_sub(ago).ok()).unwrap_or(Timestamp::MIN)
         };
-        Wanted {
+        let stderr = match self.stream.as_deref() {
+            None | Some("" | "All") => None,
+            Some("Stdout") => Some(false),
+            Some("Stderr") => Some(true),
+            Some(_) => return Err("stream: supported values: \"All\", \"Stderr\", \"Stdout\""),
+        };
+        if stderr.is_some() && self.tail_lines.is_some() {
+            return Err("`tailLines` and specific `stream` are mutually exclusive");
+        }
+        if self.since_time.is_some() && self.since_seconds.is_some() {
+            return Err("at most one of `sinceTime` or `sinceSeconds` may be specified");
+        }
+        if self.since_seconds == Some(0) {
+            return Err("sinceSeconds: Invalid value: 0: must be greater than 0");
+        }
+        if self.limit_bytes == Some(0) {
+            return Err("limitBytes: Invalid value: 0: must be greater than 0");
+        }
+        Ok(Wanted {
             follow: flag(&self.follow),
             tail_lines: self.tail_lines,
             since: self.since_time.or(self.since_seconds.map(ago)),
             timestamps: flag(&self.timestamps),
             previous: flag(&self.previous),
             limit_bytes: self.limit_bytes,
-        }
+            stderr,
+        })
     }
 }
 
@@ -69,7 +90,10 @@ async fn serve(
     UrlPath((namespace, pod, container)): UrlPath<(String, String, String)>,
     Query(parameters): Query<Parameters>,
 ) -> Response {
-    let wanted = parameters.wanted(Timestamp::now());
+    let wanted = match parameters.wanted(Timestamp::now()) {
+        Ok(wanted) => wanted,
+        Err(why) => return (StatusCode::BAD_REQUEST, why).into_response(),
+    };
     match logs.locate(&namespace, &pod, &container, wanted.previous) {
         Ok(place) => stream(logs, place, wanted),
         Err((status, message)) => (status, message).into_response(),
@@ -153,16 +177,29 @@ mod tests {
 
     #[test]
     fn parameters_are_those_of_the_api() {
+        let now: Timestamp = "2026-01-01T00:01:00Z".parse().unwrap();
+        let asked = |query: &str| {
+            let uri: axum::http::Uri = format!("/x?{query}").parse().unwrap();
+            Query::<Parameters>::try_from_uri(&uri).unwrap().0.wanted(now)
+        };
         let query =
             "follow=true&tailLines=5&sinceSeconds=60&timestamps=true&previous=false&limitBytes=9";
-        let uri: axum::http::Uri = format!("/x?{query}").parse().unwrap();
-        let Query(parameters) = Query::<Parameters>::try_from_uri(&uri).unwrap();
-        let now: Timestamp = "2026-01-01T00:01:00Z".parse().unwrap();
-        let wanted = parameters.wanted(now);
+        let wanted = asked(query).unwrap();
         assert_eq!(wanted.since, Some("2026-01-01T00:00:00Z".parse().unwrap()));
         assert!(wanted.follow && wanted.timestamps && !wanted.previous);
         assert_eq!((wanted.tail_lines, wanted.limit_bytes), (Some(5), Some(9)));
-        let huge = Parameters { since_seconds: Some(u64::MAX), ..Default::default() };
-        assert_eq!(huge.wanted(now).since, Some(Timestamp::MIN));
+        let huge = asked(&format!("sinceSeconds={}", u64::MAX));
+        assert_eq!(huge.unwrap().since, Some(Timestamp::MIN));
+        assert_eq!(asked("stream=All&tailLines=1").unwrap().stderr, None);
+        assert_eq!(asked("stream=Stderr").unwrap().stderr, Some(true));
+        for (wrong, why) in [
+            ("sinceSeconds=0", "greater than 0"),
+            ("limitBytes=0", "greater than 0"),
+            ("sinceSeconds=1&sinceTime=2026-01-01T00:00:00Z", "at most one"),
+            ("stream=Stdin", "supported values"),
+            ("stream=Stdout&tailLines=1", "mutually exclusive"),
+        ] {
+            assert!(asked(wrong).unwrap_err().contains(why), "{wrong}");
+        }
     }
 }

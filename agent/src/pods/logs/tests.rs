@@ -93,6 +93,54 @@ async fn following_ends_with_the_container() {
     read.unwrap();
 }
 
+#[tokio::test]
+async fn a_slow_follower_gets_all_files_that_are_still_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("0.log");
+    let begin = |number: u32| {
+        std::fs::write(&log, format!("2026-01-01T00:00:0{number}Z stdout F {number}\n")).unwrap();
+    };
+    let put_aside = |number: u32| {
+        std::fs::rename(&log, log.with_file_name(format!("0.log.20260101-00000{number}"))).unwrap();
+        begin(number + 1);
+    };
+    begin(1);
+    let running = AtomicBool::new(true);
+    let (sender, mut receiver) = mpsc::channel(100);
+    let wanted = Wanted { follow: true, ..Default::default() };
+    let reader = follow::send(&log, &wanted, &sender, || running.load(Ordering::SeqCst));
+    let writer = async {
+        let mut said = async |text: &str| {
+            assert_eq!(receiver.recv().await.as_deref(), Some(text.as_bytes()));
+        };
+        said("1\n").await;
+        // All of it between two looks at the log.
+        (1..=3).for_each(put_aside);
+        for number in 2..=4 {
+            said(&format!("{number}\n")).await;
+        }
+        (4..=6).for_each(put_aside);
+        for old in 1..=4 {
+            std::fs::remove_file(log.with_file_name(format!("0.log.20260101-00000{old}"))).unwrap();
+        }
+        for number in 5..=7 {
+            said(&format!("{number}\n")).await;
+        }
+        running.store(false, Ordering::SeqCst);
+    };
+    let (read, ()) = tokio::join!(reader, writer);
+    read.unwrap();
+}
+
+#[tokio::test]
+async fn one_stream_may_be_read_alone() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), LOG).unwrap();
+    let only = |stderr| Wanted { stderr: Some(stderr), ..Default::default() };
+    assert_eq!(read(file.path(), only(true)).await, "oops\n");
+    assert_eq!(read(file.path(), only(false)).await, "one\ntwo\n\nfour\n");
+}
+
 proptest! {
     /// Whatever is logged, the last lines are the end of the whole.
     #[test]
