@@ -1,6 +1,6 @@
 //! Which containers run here, for those who read logs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::api::core::v1::ContainerStatus;
@@ -37,20 +37,29 @@ impl Found {
     }
 }
 
+/// The containers of a pod.
+#[derive(Debug, Default)]
+pub(crate) struct Containers {
+    /// All, by name.
+    pub(crate) found: BTreeMap<String, Found>,
+    /// The names of those that have a terminal.
+    pub(crate) terminals: BTreeSet<String>,
+}
+
 /// The containers of all pods.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
-    pods: Mutex<BTreeMap<PodRef, BTreeMap<String, Found>>>,
+    pods: Mutex<BTreeMap<PodRef, Containers>>,
 }
 
 impl Registry {
-    fn pods(&self) -> MutexGuard<'_, BTreeMap<PodRef, BTreeMap<String, Found>>> {
+    fn pods(&self) -> MutexGuard<'_, BTreeMap<PodRef, Containers>> {
         // The map is replaced entry by entry: a panic elsewhere leaves it whole.
         self.pods.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes the containers of a pod.
-    pub(crate) fn set(&self, pod: &PodRef, containers: BTreeMap<String, Found>) {
+    pub(crate) fn set(&self, pod: &PodRef, containers: Containers) {
         self.pods().insert(pod.clone(), containers);
     }
 
@@ -69,18 +78,24 @@ impl Registry {
         let pods = self.pods();
         let mut named = pods.iter().filter(|(p, _)| p.namespace == namespace && p.name == pod);
         let first = named.next()?;
-        let runs = |(_, all): &(&PodRef, &BTreeMap<String, Found>)| {
-            all.values().any(|c| matches!(c, Found::Run { running: true, .. }))
+        let runs = |(_, all): &(&PodRef, &Containers)| {
+            all.found.values().any(|c| matches!(c, Found::Run { running: true, .. }))
         };
         let best = if runs(&first) { first } else { named.find(runs).unwrap_or(first) };
-        let found = best.1.get(container).cloned().unwrap_or(Found::NoContainer);
+        let found = best.1.found.get(container).cloned().unwrap_or(Found::NoContainer);
         Some((best.0.clone(), found))
+    }
+
+    /// Whether a container has a terminal.
+    pub(crate) fn has_terminal(&self, pod: &PodRef, container: &str) -> bool {
+        self.pods().get(pod).is_some_and(|all| all.terminals.contains(container))
     }
 
     /// Whether that very run of a container still runs.
     pub(crate) fn is_running(&self, uid: &str, container: &str, attempt: u32) -> bool {
         let pods = self.pods();
-        let found = pods.iter().find(|(pod, _)| pod.uid == uid).and_then(|(_, c)| c.get(container));
+        let all = pods.iter().find(|(pod, _)| pod.uid == uid).map(|(_, all)| all);
+        let found = all.and_then(|all| all.found.get(container));
         matches!(found, Some(Found::Run { attempt: now, running: true, .. }) if *now == attempt)
     }
 }

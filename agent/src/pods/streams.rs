@@ -30,6 +30,7 @@ mod spdy;
 mod tunnel;
 mod websocket;
 
+use channel::Channels;
 use offer::{Offer, Purpose};
 use runtime::RuntimeError;
 use session::Wanted;
@@ -115,11 +116,11 @@ async fn exec(
     if cmd.is_empty() {
         return Err(Refusal::Request("you must specify a command".to_owned()));
     }
-    let container_id = streams.running(&namespace, &pod, &container).await?;
+    let (container_id, _) = streams.running(&namespace, &pod, &container).await?;
     let Wanted { stdin, stdout, stderr, tty } = wanted;
     let call = v1::ExecRequest { container_id, cmd, tty, stdin, stdout, stderr };
     let url = streams.client.exec(call).await?;
-    streams.serve(&url, offer, wanted, request).await
+    streams.serve(&url, offer, session::Streams::of_process(wanted), request).await
 }
 
 async fn attach(
@@ -130,23 +131,63 @@ async fn attach(
 ) -> Result<Response, Refusal> {
     let wanted = wanted(&parameters)?;
     let offer = offer::read(request.headers(), Purpose::Process).map_err(Refusal::Request)?;
-    let container_id = streams.running(&namespace, &pod, &container).await?;
+    let (container_id, has_terminal) = streams.running(&namespace, &pod, &container).await?;
+    let wanted = attachable(wanted, has_terminal, &offer)?;
     let Wanted { stdin, stdout, stderr, tty } = wanted;
     let call = v1::AttachRequest { container_id, stdin, tty, stdout, stderr };
     let url = streams.client.attach(call).await?;
-    streams.serve(&url, offer, wanted, request).await
+    streams.serve(&url, offer, session::Streams::of_process(wanted), request).await
+}
+
+/// What there is to attach to: whether a container has a terminal was decided when it was made, whatever is asked for.
+fn attachable(wanted: Wanted, has_terminal: bool, offer: &Offer) -> Result<Wanted, Refusal> {
+    if wanted.tty == has_terminal {
+        return Ok(wanted);
+    }
+    let refused = |message: &str| Err(Refusal::Request(message.to_owned()));
+    match (offer, has_terminal) {
+        // The streams are the client's to open.
+        (Offer::Spdy(_), true) => refused("the container has a terminal: attach with tty=true"),
+        (Offer::Spdy(_), false) => refused("the container has no terminal: attach with tty=false"),
+        // Its one output is standard output.
+        (_, true) if wanted.stdin || wanted.stdout => {
+            Ok(Wanted { tty: true, stderr: false, ..wanted })
+        }
+        (_, true) => refused("the container has a terminal, and no standard error beside it"),
+        (_, false) => Ok(Wanted { tty: false, ..wanted }),
+    }
 }
 
 async fn port_forward(
     State(streams): State<Streams>,
     Path((namespace, pod)): Path<(String, String)>,
+    Query(parameters): Parameters,
     request: Request,
 ) -> Result<Response, Refusal> {
     let offer = offer::read(request.headers(), Purpose::Ports).map_err(Refusal::Request)?;
+    let ports = match offer {
+        Offer::Channels(channels, _) => ports(&parameters, channels)?,
+        // The client names them in its streams.
+        Offer::Spdy(_) | Offer::Tunnel(_) => Vec::new(),
+    };
     let sandbox = streams.sandbox(&namespace, &pod).await?;
     let url = streams.client.port_forward(&sandbox).await?;
-    let none = Wanted { stdin: false, stdout: false, stderr: false, tty: false };
-    streams.serve(&url, offer, none, request).await
+    streams.serve(&url, offer, session::Streams::of_ports(&ports), request).await
+}
+
+/// The ports that a client names before it has streams: several parameters, or several numbers in one.
+fn ports(parameters: &[(String, String)], channels: Channels) -> Result<Vec<u16>, Refusal> {
+    let named = parameters.iter().filter(|(name, _)| name == "ports");
+    let numbers = named.flat_map(|(_, value)| value.split(','));
+    let port = |text: &str| text.parse().ok().filter(|port| *port != 0);
+    let ports: Option<Vec<u16>> = numbers.map(port).collect();
+    let most = channels.pairs();
+    match ports {
+        Some(ports) if (1..=most).contains(&ports.len()) => Ok(ports),
+        _ => {
+            Err(Refusal::Request(format!("ports: 1 to {most} numbers from 1 to 65535 are needed")))
+        }
+    }
 }
 
 /// Which streams the parameters ask for.
@@ -177,8 +218,13 @@ impl Streams {
         found.ok_or_else(|| Refusal::NoPod { namespace: namespace.to_owned(), pod: pod.to_owned() })
     }
 
-    /// The runtime's name for a container that runs.
-    async fn running(&self, namespace: &str, pod: &str, name: &str) -> Result<String, Refusal> {
+    /// The runtime's name for a container that runs, and whether it has a terminal.
+    async fn running(
+        &self,
+        namespace: &str,
+        pod: &str,
+        name: &str,
+    ) -> Result<(String, bool), Refusal> {
         let (identity, found) = self.find(namespace, pod, name)?;
         let (pod, container) = (pod.to_owned(), name.to_owned());
         if found == Found::NoContainer {
@@ -190,7 +236,8 @@ impl Streams {
         let all = self.client.list_containers(labels).await?;
         let running = all.into_iter().filter(|c| c.state() == v1::ContainerState::Running);
         let newest = running.max_by_key(|c| c.created_at);
-        newest.map(|c| c.id).ok_or(Refusal::NotRunning { pod, container })
+        let id = newest.map(|c| c.id).ok_or(Refusal::NotRunning { pod, container })?;
+        Ok((id, self.registry.has_terminal(&identity, name)))
     }
 
     /// The sandbox of a pod.
@@ -207,14 +254,13 @@ impl Streams {
         &self,
         url: &str,
         offer: Offer,
-        wanted: Wanted,
+        wanted: session::Streams,
         mut request: Request,
     ) -> Result<Response, Refusal> {
         let permit = Arc::clone(&self.room).try_acquire_owned().map_err(|_| Refusal::Full)?;
         let protocols = match &offer {
             Offer::Spdy(offered) => offered.clone(),
-            Offer::Channels(..) => vec![session::PROTOCOL],
-            Offer::Tunnel(_) => vec![tunnel::PROTOCOL],
+            Offer::Channels(..) | Offer::Tunnel(_) => vec![wanted.protocol()],
         };
         let (headers, runtime) = runtime::connect(url, &protocols).await?;
         let answer = offer::agree(&offer, &headers);
@@ -229,7 +275,7 @@ impl Streams {
             match offer {
                 Offer::Spdy(_) => mesh_splice::splice(client, runtime, LINGER).await,
                 Offer::Channels(channels, _) => {
-                    let ending = session::run(client, runtime, channels, wanted).await;
+                    let ending = session::run(client, runtime, channels, &wanted).await;
                     tracing::debug!(?ending, path, "session ended");
                 }
                 Offer::Tunnel(_) => {
@@ -260,5 +306,41 @@ mod tests {
         let terminal = Wanted { stdin: true, stdout: true, stderr: false, tty: true };
         assert_eq!(asked("stdin=true&stdout=1&stderr=true&tty=true"), Ok(terminal));
         assert!(asked("tty=true&stderr=true").unwrap_err().contains("at least one"));
+    }
+
+    #[test]
+    fn whether_there_is_a_terminal_to_attach_to_is_for_the_container_to_say() {
+        let attach = |wanted: &str, has_terminal, offer: &Offer| {
+            attachable(asked(wanted).unwrap(), has_terminal, offer).map_err(|e| e.to_string())
+        };
+        let (channels, spdy) = (offer::channels(), Offer::Spdy(vec![]));
+        let terminal = Ok(Wanted { stdin: true, stdout: true, stderr: false, tty: true });
+        let all = "stdin=true&stdout=true&stderr=true";
+        assert_eq!(attach(all, true, &channels), terminal);
+        assert_eq!(attach(&format!("{all}&tty=true"), true, &spdy), terminal);
+        assert!(attach(all, true, &spdy).unwrap_err().contains("tty=true"));
+        assert!(attach("stderr=true", true, &channels).unwrap_err().contains("no standard error"));
+        let plain = Ok(Wanted { stdin: false, stdout: true, stderr: false, tty: false });
+        assert_eq!(attach("stdout=true&tty=true", false, &channels), plain);
+        assert!(attach("stdout=true&tty=true", false, &spdy).unwrap_err().contains("tty=false"));
+    }
+
+    #[test]
+    fn ports_are_named_before_there_are_channels() {
+        let named = |query: &str, channels| {
+            let uri: axum::http::Uri = format!("/x?{query}").parse().unwrap();
+            let Query(parameters) = Parameters::try_from_uri(&uri).unwrap();
+            ports(&parameters, channels).map_err(|e| e.to_string())
+        };
+        assert_eq!(named("ports=80&ports=8080,443", Channels::V4), Ok(vec![80, 8080, 443]));
+        for wrong in ["", "ports=", "ports=0", "ports=70000", "ports=80,,81", "ports=http"] {
+            assert!(named(wrong, Channels::V4).is_err(), "{wrong}");
+        }
+        let many = |count: usize| format!("ports={}", vec!["1"; count].join(","));
+        assert!(
+            named(&many(127), Channels::V4).is_ok() && named(&many(128), Channels::V4).is_err()
+        );
+        let base64 = named(&many(6), Channels::V4Base64).unwrap_err();
+        assert_eq!(base64, "ports: 1 to 5 numbers from 1 to 65535 are needed");
     }
 }

@@ -19,7 +19,7 @@ use super::ops::{Context, Job, OpError, field_of, find_container};
 use super::outcome::Cause;
 use super::plan::{Plan, SETTLE, Step, is_deleting, plan};
 use super::probes::{Finding, Kind, Probers, Subject};
-use super::registry::Found;
+use super::registry::{Containers, Found};
 use super::report::PodEvent;
 use super::restart::{Fate, Policy, fate};
 use super::statics::shown_as;
@@ -356,7 +356,14 @@ impl Worker {
         let added = status.ephemeral_container_statuses.iter().flatten();
         let all = init.chain(status.container_statuses.iter().flatten()).chain(added);
         let entry = |c: &ContainerStatus| (c.name.clone(), Found::of(c, &self.observed));
-        self.context.registry.set(&self.pod, all.map(entry).collect());
+        let found: BTreeMap<String, Found> = all.map(entry).collect();
+        let spec = self.work.as_ref().and_then(|work| work.pod.spec.as_ref());
+        let has_terminal = |name: &&String| {
+            let container = spec.and_then(|spec| find_container(spec, name));
+            container.is_some_and(|container| container.tty == Some(true))
+        };
+        let terminals = found.keys().filter(has_terminal).cloned().collect();
+        self.context.registry.set(&self.pod, Containers { found, terminals });
     }
 
     fn launch(&mut self, step: Step) {

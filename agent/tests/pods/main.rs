@@ -25,4 +25,5 @@ mod restarts;
 mod rig;
 mod settings;
 mod statics;
+mod streams;
 mod usage;

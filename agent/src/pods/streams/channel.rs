@@ -67,9 +67,11 @@ impl Channels {
             (_, Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => {
                 return Ok(Said::Nothing);
             }
-            (Self::V5 | Self::V4, Message::Binary(bytes)) => bytes,
             (Self::V4Base64, Message::Text(text)) => return encoded(text.as_str()),
-            _ => return Err(ChannelError::Type),
+            (Self::V4Base64, Message::Binary(_)) => return Err(ChannelError::Type),
+            (_, Message::Binary(bytes)) => bytes,
+            // What the Python client sends when it is given text.
+            (_, Message::Text(text)) => text.into(),
         };
         match bytes.first() {
             // Kubernetes takes empty messages, too.
@@ -79,6 +81,14 @@ impl Channels {
                 channel.map(|channel| Said::End(*channel)).ok_or(ChannelError::Channel)
             }
             Some(&channel) => Ok(Said::Data(channel, bytes.slice(1..))),
+        }
+    }
+
+    /// How many pairs of channels there can be.
+    pub(super) fn pairs(self) -> usize {
+        match self {
+            Self::V5 | Self::V4 => usize::from(CLOSE) / 2,
+            Self::V4Base64 => 5,
         }
     }
 
@@ -122,12 +132,12 @@ mod tests {
     }
 
     #[test]
-    fn each_form_has_its_type_of_message() {
+    fn text_is_taken_in_all_forms_and_bytes_where_there_are_bytes() {
         let (text, binary) = (Message::text("0aGk="), Message::binary(b"\0hi".to_vec()));
         let said = Ok(Said::Data(STDIN, Bytes::from_static(b"hi")));
         assert_eq!(Channels::V4Base64.parse(text.clone()), said);
         assert_eq!(Channels::V5.parse(binary.clone()), said);
-        assert_eq!(Channels::V5.parse(text), Err(ChannelError::Type));
+        assert_eq!(Channels::V4.parse(Message::text("\0hi")), said);
         assert_eq!(Channels::V4Base64.parse(binary), Err(ChannelError::Type));
         assert_eq!(Channels::V4Base64.parse(Message::text("0%")), Err(ChannelError::Base64));
         assert_eq!(Channels::V4Base64.parse(Message::text("é")), Err(ChannelError::Channel));

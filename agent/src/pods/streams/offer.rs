@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use super::channel::Channels;
 use super::runtime::{SPDY, STREAM_PROTOCOL};
 
-/// A whole SPDY connection in binary WebSocket messages (kubectl 1.31 and later, for port-forward).
+/// A whole SPDY connection in binary WebSocket messages (kubectl 1.31 and later, for port-forward). Other clients have channels there, too.
 const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
 /// RFC 6455, section 1.3.
 const ACCEPT_SUFFIX: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
@@ -57,21 +57,22 @@ pub(super) fn read(headers: &HeaderMap, purpose: Purpose) -> Result<Offer, Strin
     let offered = offered.filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(','));
     let mut offered = offered.map(str::trim);
     let accept = accept(key);
-    let found = match purpose {
-        Purpose::Ports => offered.any(|name| name == TUNNEL).then_some(None),
-        Purpose::Process => {
-            let known = |name: &str| Channels::ALL.into_iter().find(|c| c.name() == name);
-            offered.find_map(known).map(Some)
-        }
+    let (has_tunnel, served) = match purpose {
+        Purpose::Process => (false, &Channels::ALL[..]),
+        // Channels of ports have no end of their own, in any version.
+        Purpose::Ports => (true, &Channels::ALL[1..]),
     };
+    let found = offered.find_map(|name| {
+        let channels = served.iter().find(|channels| channels.name() == name);
+        if has_tunnel && name == TUNNEL { Some(None) } else { channels.map(Some) }
+    });
     match found {
-        Some(Some(channels)) => Ok(Offer::Channels(channels, accept)),
+        Some(Some(channels)) => Ok(Offer::Channels(*channels, accept)),
         Some(None) => Ok(Offer::Tunnel(accept)),
         None => {
-            let names = match purpose {
-                Purpose::Ports => TUNNEL.to_owned(),
-                Purpose::Process => Channels::ALL.map(Channels::name).join(", "),
-            };
+            let tunnel = has_tunnel.then_some(TUNNEL).into_iter();
+            let names: Vec<_> = tunnel.chain(served.iter().map(|c| c.name())).collect();
+            let names = names.join(", ");
             Err(format!("unable to upgrade: served WebSocket protocols: {names}"))
         }
     }
@@ -108,6 +109,12 @@ pub(super) fn agree(offer: &Offer, runtime: &HeaderMap) -> Response {
     answer
 }
 
+/// Any offer of channels.
+#[cfg(test)]
+pub(super) fn channels() -> Offer {
+    Offer::Channels(Channels::V5, Accept(String::new()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,6 +142,8 @@ mod tests {
         assert_eq!(answer.headers()[header::SEC_WEBSOCKET_PROTOCOL], "v4.channel.k8s.io");
         assert_eq!(answer.headers()[header::SEC_WEBSOCKET_ACCEPT], accept().0);
         assert_eq!(read(&websocket(TUNNEL), Purpose::Ports), Ok(Offer::Tunnel(accept())));
+        let ports = read(&offered, Purpose::Ports);
+        assert_eq!(ports, Ok(Offer::Channels(Channels::V4, accept())));
     }
 
     #[test]
@@ -142,7 +151,8 @@ mod tests {
         let refused = |headers: &HeaderMap, purpose| read(headers, purpose).unwrap_err();
         let process = refused(&websocket("channel.k8s.io"), Purpose::Process);
         assert!(process.contains("v5.channel.k8s.io, v4.channel.k8s.io"), "{process}");
-        assert!(refused(&websocket("v4.channel.k8s.io"), Purpose::Ports).contains(TUNNEL));
+        assert!(refused(&websocket("v5.channel.k8s.io"), Purpose::Ports).contains(TUNNEL));
+        assert!(refused(&websocket(TUNNEL), Purpose::Process).contains("v5.channel"));
         assert!(refused(&HeaderMap::new(), Purpose::Ports).contains("has to upgrade"));
         let mut old = websocket(TUNNEL);
         old.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("8"));

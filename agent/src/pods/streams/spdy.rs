@@ -109,14 +109,14 @@ pub(super) struct HeaderBlocks {
 
 impl HeaderBlocks {
     /// A stream opened by us, with headers whose names are lower case.
-    pub(super) fn open(&mut self, stream: u32, headers: &[(&str, &str)], out: &mut BytesMut) {
+    pub(super) fn open(&mut self, stream: u32, headers: &[(&str, String)], out: &mut BytesMut) {
         let mut plain = BytesMut::new();
         let count = |length: usize, plain: &mut BytesMut| {
             plain.put_u32(u32::try_from(length).expect("header blocks are our own and small"));
         };
         count(headers.len(), &mut plain);
         for (name, value) in headers {
-            for text in [name, value] {
+            for text in [*name, value.as_str()] {
                 count(text.len(), &mut plain);
                 plain.put_slice(text.as_bytes());
             }
@@ -186,7 +186,7 @@ mod tests {
     #[test]
     fn streams_are_opened_with_one_zlib_stream_for_all() {
         let (mut blocks, mut out) = (HeaderBlocks::default(), BytesMut::new());
-        blocks.open(1, &[("a", "bc")], &mut out);
+        blocks.open(1, &[("a", "bc".to_owned())], &mut out);
         let expected = "80030001 00 000027 00000001 00000000 0000 7801 \
                         00 0f00 f0ff 00000001 00000001 61 00000002 6263 00 0000 ffff";
         let hex = |text: &str| text.replace([' ', '\n'], "");

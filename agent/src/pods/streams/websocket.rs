@@ -54,7 +54,11 @@ where
     C: AsyncRead + AsyncWrite + Unpin,
 {
     let (code, reason) = match ending {
-        Ending::Left => return,
+        Ending::Left => {
+            // The answer to its goodbye, if it has said one.
+            let _ = tokio::time::timeout(LINGER, sink.flush()).await;
+            return;
+        }
         Ending::Done => (CloseCode::Normal, ""),
         Ending::Violation(why) => (CloseCode::Protocol, why.as_str()),
         Ending::Broken(why) => (CloseCode::Error, why.as_str()),

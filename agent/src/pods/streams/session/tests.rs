@@ -4,7 +4,6 @@ use bytes::Bytes;
 use tokio::io::{DuplexStream, ReadHalf, WriteHalf, duplex};
 use tokio::task::JoinHandle;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
@@ -51,7 +50,16 @@ impl Runtime {
 fn start(wanted: Wanted) -> (DuplexStream, DuplexStream, JoinHandle<Ending>) {
     let (near, client) = duplex(1000);
     let (far, runtime) = duplex(1000);
-    (client, runtime, tokio::spawn(run(near, far, Channels::V5, wanted)))
+    (client, runtime, tokio::spawn(session(near, far, Channels::V5, Streams::of_process(wanted))))
+}
+
+async fn session(
+    near: DuplexStream,
+    far: DuplexStream,
+    channels: Channels,
+    streams: Streams,
+) -> Ending {
+    run(near, far, channels, &streams).await
 }
 
 async fn client(end: DuplexStream) -> WebSocketStream<DuplexStream> {
@@ -135,7 +143,7 @@ async fn a_client_that_leaves_or_lies_ends_the_runtimes_side() {
     let (end, runtime, session) = start(ALL);
     let mut runtime = Runtime::accept(runtime, 4).await;
     let mut client = client(end).await;
-    client.send(Message::text("text")).await.unwrap();
+    client.send(Message::binary(vec![255])).await.unwrap();
     assert_eq!(runtime.next().await, None);
     let Some(Ok(Message::Close(Some(bye)))) = client.next().await else { panic!("no closing") };
     assert_eq!(bye.code, CloseCode::Protocol);
@@ -151,4 +159,58 @@ async fn a_runtime_that_takes_no_streams_is_not_waited_for() {
     assert_eq!((bye.code, bye.reason.as_str()), (CloseCode::Error, "the runtime takes no streams"));
     drop(client);
     assert!(matches!(session.await.unwrap(), Ending::Broken(_)));
+}
+
+#[tokio::test]
+async fn a_client_that_says_goodbye_is_answered() {
+    let (end, runtime, session) = start(ALL);
+    let mut runtime = Runtime::accept(runtime, 4).await;
+    let mut client = client(end).await;
+    client.send(Message::Close(None)).await.unwrap();
+    assert_eq!(runtime.next().await, None);
+    assert!(matches!(client.next().await, Some(Ok(Message::Close(_)))));
+    assert_eq!(session.await.unwrap(), Ending::Left);
+}
+
+#[tokio::test]
+async fn each_port_has_a_connection_and_two_channels() {
+    let (near, end) = duplex(1000);
+    let (far, runtime) = duplex(1000);
+    let form = Channels::V4;
+    let session = tokio::spawn(session(near, far, form, Streams::of_ports(&[80, 8080])));
+    let mut runtime = Runtime::accept(runtime, 4).await;
+    let mut client = client(end).await;
+    let mut heard = Vec::new();
+    for _ in 0..4 {
+        heard.push(client.next().await.unwrap().unwrap());
+    }
+    heard.sort_by_key(|message| message.clone().into_data());
+    let greeting = |channel: u8, port: [u8; 2]| form.message(channel, &port);
+    let expected = [greeting(0, [80, 0]), greeting(1, [80, 0])];
+    assert_eq!(heard[..2], expected);
+    assert_eq!(heard[2..], [greeting(2, [0x90, 0x1f]), greeting(3, [0x90, 0x1f])]);
+
+    client.send(form.message(2, b"to 8080")).await.unwrap();
+    client.send(form.message(1, b"nobody reads this")).await.unwrap();
+    client.send(form.message(0, b"to 80")).await.unwrap();
+    let data = |stream, text: &'static [u8]| {
+        Some(Frame::Data { stream, payload: Bytes::from_static(text), end: false })
+    };
+    assert_eq!(runtime.next().await, data(7, b"to 8080"));
+    assert_eq!(runtime.next().await, data(3, b"to 80"));
+    runtime.say(3, b"from 80").await;
+    runtime.say(5, b"refused").await;
+    assert_eq!(client.next().await.unwrap().unwrap(), form.message(0, b"from 80"));
+    assert_eq!(client.next().await.unwrap().unwrap(), form.message(3, b"refused"));
+
+    // One connection ends, and then the other.
+    for stream in [5, 7, 1, 3] {
+        let mut out = BytesMut::new();
+        spdy::end(stream, &mut out);
+        runtime.write(&out).await;
+    }
+    let Some(Ok(Message::Close(Some(bye)))) = client.next().await else { panic!("no closing") };
+    assert_eq!(bye.code, CloseCode::Normal);
+    drop(client);
+    assert_eq!(session.await.unwrap(), Ending::Done);
 }
