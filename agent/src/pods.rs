@@ -11,7 +11,7 @@
 //! agent takes over the containers of the old one as they are. Dropping the [`Runner`] stops nothing.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::Router;
@@ -56,6 +56,7 @@ mod statics;
 mod status;
 mod streams;
 mod supervise;
+mod sysctls;
 mod tokens;
 mod turns;
 mod usage;
@@ -66,9 +67,11 @@ pub use observed::PodRef;
 pub use pressure::{DEFAULT_EVICTION, InvalidThreshold, Pressures, Thresholds};
 pub use removal::Removal;
 pub use report::{KubeReporter, PodEvent, ReportError, StatusReporter};
+pub use sysctls::{AllowedSysctls, InvalidSysctl};
 pub use tokens::{Token, TokenKind, TokenWanted};
 
 use crate::drain::Drain;
+use crate::register::storage_kib;
 use inputs::Inputs;
 use layout::Layout;
 use logs::Logs;
@@ -116,6 +119,8 @@ pub struct RunnerOptions {
     pub dns_servers: Vec<IpAddr>,
     /// What the node keeps free: pods are evicted for it.
     pub eviction: Thresholds,
+    /// What pods may set beyond what is safe.
+    pub unsafe_sysctls: AllowedSysctls,
     /// The node's resolv.conf, for pods that want the node's DNS and for its search domains.
     pub host_resolv_conf: PathBuf,
 }
@@ -169,7 +174,9 @@ impl Runner {
             starts: Turns::new(PARALLEL_STARTS),
             cpu_millis: cpu_millis(),
             memory_bytes: memory_bytes(),
+            storage_bytes: storage_bytes(&options.state_dir),
             has_apparmor: apparmor::is_enabled(),
+            kernel: sysctls::kernel(),
             options,
         });
         let (told, pressures) = watch::channel(Pressures::default());
@@ -189,7 +196,7 @@ impl Runner {
         self.inputs.set_api(pods);
     }
 
-    /// `GET /containerLogs/{namespace}/{pod}/{container}?follow&tailLines&sinceSeconds&sinceTime&timestamps&previous&limitBytes`,
+    /// `GET /containerLogs/{namespace}/{pod}/{container}?follow&tailLines&sinceSeconds&sinceTime&timestamps&previous&limitBytes&stream`,
     /// the streams of [`streams`], and `GET /mesh/v1/usage`.
     pub fn router(&self) -> Router {
         let (registry, layout) = (Arc::clone(&self.context.registry), self.context.layout.clone());
@@ -230,6 +237,11 @@ impl Runner {
     }
 }
 
+/// As the Node object has it.
+fn storage_bytes(disk: &Path) -> i64 {
+    i64::try_from(storage_kib(disk)).unwrap_or(i64::MAX).saturating_mul(1024)
+}
+
 fn cpu_millis() -> i64 {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     i64::try_from(cores).unwrap_or(1) * 1000
@@ -245,8 +257,6 @@ fn memory_bytes() -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     /// Options whose directories are all below one.
@@ -265,6 +275,7 @@ mod tests {
             cluster_domain: "cluster.local".to_owned(),
             dns_servers: vec!["10.96.0.10".parse().unwrap()],
             eviction: Thresholds::default(),
+            unsafe_sysctls: AllowedSysctls::default(),
             host_resolv_conf: "/etc/resolv.conf".into(),
         }
     }
@@ -273,5 +284,6 @@ mod tests {
     fn the_node_knows_its_size() {
         assert!(cpu_millis() >= 1000);
         assert!(memory_bytes() > 1 << 20);
+        assert!(storage_bytes(Path::new("/")) > 1 << 20);
     }
 }

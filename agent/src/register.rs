@@ -22,6 +22,7 @@ mod facts;
 mod lease;
 
 use facts::Facts;
+pub(crate) use facts::storage_kib;
 
 /// The form is the API's; nobody parses it.
 const UNKNOWN_RUNTIME: &str = "unknown://unknown";

@@ -13,7 +13,7 @@ use mesh_model::{NodeName, wellknown};
 use serde::Deserialize;
 
 use crate::capacity::{self, InvalidCapacity};
-use crate::pods::{DEFAULT_EVICTION, InvalidThreshold, Thresholds};
+use crate::pods::{AllowedSysctls, DEFAULT_EVICTION, InvalidSysctl, InvalidThreshold, Thresholds};
 
 const ROTATE_KEY_DAYS: u16 = 30;
 /// Time for the clients of a proxy that is replaced.
@@ -98,6 +98,9 @@ pub(crate) struct Settings {
     /// What the node keeps free, as the kubelet's evictionHard; empty for nothing [default: memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,imagefs.available<15%,imagefs.inodesFree<5%,pid.available<5%]
     #[arg(long, value_name = "SIGNAL<AMOUNT,..")]
     pub(crate) eviction_hard: Option<String>,
+    /// Sysctls that pods may set beyond the safe ones, as the kubelet's allowedUnsafeSysctls, such as net.core.* [default: none]
+    #[arg(long, value_name = "SYSCTL,..")]
+    pub(crate) allowed_unsafe_sysctls: Option<String>,
     /// Which WireGuard to use [default: auto]
     #[arg(long, value_enum)]
     pub(crate) overlay: Option<OverlayChoice>,
@@ -163,6 +166,8 @@ pub(crate) enum SettingsError {
     Drain(u64),
     #[error("--eviction-hard: {0}")]
     Eviction(#[from] InvalidThreshold),
+    #[error("--allowed-unsafe-sysctls: {0}")]
+    Sysctls(#[from] InvalidSysctl),
     #[error(
         "--no-masquerade {0}: expected a range, such as 192.0.2.0/24, without bits behind its prefix"
     )]
@@ -198,6 +203,8 @@ pub(crate) struct Options {
     pub(crate) static_pods_dir: PathBuf,
     /// What the node keeps free.
     pub(crate) eviction: Thresholds,
+    /// What pods may set beyond what is safe.
+    pub(crate) unsafe_sysctls: AllowedSysctls,
     pub(crate) overlay: OverlayChoice,
     pub(crate) pods: PodsChoice,
     pub(crate) dns_upstreams: Vec<SocketAddr>,
@@ -246,6 +253,7 @@ impl Settings {
             pod_logs_dir: dir(all.pod_logs_dir, "/var/log/pods"),
             static_pods_dir: dir(all.static_pods_dir, "/etc/mesh/static-pods"),
             eviction: all.eviction_hard.as_deref().unwrap_or(DEFAULT_EVICTION).parse()?,
+            unsafe_sysctls: all.allowed_unsafe_sysctls.as_deref().unwrap_or_default().parse()?,
             overlay: all.overlay.unwrap_or(OverlayChoice::Auto),
             pods: all.pods.unwrap_or(PodsChoice::Cri),
             dns_upstreams: upstreams(all.dns_upstream)?,
@@ -294,6 +302,7 @@ impl Settings {
             pod_logs_dir: self.pod_logs_dir.or(file.pod_logs_dir),
             static_pods_dir: self.static_pods_dir.or(file.static_pods_dir),
             eviction_hard: self.eviction_hard.or(file.eviction_hard),
+            allowed_unsafe_sysctls: self.allowed_unsafe_sysctls.or(file.allowed_unsafe_sysctls),
             overlay: self.overlay.or(file.overlay),
             pods: self.pods.or(file.pods),
             dns_upstream: self.dns_upstream.or(file.dns_upstream),
@@ -417,6 +426,9 @@ mod tests {
         assert_eq!(fixed.to_string(), "--map-capacity NODE=64");
         let endless = parse(&["--drain-secs", "86401"]).settings.resolve().unwrap_err();
         assert!(endless.to_string().starts_with("--drain-secs 86401: "), "{endless}");
+        let global = parse(&["--allowed-unsafe-sysctls", "net.core.*,vm.*"]).settings.resolve();
+        let global = global.unwrap_err().to_string();
+        assert!(global.starts_with("--allowed-unsafe-sysctls: \"vm.*\""), "{global}");
         let error = parse(&["--node-name", "Not A Name"]).settings.resolve().unwrap_err();
         assert!(error.to_string().contains("--node-name"), "{error}");
         let ranges = parse(&["--no-masquerade", "10.0.0.0/8", "--no-masquerade", "2001:db8::/32"]);

@@ -24,6 +24,7 @@ pub mod report;
 mod shared;
 pub mod shortage;
 pub mod snapshot;
+pub mod sysctl;
 pub mod trace;
 pub mod wellknown;
 

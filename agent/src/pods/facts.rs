@@ -21,6 +21,8 @@ pub(crate) struct Facts {
     pub(crate) cpu_millis: i64,
     /// The node's memory.
     pub(crate) memory_bytes: i64,
+    /// The disk that the node's pods write to.
+    pub(crate) storage_bytes: i64,
     /// Tokens of its service account, for volumes that hold some.
     pub(crate) tokens: super::tokens::Texts,
 }
@@ -91,7 +93,7 @@ fn all(ips: &[IpAddr]) -> String {
     ips.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(",")
 }
 
-/// The value of a `resourceFieldRef`; a limit that is not set is what the node has.
+/// The value of a `resourceFieldRef`; a limit that is not set, or zero, is what the node has.
 pub(crate) fn resource(
     container: &Container,
     facts: &Facts,
@@ -107,25 +109,21 @@ pub(crate) fn resource(
         "requests" => requests.and_then(|r| r.get(name)).or(limits.and_then(|l| l.get(name))),
         _ => return Err(unknown()),
     };
-    let is_limit = side == "limits";
     let divisor = selector.divisor.as_ref().filter(|d| !d.0.is_empty() && d.0 != "0");
     let one = Quantity("1".to_owned());
     let divisor = divisor.unwrap_or(&one);
-    let read = match name {
-        "cpu" => quantity::millis,
-        "memory" | "ephemeral-storage" => quantity::bytes,
-        _ => return Err(unknown()),
-    };
+    let read = if name == "cpu" { quantity::millis } else { quantity::bytes };
     let node = match name {
         "cpu" => facts.cpu_millis,
         "memory" => facts.memory_bytes,
-        _ => 0,
+        "ephemeral-storage" => facts.storage_bytes,
+        // Nobody gets huge pages without asking.
+        _ if name.starts_with("hugepages-") => 0,
+        _ => return Err(unknown()),
     };
-    let value = match quantity {
-        Some(quantity) => read(quantity).map_err(FactError::Quantity)?,
-        None if is_limit => node,
-        None => 0,
-    };
+    let value = quantity.map(read).transpose().map_err(FactError::Quantity)?;
+    let value = if side == "limits" { value.filter(|v| *v != 0).or(Some(node)) } else { value };
+    let value = value.unwrap_or(0);
     let divisor = read(divisor).map_err(FactError::Quantity)?.max(1);
     Ok((value.div_euclid(divisor) + i64::from(value.rem_euclid(divisor) != 0)).to_string())
 }
@@ -147,7 +145,8 @@ mod tests {
         serde_json::from_value(serde_json::json!({
             "metadata": {"name": "web", "namespace": "shop", "uid": "u1", "labels": {"app": "web", "b": "x\"y"}},
             "spec": {"containers": [{"name": "c", "resources": {
-                "requests": {"cpu": "250m"}, "limits": {"memory": "64Mi"}}}]}
+                "requests": {"cpu": "250m", "hugepages-2Mi": "4Mi"}, "limits": {"memory": "64Mi"}}},
+                {"name": "open", "resources": {"limits": {"cpu": "0", "memory": "0"}}}]}
         }))
         .unwrap()
     }
@@ -159,6 +158,7 @@ mod tests {
             pod_ips: vec!["10.244.1.5".parse().unwrap(), "fd10::5".parse().unwrap()],
             cpu_millis: 2000,
             memory_bytes: 1 << 30,
+            storage_bytes: 5 << 30,
             tokens: Default::default(),
         }
     }
@@ -187,22 +187,44 @@ mod tests {
 
     #[test]
     fn resources_are_divided_and_rounded_up() {
-        let pod = pod();
-        let c = container(&pod, "c").unwrap();
         for (name, divisor, expected) in [
             ("requests.cpu", "1m", "250"),
             ("requests.cpu", "1", "1"),
             ("limits.cpu", "1m", "2000"),
             ("limits.memory", "1Mi", "64"),
             ("limits.memory", "", "67108864"),
+            ("limits.memory", "1G", "1"),
+            ("limits.memory", "0", "67108864"),
             ("requests.memory", "1", "67108864"),
+            ("requests.ephemeral-storage", "1", "0"),
+            ("requests.hugepages-2Mi", "2Mi", "2"),
         ] {
-            let selector = ResourceFieldSelector {
-                resource: name.to_owned(),
-                divisor: Some(Quantity(divisor.to_owned())),
-                container_name: None,
-            };
-            assert_eq!(resource(c, &facts(), &selector).as_deref(), Ok(expected), "{name}");
+            assert_eq!(seen("c", name, divisor).as_deref(), Ok(expected), "{name}");
         }
+        assert!(seen("c", "limits.pods", "1").is_err());
+    }
+
+    #[test]
+    fn a_limit_that_is_not_set_is_what_the_node_has() {
+        for (container, name, divisor, expected) in [
+            ("c", "limits.cpu", "1", "2"),
+            ("c", "limits.ephemeral-storage", "1Gi", "5"),
+            ("open", "limits.cpu", "1", "2"),
+            ("open", "limits.memory", "1Mi", "1024"),
+            ("open", "requests.memory", "1Mi", "0"),
+            ("open", "limits.hugepages-2Mi", "1", "0"),
+        ] {
+            assert_eq!(seen(container, name, divisor).as_deref(), Ok(expected), "{name}");
+        }
+    }
+
+    fn seen(of: &str, name: &str, divisor: &str) -> Result<String, FactError> {
+        let pod = pod();
+        let selector = ResourceFieldSelector {
+            resource: name.to_owned(),
+            divisor: Some(Quantity(divisor.to_owned())),
+            container_name: None,
+        };
+        resource(container(&pod, of).unwrap(), &facts(), &selector)
     }
 }

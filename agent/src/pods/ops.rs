@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Container, EphemeralContainer, PodSpec};
+use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec};
 use mesh_cri::{CallError, Client, v1};
 use mesh_model::ephemeral::as_container;
 use mesh_model::snapshot::PodWork;
@@ -25,7 +25,7 @@ use super::resolv::ResolvConf;
 use super::sandbox::sandbox_config;
 use super::tokens::Tokens;
 use super::turns::Turns;
-use super::volumes;
+use super::{apparmor, sysctls, volumes};
 use crate::drain::Drain;
 
 mod start;
@@ -51,8 +51,22 @@ pub(crate) struct Context {
     pub(crate) starts: Turns,
     pub(crate) cpu_millis: i64,
     pub(crate) memory_bytes: i64,
+    pub(crate) storage_bytes: i64,
     /// The kernel enforces profiles of AppArmor.
     pub(crate) has_apparmor: bool,
+    /// The first two numbers of the kernel's version.
+    pub(crate) kernel: (u32, u32),
+}
+
+impl Context {
+    /// Why the node must not run the pod: in one word, and for people.
+    pub(crate) fn refusal(&self, pod: &Pod) -> Option<(&'static str, String)> {
+        let allowed = &self.options.unsafe_sysctls;
+        let spec = pod.spec.as_ref()?;
+        let forbidden = sysctls::refusal(spec, allowed, self.kernel);
+        let why = forbidden.map(|why| ("SysctlForbidden", why));
+        why.or_else(|| apparmor::refusal(pod, self.has_apparmor).map(|why| ("AppArmor", why)))
+    }
 }
 
 /// A step failed.
@@ -147,6 +161,7 @@ impl Job {
             pod_ips: self.pod_ips.clone(),
             cpu_millis: self.context.cpu_millis,
             memory_bytes: self.context.memory_bytes,
+            storage_bytes: self.context.storage_bytes,
             tokens: Default::default(),
         }
     }

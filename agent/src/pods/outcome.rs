@@ -33,9 +33,9 @@ impl Cause {
         Self { reason: "Evicted", message: why }
     }
 
-    /// The node cannot confine it as it asks.
-    pub(crate) fn not_confined(why: &str) -> Self {
-        Self { reason: "AppArmor", message: format!("Pod was rejected: {why}") }
+    /// The node does not run what asks for this.
+    pub(crate) fn rejected(reason: &'static str, why: &str) -> Self {
+        Self { reason, message: format!("Pod was rejected: {why}") }
     }
 }
 

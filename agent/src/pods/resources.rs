@@ -1,8 +1,11 @@
 //! CPU and memory of a container as the runtime takes them.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::{Container, PodSpec};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use mesh_cri::v1;
+use mesh_model::containers::is_sidecar;
 
 use super::quantity::{self, InvalidQuantity};
 use super::status::{Qos, qos};
@@ -36,6 +39,34 @@ pub(crate) fn resources(
     })
 }
 
+/// The memory that the pod can have, if each of its containers has a limit: what its control group would be limited to. Init
+/// containers run one after the other, beside the sidecars that were started before them.
+pub(crate) fn memory_limit(spec: &PodSpec) -> Result<Option<i64>, InvalidQuantity> {
+    let limit = |limits: Option<&BTreeMap<String, Quantity>>| {
+        limits.and_then(|l| l.get("memory")).map_or(Ok(0), quantity::bytes)
+    };
+    let of = |c: &Container| limit(c.resources.as_ref().and_then(|r| r.limits.as_ref()));
+    let (mut sidecars, mut peak) = (0_i64, 0);
+    for init in spec.init_containers.iter().flatten() {
+        let moment = match of(init)? {
+            0 => return Ok(None),
+            own => sidecars.saturating_add(own),
+        };
+        peak = moment.max(peak);
+        if is_sidecar(init) {
+            sidecars = moment;
+        }
+    }
+    let mut sum = sidecars;
+    for container in &spec.containers {
+        match of(container)? {
+            0 => return Ok(None),
+            own => sum = sum.saturating_add(own),
+        }
+    }
+    Ok(Some(sum.max(peak).saturating_add(limit(spec.overhead.as_ref())?)))
+}
+
 /// Who is killed first when memory runs out: the class that was promised least, then who requested least.
 /// Never below zero: lowering a score needs CAP_SYS_RESOURCE, which an agent in a container may lack.
 fn oom_score(qos: Qos, requested: i64, node_memory: i64) -> i64 {
@@ -59,6 +90,26 @@ mod tests {
         )
         .unwrap();
         resources(&spec, &spec.containers[0], 1 << 30).unwrap()
+    }
+
+    #[test]
+    fn a_pod_is_limited_when_all_of_it_is() {
+        let one = |name: &str, memory: &str, restart: Option<&str>| {
+            serde_json::json!({"name": name, "restartPolicy": restart,
+                "resources": {"limits": {"memory": memory}}})
+        };
+        let limit = |init: &[serde_json::Value], main: &[serde_json::Value], overhead: &str| {
+            let spec = serde_json::json!({"initContainers": init, "containers": main,
+                "overhead": {"memory": overhead}});
+            memory_limit(&serde_json::from_value(spec).unwrap()).unwrap()
+        };
+        let (main, sidecar) = (one("c", "10", None), one("s", "5", Some("Always")));
+        assert_eq!(limit(&[], &[main.clone(), main.clone()], "1"), Some(21));
+        let peak = [one("i", "11", None), sidecar, one("j", "12", None)];
+        assert_eq!(limit(&peak, std::slice::from_ref(&main), "0"), Some(17), "the last one");
+        assert_eq!(limit(&peak[..2], std::slice::from_ref(&main), "0"), Some(15));
+        assert_eq!(limit(&[], &[main.clone(), one("d", "0", None)], "0"), None);
+        assert_eq!(limit(&[serde_json::json!({"name": "i"})], &[main], "0"), None);
     }
 
     #[test]

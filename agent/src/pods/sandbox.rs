@@ -10,7 +10,7 @@ use super::RunnerOptions;
 use super::observed::{ANNOTATION_GRACE, PodRef};
 use super::plan::grace_of;
 use super::resolv::{self, ResolvConf};
-use super::security;
+use super::{security, sysctls};
 
 /// How Kubernetes names limits of what a pod receives and sends.
 const BANDWIDTH_ANNOTATIONS: [&str; 2] =
@@ -53,7 +53,7 @@ pub(crate) fn sandbox_config(
         linux: Some(v1::LinuxPodSandboxConfig {
             cgroup_parent: options.cgroup_parent.clone(),
             security_context: Some(security::of_sandbox(spec, &options.seccomp_dir())),
-            sysctls: sysctls(spec),
+            sysctls: sysctls::of_pod(spec),
         }),
     }
 }
@@ -101,12 +101,6 @@ fn port_mappings(spec: &PodSpec) -> Vec<v1::PortMapping> {
         })
     };
     lasting(spec).flat_map(mapped).collect()
-}
-
-fn sysctls(spec: &PodSpec) -> HashMap<String, String> {
-    let context = spec.security_context.as_ref();
-    let all = context.and_then(|c| c.sysctls.clone()).unwrap_or_default();
-    all.into_iter().map(|s| (s.name, s.value)).collect()
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{
-    Container, EmptyDirVolumeSource, HostPathVolumeSource, PodSpec, Volume, VolumeMount,
+    Container, EmptyDirVolumeSource, HostPathVolumeSource, Pod, PodSpec, Volume, VolumeMount,
 };
 use mesh_cri::v1;
 use mesh_model::snapshot::PodWork;
@@ -15,6 +15,7 @@ use super::expand::expand;
 use super::facts::{FactError, Facts};
 use super::layout::Layout;
 use super::quantity;
+use super::resources::memory_limit;
 
 mod content;
 mod mounts;
@@ -93,7 +94,8 @@ fn prepare_one(
     if let Some(files) = content::files(volume, work, facts)? {
         payload::write(path, &files, group).map_err(io_error(&volume.name, "write its files"))
     } else if let Some(empty) = &volume.empty_dir {
-        empty_dir(&volume.name, path, empty, group)
+        let most = most_memory(&work.pod, facts);
+        empty_dir(&volume.name, path, empty, group, most)
     } else if let Some(host) = &volume.host_path {
         host_path(&volume.name, host)
     } else {
@@ -112,11 +114,24 @@ fn io_error(volume: &str, action: &'static str) -> impl FnOnce(io::Error) -> Vol
     move |cause| VolumeError::Io { volume, action, cause }
 }
 
+/// What a pod can have of the node's memory, in whatever form; nothing where that is not known.
+fn most_memory(pod: &Pod, facts: &Facts) -> Option<i64> {
+    // Containers with an unreadable limit are not started.
+    let of_pod = pod.spec.as_ref().and_then(|spec| memory_limit(spec).ok().flatten());
+    least([of_pod, Some(facts.memory_bytes)])
+}
+
+/// The least of these limits; zero is none.
+fn least(limits: [Option<i64>; 2]) -> Option<i64> {
+    limits.into_iter().flatten().filter(|bytes| *bytes > 0).min()
+}
+
 fn empty_dir(
     name: &str,
     path: &Path,
     empty: &EmptyDirVolumeSource,
     group: Option<u32>,
+    most_memory: Option<i64>,
 ) -> Result<(), VolumeError> {
     // Everybody may write, as in /tmp of an image; with fsGroup, files keep the group.
     let mode = if group.is_some() { 0o2777 } else { 0o777 };
@@ -126,6 +141,7 @@ fn empty_dir(
     if empty.medium.as_deref() == Some("Memory") {
         let size = empty.size_limit.as_ref().map(quantity::bytes).transpose();
         let size = size.map_err(|_| VolumeError::SizeLimit { volume: name.to_owned() })?;
+        let size = least([size, most_memory]);
         mounts::memory(path, mode, group, size).map_err(io_error(name, "mount it in memory"))?;
     }
     Ok(())

@@ -10,7 +10,6 @@ use mesh_model::snapshot::{Departure, PodWork};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{AbortHandle, Id, JoinSet};
 
-use super::apparmor;
 use super::evict::Evictions;
 use super::memory::{Memory, Task, Verdicts};
 use super::observe::{observe, pod_ips};
@@ -195,13 +194,13 @@ impl Worker {
         // What an earlier version started goes on.
         let runs = self.observed.instances.iter().any(Instance::is_running);
         let work = work.filter(|_| !runs)?;
-        let why = apparmor::refusal(&work.pod, self.context.has_apparmor)?;
+        let (reason, why) = self.context.refusal(&work.pod)?;
         let phase = work.pod.status.as_ref().and_then(|s| s.phase.as_deref());
         if self.memory.ended_by.is_none() && phase != Some("Failed") {
-            tracing::warn!(pod = %self.pod, why, "pod refused");
-            self.event(true, "", "AppArmor", why.clone());
+            tracing::warn!(pod = %self.pod, reason, why, "pod refused");
+            self.event(true, "", reason, why.clone());
         }
-        Some(Cause::not_confined(&why))
+        Some(Cause::rejected(reason, &why))
     }
 
     /// Follows what the other nodes know of the pod's deletion.

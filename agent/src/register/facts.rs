@@ -75,7 +75,8 @@ fn memory_kib(meminfo: &str) -> u64 {
     total.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }
 
-fn storage_kib(path: &Path) -> u64 {
+/// The size of the disk that holds a directory.
+pub(crate) fn storage_kib(path: &Path) -> u64 {
     let stat = nix::sys::statvfs::statvfs(path);
     stat.map_or(0, |stat| stat.blocks().saturating_mul(stat.fragment_size()) / 1024)
 }

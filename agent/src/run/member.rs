@@ -79,6 +79,7 @@ impl Agent {
             cluster_domain: identity.cluster.domain.clone(),
             dns_servers: identity.cluster.dns_vips.clone(),
             eviction: self.options.eviction.clone(),
+            unsafe_sysctls: self.options.unsafe_sysctls.clone(),
             host_resolv_conf: "/etc/resolv.conf".into(),
         };
         self.board.failed(pods::RUNTIME, vec!["not asked yet".to_owned()]);

@@ -138,6 +138,7 @@ impl Rig {
             dns_servers: vec!["10.96.0.10".parse().unwrap()],
             // The disk is the machine's own, and others fill it.
             eviction: Thresholds::default(),
+            unsafe_sysctls: "net.core.somaxconn".parse().unwrap(),
             host_resolv_conf: "/etc/resolv.conf".into(),
         };
         Runner::start(options, self.api.clone(), Drain::alone())

@@ -21,7 +21,7 @@ fn a_container_finds_what_its_pod_asked_for() {
         let mut asks = container(
             "c",
             "grep aliased /etc/hosts; hostname; hostname -f; cat /etc/resolv.conf; id -G; stat -c %g /v; \
-             cat /proc/sys/net/ipv4/ping_group_range; echo cpu=$CPU mem=$MEM $PRE_color; \
+             cat /proc/sys/net/ipv4/ping_group_range /proc/sys/net/core/somaxconn; echo cpu=$CPU mem=$MEM $PRE_color; \
              ps | grep -c 'sleep 77[7]'; mkdir /tmp/d 2>&1; echo bye > /last/words",
         );
         asks["env"] = serde_json::json!([
@@ -47,7 +47,8 @@ fn a_container_finds_what_its_pod_asked_for() {
                 "dnsPolicy": "None",
                 "dnsConfig": {"nameservers": ["192.0.2.53"], "searches": ["a.test"], "options": [{"name": "ndots", "value": "2"}]},
                 "securityContext": {"fsGroup": 2000, "supplementalGroups": [3000],
-                    "sysctls": [{"name": "net.ipv4.ping_group_range", "value": "0 7"}]},
+                    "sysctls": [{"name": "net.ipv4.ping_group_range", "value": "0 7"},
+                        {"name": "net/core/somaxconn", "value": "77"}]},
                 "volumes": [{"name": "v", "emptyDir": {}}]
             }),
         );
@@ -67,9 +68,9 @@ fn a_container_finds_what_its_pod_asked_for() {
         );
         let groups: Vec<&str> = lines[6].split(' ').collect();
         assert!(groups.contains(&"2000") && groups.contains(&"3000"), "{log}");
-        assert_eq!(lines[7..10], ["2000", "0 7", "cpu=250 mem=8 green"], "{log}");
-        assert_eq!(lines[10], "1", "the other container's process is seen: {log}");
-        assert!(lines[11].contains("Operation not permitted"), "{log}");
+        assert_eq!(lines[7..11], ["2000", "0 7", "77", "cpu=250 mem=8 green"], "{log}");
+        assert_eq!(lines[11], "1", "the other container's process is seen: {log}");
+        assert!(lines[12].contains("Operation not permitted"), "{log}");
         assert_eq!(api.ended("p"), Some(("Completed".to_owned(), 0, "bye\n".to_owned())));
         assert_eq!(api.phase("p"), "Succeeded", "a sidecar does not keep a pod");
 
@@ -129,5 +130,31 @@ fn a_node_without_apparmor_refuses_who_needs_it() {
         let gone = |api: &crate::api::Api| api.read(|s| s.deleted == ["confined"]);
         rig.until(&runner, "it can be deleted", gone).await;
         assert_eq!(api.reasons("confined"), ["AppArmor"], "once, and nothing was made of it");
+    });
+}
+
+#[test]
+fn a_node_refuses_sysctls_that_others_would_feel() {
+    machine::run("settings::a_node_refuses_sysctls_that_others_would_feel", async |rig| {
+        let api = rig.api.clone();
+        let sysctls = serde_json::json!([{"name": "net.ipv4.tcp_syncookies", "value": "1"},
+            {"name": "kernel.msgmax", "value": "8192"}]);
+        api.apply(
+            "p",
+            serde_json::json!({"terminationGracePeriodSeconds": 0,
+                "securityContext": {"sysctls": sysctls},
+                "containers": [container("c", "exec sleep 1000")]}),
+        );
+        let runner = rig.runner();
+        rig.until(&runner, "it has failed", |api| api.phase("p") == "Failed").await;
+        let status = api.status("p");
+        assert_eq!(status.reason.as_deref(), Some("SysctlForbidden"));
+        let why = "Pod was rejected: forbidden sysctl: \"kernel.msgmax\" not allowlisted";
+        assert_eq!(status.message.as_deref(), Some(why));
+        rig.until(&runner, "it is told", |api| api.reasons("p") == ["SysctlForbidden"]).await;
+        api.delete("p");
+        let gone = |api: &crate::api::Api| api.read(|s| s.deleted == ["p"]);
+        rig.until(&runner, "it can be deleted", gone).await;
+        assert_eq!(api.reasons("p"), ["SysctlForbidden"], "once, and nothing was made of it");
     });
 }

@@ -152,7 +152,7 @@ fn a_pod_that_names_its_node_is_scheduled() {
 #[test]
 fn a_pod_that_the_node_refuses_has_no_containers() {
     let mut case = Case::new(one("Always"), vec![]);
-    case.memory.ended_by = Some(Cause::not_confined("Cannot enforce AppArmor: no"));
+    case.memory.ended_by = Some(Cause::rejected("AppArmor", "Cannot enforce AppArmor: no"));
     let status = case.status();
     assert_eq!(status.phase.as_deref(), Some("Failed"));
     assert_eq!(status.reason.as_deref(), Some("AppArmor"));

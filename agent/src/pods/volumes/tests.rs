@@ -225,6 +225,33 @@ fn memory_belongs_to_its_group_after_a_reboot_too() {
 }
 
 #[test]
+fn memory_is_no_larger_than_its_pod_may_be() {
+    if !may_mount() {
+        return;
+    }
+    let directory = Cleaned(tempfile::tempdir().unwrap());
+    let layout = layout(directory.0.path());
+    let mut pods = 0;
+    let mut mebibytes = |container: &str, node: i64, size: serde_json::Value| {
+        let work = work(serde_json::json!({
+            "containers": [{"name": "c", "resources": {"limits": {"memory": container}}}],
+            "volumes": [{"name": "m", "emptyDir": {"medium": "Memory", "sizeLimit": size}}]}));
+        let facts = Facts { memory_bytes: node << 20, ..Facts::default() };
+        pods += 1;
+        let uid = format!("u{pods}");
+        prepare(&work, &uid, &facts, &layout).unwrap();
+        let made = nix::sys::statvfs::statvfs(&layout.volume(&uid, "m", false)).unwrap();
+        (made.blocks() * made.fragment_size()) >> 20
+    };
+    assert_eq!(mebibytes("3Mi", 9, serde_json::Value::Null), 3);
+    assert_eq!(mebibytes("3Mi", 9, "2Mi".into()), 2);
+    assert_eq!(mebibytes("3Mi", 9, "4Mi".into()), 3);
+    assert_eq!(mebibytes("0", 9, serde_json::Value::Null), 9, "what the node has");
+    assert_eq!(mebibytes("0", 9, "0".into()), 9, "zero is no limit");
+    assert_eq!(mebibytes("12Mi", 9, "10Mi".into()), 9);
+}
+
+#[test]
 fn sub_paths_stay_inside_their_volume() {
     let directory = tempfile::tempdir().unwrap();
     let volume = directory.path().join("volume");

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use mesh_agent::drain::Drain;
-use mesh_agent::pods::{Runner, RunnerOptions, Thresholds};
+use mesh_agent::pods::{AllowedSysctls, Runner, RunnerOptions, Thresholds};
 use mesh_tests::command::output;
 
 use super::node::{FIRST_POD, NETWORKS, Node, PLUGINS, POD_PORT, SERVICE, ask, until, until_left};
@@ -41,6 +41,7 @@ fn runner(containerd: &Containerd, cgroup: &str) -> Runner {
         cluster_domain: "cluster.local".to_owned(),
         dns_servers: vec!["10.96.0.10".parse().unwrap()],
         eviction: Thresholds::default(),
+        unsafe_sysctls: AllowedSysctls::default(),
         host_resolv_conf: "/etc/resolv.conf".into(),
     };
     Runner::start(options, Api::default(), Drain::alone())

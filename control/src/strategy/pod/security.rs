@@ -4,11 +4,13 @@
 use k8s_openapi::api::core::v1::{
     AppArmorProfile, PodSecurityContext, PodSpec, SeccompProfile, SecurityContext,
 };
+use mesh_model::sysctl::{Namespace, is_name, namespace, normalized};
 
 use super::super::Causes;
 use super::super::rules::{duplicate, forbidden, invalid, one_of};
 
 const PROFILES: [&str; 3] = ["Localhost", "RuntimeDefault", "Unconfined"];
+const SYSCTL_NAME: &str = "must have at most 253 characters and match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$";
 const IDENTIFIER: &str = "must be between 0 and 2147483647, inclusive";
 
 pub(super) fn pod(field: &str, spec: &PodSpec, causes: &mut Causes) {
@@ -85,22 +87,24 @@ fn localhost(field: &str, what: &str, kind: &str, name: Option<&str>, causes: &m
     }
 }
 
-/// Names may be separated by slashes, too (sysctl(8)).
 fn sysctls(field: &str, spec: &PodSpec, context: &PodSecurityContext, causes: &mut Causes) {
     let mut seen = std::collections::BTreeSet::new();
     for (i, sysctl) in context.sysctls.iter().flatten().enumerate() {
         let at = |part: &str| format!("{field}[{i}].{part}");
-        let name = sysctl.name.replace('/', ".");
-        if name.is_empty() {
+        if sysctl.name.is_empty() {
             causes.add(at("name"), "Required value");
             continue;
         }
-        let begins = |all: &[&str]| all.iter().any(|start| name.starts_with(start));
-        let ipc = ["kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue."];
-        if spec.host_network == Some(true) && begins(&["net."]) {
+        if !is_name(&sysctl.name) {
+            invalid(at("name"), &sysctl.name, SYSCTL_NAME, causes);
+            continue;
+        }
+        let name = normalized(&sysctl.name);
+        let namespace = namespace(&name);
+        if spec.host_network == Some(true) && namespace == Some(Namespace::Net) {
             forbidden(at("name"), "may not be specified when 'hostNetwork' is true", causes);
         }
-        if spec.host_ipc == Some(true) && begins(&ipc) {
+        if spec.host_ipc == Some(true) && namespace == Some(Namespace::Ipc) {
             forbidden(at("name"), "may not be specified when 'hostIPC' is true", causes);
         }
         if !seen.insert(name) {

@@ -232,6 +232,10 @@ fn security_contexts_do_not_contradict_themselves() {
             pods(json!({"sysctls": [{"name": "kernel.sem", "value": "1"}, {"name": "kernel/sem", "value": "2"}]})),
             "spec.securityContext.sysctls[1].name: Duplicate value".to_owned(),
         ),
+        (
+            pods(json!({"sysctls": [{"name": "net.ipv4.*", "value": "1"}]})),
+            "spec.securityContext.sysctls[0].name: Invalid value: \"net.ipv4.*\": must have at most 253 characters".to_owned(),
+        ),
     ] {
         assert_eq!(found.len(), 1, "{expected}\n{found:?}");
         assert!(found[0].starts_with(&expected), "{expected}\n{found:?}");
