@@ -172,8 +172,9 @@ fn only_answers(net: &mut Net, node: usize) {
 
 #[test]
 fn a_clock_set_back_an_hour_blocks_no_handshake() {
-    let rebooted = |kept| Kept { limit: None, ..kept };
-    let cases: [(fn(Kept) -> Kept, bool); 3] =
+    type Left = fn(Kept) -> Kept;
+    let rebooted: Left = |kept| Kept { limit: None, ..kept };
+    let cases: [(Left, bool); 3] =
         [(|kept| kept, true), (rebooted, true), (|_| Kept::default(), false)];
     for (left, remembers) in cases {
         let mut net = set_back(SECS(3600), left);
