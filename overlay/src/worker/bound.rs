@@ -195,7 +195,8 @@ mod tests {
         store(&path, Kept { bound, limit: Some(Clock { at: now, shows }) }).await;
         let read = load(&path);
         assert_eq!(read.bound, Duration::from_secs(1_700_000_001));
-        assert!(limit(read) >= shows + now.elapsed() && limit(read) < shows + Stamps::AHEAD);
+        let (least, found) = (shows + now.elapsed(), limit(read));
+        assert!(found >= least && found < shows + Stamps::AHEAD);
         store(Path::new("/nowhere/at/all"), Kept::default()).await; // only warned of
         for damaged in ["torn\0", "", "-1", "18446744073709551615", "{\"boundSecs\": 7}"] {
             fs::write(&path, damaged).unwrap();

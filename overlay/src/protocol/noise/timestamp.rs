@@ -173,8 +173,8 @@ impl State {
     fn other_limit(&self) -> Option<Clock> {
         let Clock { at, shows } = self.clock;
         let limit = self.limit.shown(at);
-        let caught_up = self.last <= shows;
-        (shows > limit || caught_up && limit > shows + MOST_SLACK)
+        let (held_back, caught_up) = (shows.saturating_sub(BEHIND) > limit, self.last <= shows);
+        (held_back || caught_up && limit > shows + MOST_SLACK)
             .then_some(Clock { at, shows: shows + SLACK })
     }
 }
