@@ -27,6 +27,7 @@ mod inherit;
 mod link;
 mod load;
 mod map;
+mod map_error;
 mod sys;
 pub mod test_run;
 
@@ -44,7 +45,8 @@ pub use capacity::{WhenFull, sized_maps};
 pub(crate) use edge::{EdgeMaps, Gate};
 pub use link::AttachError;
 pub use load::LoadError;
-pub(crate) use map::{Map, is_full};
+pub(crate) use map::Map;
+pub use map_error::MapError;
 
 use crate::ifname::MacAddress;
 use crate::netlink::device::Device;

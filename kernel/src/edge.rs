@@ -20,7 +20,7 @@ use crate::services::FrontendKey;
 pub use announce::Announcement;
 pub use linux::LinuxEdge;
 pub use maglev::table;
-pub use plan::{plan, plan_within};
+pub use plan::{plan, plan_changes, plan_within};
 pub use probe::{EnterError, Entered, Probe, enter};
 
 /// What the edge should be.
@@ -283,42 +283,4 @@ impl Plan {
         };
         self.steps.iter().any(frees)
     }
-}
-
-/// What came of a plan.
-#[derive(Debug, Default)]
-pub struct Applied {
-    /// Number of steps that were carried out.
-    pub done: usize,
-    /// Steps that failed.
-    pub failed: Vec<(Step, EdgeError)>,
-}
-
-/// The kernel could not be read or written.
-#[derive(Debug, thiserror::Error)]
-pub enum EdgeError {
-    /// The node's network namespace cannot be entered.
-    #[error("enter the node's network namespace")]
-    Namespace(#[source] std::io::Error),
-    /// A netlink request failed.
-    #[error("netlink request")]
-    Netlink(#[from] crate::netlink::NetlinkError),
-    /// The map is full.
-    #[error("map {map} is full")]
-    Full {
-        /// The map.
-        map: &'static str,
-    },
-    /// A map could not be read or written.
-    #[error("use map {map}")]
-    Map {
-        /// The map.
-        map: &'static str,
-        /// The cause.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The TC program could not be attached.
-    #[error("attach the TC program")]
-    Program(#[from] crate::bpf::AttachError),
 }

@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use aya::maps::{Map as AyaMap, MapData, MapError, RingBuf};
+use aya::maps::{Map as AyaMap, MapData, MapError as RingError, RingBuf};
 use mesh_abi as abi;
 use mesh_abi::{FlowConfig, FlowCounter, FlowEvent};
 
@@ -23,7 +23,7 @@ pub use wait::Bell;
 
 pub use mesh_abi::{FlowDirection as Direction, FlowEnd as End, FlowKind as Kind, Reason};
 
-use crate::bpf::Map;
+use crate::bpf::{Map, MapError};
 use crate::{NetNs, Programs, convert};
 use btf::Btf;
 use wait::Waiting;
@@ -102,19 +102,13 @@ pub struct Tally {
 pub enum FlowError {
     /// The ring buffer cannot be opened.
     #[error("open the ring buffer of events")]
-    Ring(#[source] Box<MapError>),
+    Ring(#[source] Box<RingError>),
     /// Nothing to wait with can be made, or waiting fails.
     #[error("wait for events")]
     Wait(#[source] io::Error),
     /// A map cannot be read or written.
-    #[error("access map {map}")]
-    Map {
-        /// The map.
-        map: &'static str,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Map(#[from] MapError),
 }
 
 /// The clock of [`Event::at`].
@@ -171,9 +165,9 @@ impl FlowReader {
         config.rate_per_sec = settings.rate_per_sec;
         config.flags = u32::from(settings.connections) * FlowConfig::CONNECTIONS
             + u32::from(settings.drops) * FlowConfig::DROPS;
-        let cookie = node.cookie().map_err(map_error(abi::maps::NAMESPACES))?;
-        programs.namespaces.put(&cookie, &0).map_err(map_error(abi::maps::NAMESPACES))?;
-        programs.flow_config.put(&0, &config).map_err(map_error(abi::maps::FLOW_CONFIG))?;
+        let cookie = node.cookie().map_err(MapError::of(abi::maps::NAMESPACES))?;
+        programs.namespaces.put(&cookie, &0).map_err(MapError::of(abi::maps::NAMESPACES))?;
+        programs.flow_config.put(&0, &config).map_err(MapError::of(abi::maps::FLOW_CONFIG))?;
         let reasons = btf.map(|btf| btf.enumerators("skb_drop_reason")).unwrap_or_default();
         Ok(Self {
             ring,
@@ -232,7 +226,7 @@ impl FlowReader {
     pub fn tally(&self) -> Result<Tally, FlowError> {
         let sum = |counter: FlowCounter| {
             let all = self.counters.per_cpu(&(counter as u32));
-            Ok(all.map_err(map_error(abi::maps::FLOW_COUNTERS))?.iter().sum())
+            all.map(|all| all.iter().sum()).map_err(MapError::of(abi::maps::FLOW_COUNTERS))
         };
         Ok(Tally {
             told: sum(FlowCounter::Told)?,
@@ -256,10 +250,6 @@ pub(crate) fn open_ring(
 ) -> Result<RingBuf<MapData>, FlowError> {
     let ring = MapData::from_pin(programs.map_path(map)).and_then(AyaMap::from_map_data);
     ring.and_then(RingBuf::try_from).map_err(|error| FlowError::Ring(Box::new(error)))
-}
-
-pub(crate) fn map_error(map: &'static str) -> impl Fn(io::Error) -> FlowError {
-    move |source| FlowError::Map { map, source }
 }
 
 /// Nothing for what is not an event of this version.

@@ -34,6 +34,7 @@ pub mod pods;
 pub mod policy;
 pub mod services;
 pub mod sockets;
+pub mod steps;
 pub mod sysctl;
 pub mod traces;
 pub mod wireguard;

@@ -19,10 +19,11 @@ use mesh_model::cluster::node_overlay_address;
 use mesh_model::wellknown::{NODE_LOCAL_ADDRESS, NODE_LOCAL_ADDRESS_V6, OVERLAY_DEVICE};
 
 use crate::IfName;
+use crate::steps::{Applied, StepError};
 
 pub use fake::FakeNodeNetwork;
 pub use linux::LinuxNodeNetwork;
-pub use nft::{Masquerade, TABLE as NFT_TABLE};
+pub use nft::{Masquerade, NftError, TABLE as NFT_TABLE};
 pub use plan::plan;
 pub use watch::SysctlWatch;
 
@@ -234,89 +235,22 @@ pub struct Plan {
     pub steps: Vec<Step>,
 }
 
-/// What came of a plan.
-#[derive(Debug, Default)]
-pub struct Applied {
-    /// Number of steps that were carried out.
-    pub done: usize,
-    /// Steps that failed.
-    pub failed: Vec<(Step, StepError)>,
-}
-
-/// Why a step failed.
-#[derive(Debug, thiserror::Error)]
-pub enum StepError {
-    /// The node's network namespace cannot be entered.
-    #[error("enter the node's network namespace")]
-    Namespace(#[source] std::io::Error),
-    /// A netlink request failed.
-    #[error("netlink request")]
-    Netlink(#[from] crate::netlink::NetlinkError),
-    /// A sysctl could not be written.
-    #[error("write a sysctl")]
-    Sysctl(#[from] crate::sysctl::SysctlError),
-    /// The map is full.
-    #[error("map {map} is full")]
-    Full {
-        /// The map.
-        map: &'static str,
-    },
-    /// A map could not be written.
-    #[error("write map {map}")]
-    Map {
-        /// The map.
-        map: &'static str,
-        /// The cause.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The TC program could not be attached.
-    #[error("attach the TC program")]
-    Program(#[from] crate::bpf::AttachError),
-    /// nft failed.
-    #[error("run nft")]
-    Nft(#[from] nft::NftError),
-}
-
-/// The node could not be looked at.
-#[derive(Debug, thiserror::Error)]
-pub enum ObserveError {
-    /// The node's network namespace cannot be entered.
-    #[error("enter the node's network namespace")]
-    Namespace(#[source] std::io::Error),
-    /// A dump failed.
-    #[error("netlink dump")]
-    Netlink(#[from] crate::netlink::NetlinkError),
-    /// A map could not be read.
-    #[error("read map {map}")]
-    Map {
-        /// The map.
-        map: &'static str,
-        /// The cause.
-        #[source]
-        source: std::io::Error,
-    },
-    /// nft failed.
-    #[error("run nft")]
-    Nft(#[from] nft::NftError),
-}
-
 /// The node's own network configuration.
 pub trait NodeNetwork: Send + Sync {
     /// Reads back what is ours.
     ///
     /// # Errors
     /// When the node cannot be looked at.
-    fn observe(&self, overlay: &IfName) -> Result<Observed, ObserveError>;
+    fn observe(&self, overlay: &IfName) -> Result<Observed, StepError>;
 
     /// Carries out the steps in order and does not stop at a failure.
-    fn apply(&self, plan: &Plan) -> Applied;
+    fn apply(&self, plan: &Plan) -> Applied<Step>;
 
     /// Observes, plans and applies. The returned plan is what was tried.
     ///
     /// # Errors
     /// When the node cannot be looked at.
-    fn reconcile(&self, desired: &Desired) -> Result<(Plan, Applied), ObserveError> {
+    fn reconcile(&self, desired: &Desired) -> Result<(Plan, Applied<Step>), StepError> {
         let plan = plan(desired, &self.observe(&desired.overlay)?);
         let applied = self.apply(&plan);
         Ok((plan, applied))
@@ -339,7 +273,7 @@ pub trait NodeNetwork: Send + Sync {
     ///
     /// # Errors
     /// When the node cannot be looked at.
-    fn remove_all(&self, overlay: &IfName) -> Result<(Plan, Applied), ObserveError> {
+    fn remove_all(&self, overlay: &IfName) -> Result<(Plan, Applied<Step>), StepError> {
         let plan = plan::removal(&self.observe(overlay)?);
         let applied = self.apply(&plan);
         Ok((plan, applied))

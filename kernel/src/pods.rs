@@ -21,6 +21,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use crate::IfName;
+use crate::bpf::MapError;
 pub use crate::ifname::MacAddress;
 use crate::netlink::NetlinkError;
 
@@ -214,24 +215,14 @@ pub enum AttachError {
         #[source]
         source: crate::sysctl::SysctlError,
     },
-    /// The map is full.
-    #[error("map {map} is full, no room for {interface}")]
-    Full {
-        /// The map.
-        map: &'static str,
-        /// The interface.
-        interface: IfName,
-    },
     /// A map entry could not be written.
-    #[error("write map {map} for {interface}")]
+    #[error("make {interface} known to the programs")]
     Map {
-        /// The map.
-        map: &'static str,
         /// The interface.
         interface: IfName,
         /// The cause.
         #[source]
-        source: io::Error,
+        source: MapError,
     },
 }
 
@@ -276,14 +267,8 @@ pub enum ListError {
     #[error("list interfaces")]
     Netlink(#[from] NetlinkError),
     /// A map could not be read or cleaned.
-    #[error("clean map {map}")]
-    Map {
-        /// The map.
-        map: &'static str,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Map(#[from] MapError),
 }
 
 /// Who has to know of a pod before anybody can reach it.

@@ -12,7 +12,6 @@ mod reconcile;
 mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::net::IpAddr;
 
 use mesh_abi as abi;
@@ -21,6 +20,7 @@ use mesh_model::parts::Element as _;
 use mesh_model::policy::{PolicySet, Rule};
 use mesh_model::snapshot::Protocol;
 
+use crate::bpf::MapError;
 use crate::convert;
 
 pub use abi::PodPolicy;
@@ -168,44 +168,13 @@ fn blocks(set: &PolicySet) -> BTreeMap<abi::BlockKey, u32> {
     blocks
 }
 
-/// The tables could not be read.
-#[derive(Debug, thiserror::Error)]
-#[error("read map {map}")]
-pub struct ObserveError {
-    /// The map.
-    pub map: &'static str,
-    /// The cause.
-    #[source]
-    pub source: io::Error,
-}
-
-/// An entry could not be written.
-#[derive(Debug, thiserror::Error)]
-pub enum StepError {
-    /// The map is full.
-    #[error("map {map} is full")]
-    Full {
-        /// The map.
-        map: &'static str,
-    },
-    /// Anything else.
-    #[error("write map {map}")]
-    Map {
-        /// The map.
-        map: &'static str,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
-}
-
 /// Where the tables are.
 pub trait PolicyTable: Send + Sync {
     /// Reads everything.
     ///
     /// # Errors
     /// When a map cannot be read.
-    fn observe(&self) -> Result<Tables, ObserveError>;
+    fn observe(&self) -> Result<Tables, MapError>;
 
     /// Hears what the tables hold, whenever whoever writes them knows that anew.
     fn holds(&self, _tables: &Tables) {}
@@ -214,5 +183,5 @@ pub trait PolicyTable: Send + Sync {
     ///
     /// # Errors
     /// When a map cannot be written.
-    fn apply(&self, step: &Step) -> Result<(), StepError>;
+    fn apply(&self, step: &Step) -> Result<(), MapError>;
 }

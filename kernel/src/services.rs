@@ -16,6 +16,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use mesh_model::ObjectKey;
 use mesh_model::snapshot::Protocol;
 
+use crate::bpf::MapError;
+
 pub use fake::FakeServiceTable;
 pub use plan::{plan, plan_within};
 pub use reconcile::{Outcome, ServiceReconciler};
@@ -294,35 +296,12 @@ pub struct Applied {
 /// Why a step was not carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum StepError {
-    /// The map is full: raise its capacity.
-    #[error("map {map} is full")]
-    Full {
-        /// The map.
-        map: &'static str,
-    },
+    /// A map could not be used.
+    #[error(transparent)]
+    Map(#[from] MapError),
     /// An earlier step of the same service failed.
     #[error("left out after a failed step of the same service")]
     Skipped,
-    /// The kernel refused.
-    #[error("update map {map}")]
-    Map {
-        /// The map.
-        map: &'static str,
-        /// The cause.
-        #[source]
-        source: std::io::Error,
-    },
-}
-
-/// The maps could not be read.
-#[derive(Debug, thiserror::Error)]
-#[error("read map {map}")]
-pub struct ObserveError {
-    /// The map.
-    pub map: &'static str,
-    /// The cause.
-    #[source]
-    pub source: std::io::Error,
 }
 
 /// The kernel's table of frontends and backends.
@@ -331,13 +310,13 @@ pub trait ServiceTable: Send + Sync {
     ///
     /// # Errors
     /// When a map cannot be read.
-    fn observe(&self) -> Result<Observed, ObserveError>;
+    fn observe(&self) -> Result<Observed, MapError>;
 
     /// Makes these the addresses by which a node port of any node is meant. Returns the number of operations.
     ///
     /// # Errors
     /// When the map cannot be read or written.
-    fn set_node_addresses(&self, addresses: &BTreeSet<IpAddr>) -> Result<usize, StepError>;
+    fn set_node_addresses(&self, addresses: &BTreeSet<IpAddr>) -> Result<usize, MapError>;
 
     /// The frontend through which a datagram socket, known by its cookie, got to a backend. Nothing also when that was so long
     /// ago that it is forgotten.

@@ -14,8 +14,8 @@ use mesh_abi::{TraceEvent, TraceKey, TraceState};
 
 pub use mesh_abi::{EdgeReason, TraceHook as Hook, TraceKind as Kind};
 
-use crate::bpf::Map;
-use crate::flows::{self, FlowError, map_error};
+use crate::bpf::{Map, MapError};
+use crate::flows::{self, FlowError};
 use crate::{Programs, convert};
 
 /// By what a probe is known.
@@ -107,9 +107,9 @@ impl Traces {
         let ring = flows::open_ring(programs, abi::maps::TRACE_EVENTS)?;
         let (state, marks) = (programs.trace.clone(), programs.traces.clone());
         let this = Self { state, marks, ring };
-        let entries = this.marks.entries().map_err(map_error(abi::maps::TRACES))?;
+        let entries = this.marks.entries().map_err(MapError::of(abi::maps::TRACES))?;
         for (key, _) in entries {
-            this.marks.delete(&key).map_err(map_error(abi::maps::TRACES))?;
+            this.marks.delete(&key).map_err(MapError::of(abi::maps::TRACES))?;
         }
         this.switch(false)?;
         Ok(this)
@@ -117,7 +117,7 @@ impl Traces {
 
     fn switch(&self, active: bool) -> Result<(), FlowError> {
         let state = TraceState { active: active.into(), pad: 0 };
-        self.state.put(&0, &state).map_err(map_error(abi::maps::TRACE))
+        Ok(self.state.put(&0, &state).map_err(MapError::of(abi::maps::TRACE))?)
     }
 
     /// From now on the programs tell about it.
@@ -125,7 +125,7 @@ impl Traces {
     /// # Errors
     /// When a map cannot be written: it is full when there are too many marks.
     pub fn mark(&self, mark: Mark) -> Result<(), FlowError> {
-        self.marks.put(&mark.key(), &1).map_err(map_error(abi::maps::TRACES))?;
+        self.marks.put(&mark.key(), &1).map_err(MapError::of(abi::maps::TRACES))?;
         self.switch(true)
     }
 
@@ -134,7 +134,7 @@ impl Traces {
     /// # Errors
     /// When a map cannot be written.
     pub fn unmark(&self, mark: Mark) -> Result<(), FlowError> {
-        let failed = map_error(abi::maps::TRACES);
+        let failed = MapError::of(abi::maps::TRACES);
         self.marks.delete(&mark.key()).map_err(&failed)?;
         let left = self.marks.entries().map_err(&failed)?;
         if left.is_empty() { self.switch(false) } else { Ok(()) }

@@ -5,6 +5,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use mesh_kernel::bpf::MapError;
 use mesh_kernel::services::{
     Observed, Plan, ServiceReconciler, ServiceTable as _, Step, StepError, plan,
 };
@@ -99,7 +100,10 @@ fn many_steps_at_once_stop_where_a_map_is_full() {
     let planned = plan(&wanted, &Observed::default());
     let outcome = table.apply(&planned);
     assert!(
-        outcome.failed.iter().any(|(_, error)| matches!(error, StepError::Full { map: "SLOTS" }))
+        outcome
+            .failed
+            .iter()
+            .any(|(_, error)| matches!(error, StepError::Map(MapError::Full { map: "SLOTS" })))
     );
     let observed = table.observe().unwrap();
     let mut done = Observed::default();

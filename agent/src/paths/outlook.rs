@@ -4,6 +4,7 @@ use std::borrow::{Borrow, Cow};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use mesh_model::snapshot::{Backend, EdgeService, Frontend, L7Config, Leaving, WgKey};
@@ -60,20 +61,24 @@ impl Outlook {
         frontends.iter().map(|frontend| narrowed(frontend.borrow())).collect()
     }
 
-    /// The services as clients outside see them, by the same rule.
-    pub(crate) fn edge<'s>(&self, snapshot: &'s Snapshot) -> Vec<Cow<'s, EdgeService>> {
+    /// Services as clients outside see them, by the same rule.
+    pub(crate) fn edge<'s>(
+        &self,
+        snapshot: &Snapshot,
+        services: impl IntoIterator<Item = &'s Arc<EdgeService>>,
+    ) -> impl Iterator<Item = Cow<'s, EdgeService>> {
         let away = Away::of(self, snapshot);
-        let narrowed = |service: &'s EdgeService| {
+        let narrowed = move |service: &'s Arc<EdgeService>| {
             let gone = |b: &Backend| match &b.node {
                 Some(node) => self.away.contains(node),
                 None => away.covers(b.address),
             };
             match fewer(&service.backends, gone) {
-                Some(backends) => Cow::Owned(EdgeService { backends, ..service.clone() }),
-                None => Cow::Borrowed(service),
+                Some(backends) => Cow::Owned(EdgeService { backends, ..(**service).clone() }),
+                None => Cow::Borrowed(&**service),
             }
         };
-        snapshot.edge.services.iter().map(|service| narrowed(service)).collect()
+        services.into_iter().map(narrowed)
     }
 
     /// The proxy's routes, by the same rule.
@@ -172,8 +177,6 @@ impl Legacy {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use mesh_model::snapshot::Peer;
     use mesh_model::{Objects, compile};
     use serde_json::json;

@@ -1,25 +1,24 @@
 //! Services for clients outside, in the maps of the programs on the uplinks; and who answers for their addresses.
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+mod wanted;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ipnet::IpNet;
 use mesh_kernel::LinuxEdge;
-use mesh_kernel::edge::{
-    Applied, Desired as Wanted, EdgeError, Observed, Service, Unfit, plan_within,
-};
+use mesh_kernel::edge::{Desired as Wanted, Observed, Step, Unfit, plan_changes, plan_within};
 use mesh_kernel::services::FrontendKey;
+use mesh_kernel::steps::Applied;
 use mesh_model::Snapshot;
-use mesh_model::cluster::node_overlay_address;
-use mesh_model::snapshot::{Backend, EdgeService, Peer};
 
 use super::{Concern, Failures};
-use crate::announce::{Announcer, owned};
+use crate::announce::Announcer;
 use crate::board::{Board, FullMaps};
 use crate::errors::chain;
 use crate::observe::Desired;
 use crate::paths::outlook::Outlook;
+use wanted::{key, wanted_since};
 
 const NAME: &str = "edge";
 /// Most failures that a report names.
@@ -37,14 +36,21 @@ pub(crate) struct Edge {
 /// The kernel's side, and what is known of it.
 struct Kernel {
     edge: LinuxEdge,
-    mirror: Mutex<Option<Observed>>,
+    known: Mutex<Option<Known>>,
     board: Board,
+}
+
+/// What the last round left, when nothing of it failed.
+struct Known {
+    observed: Observed,
+    /// What it was made from, unless something lacked room.
+    done: Option<(Outside, Wanted)>,
 }
 
 impl Edge {
     /// `board` hears of what there is no room for.
     pub(crate) fn new(edge: LinuxEdge, mtu: u16, board: Board) -> Self {
-        let kernel = Arc::new(Kernel { edge, mirror: Mutex::default(), board });
+        let kernel = Arc::new(Kernel { edge, known: Mutex::default(), board });
         Self { kernel, announcer: Announcer::start(), mtu }
     }
 }
@@ -55,11 +61,17 @@ pub(crate) struct Outside(Arc<Snapshot>, Arc<Outlook>);
 
 impl PartialEq for Outside {
     fn eq(&self, other: &Self) -> bool {
-        let snapshot = self.0.edge == other.0.edge
-            && self.0.peers == other.0.peers
+        self.0.edge == other.0.edge && self.1.mtus == other.1.mtus && self.same_places(other)
+    }
+}
+
+impl Outside {
+    /// Whether the same backends are at the same nodes.
+    fn same_places(&self, other: &Self) -> bool {
+        self.0.peers == other.0.peers
             && self.0.node_addresses == other.0.node_addresses
-            && self.0.node == other.0.node;
-        snapshot && self.1.away == other.1.away && self.1.mtus == other.1.mtus
+            && self.0.node == other.0.node
+            && self.1.away == other.1.away
     }
 }
 
@@ -75,12 +87,8 @@ impl Concern for Edge {
 
     async fn apply(&mut self, slice: &Outside, heal: bool) -> Result<(), Failures> {
         let (kernel, mtu) = (Arc::clone(&self.kernel), self.mtu);
-        let Outside(snapshot, outlook) = slice.clone();
-        let round = tokio::task::spawn_blocking(move || {
-            let wanted = wanted(&snapshot, &outlook, mtu);
-            let uplinks = kernel.round(&snapshot, &wanted, heal)?;
-            Ok((wanted.owned, uplinks))
-        });
+        let slice = slice.clone();
+        let round = tokio::task::spawn_blocking(move || kernel.round(slice, mtu, heal));
         let (owned, uplinks) = round.await.unwrap_or_else(|panic| Err(vec![panic.to_string()]))?;
         self.announcer.announce(owned, uplinks);
         Ok(())
@@ -91,20 +99,35 @@ impl Concern for Edge {
 pub(crate) type Uplinks = BTreeMap<u32, [u8; 6]>;
 
 impl Kernel {
-    fn round(&self, snapshot: &Snapshot, wanted: &Wanted, heal: bool) -> Result<Uplinks, Failures> {
-        let mut mirror = self.mirror.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = mirror.take().filter(|_| !heal);
-        let observed = match known {
-            Some(known) => self.edge.observe_again(wanted, known),
-            None => self.edge.observe(wanted),
+    /// Returns the addresses that this node answers for, and where.
+    fn round(
+        &self,
+        slice: Outside,
+        mtu: u16,
+        heal: bool,
+    ) -> Result<(BTreeSet<IpAddr>, Uplinks), Failures> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let (seen, done) = match known.take().filter(|_| !heal) {
+            Some(Known { observed, done }) => (Some(observed), done),
+            None => (None, None),
+        };
+        let (wanted, changed) = wanted_since(done, &slice, mtu);
+        let uplinks = seen.as_ref().map(|seen| seen.uplinks.clone());
+        let observed = match seen {
+            Some(seen) => self.edge.observe_again(&wanted, seen),
+            None => self.edge.observe(&wanted),
         };
         let mut observed = observed.map_err(|error| vec![chain(&error)])?;
-        let (unfit, applied) = self.make(wanted, &mut observed, heal);
-        self.board.found_full(NAME, full(snapshot, &unfit, &applied));
-        let uplinks = observed.uplinks.values().map(|u| (u.ifindex, u.mac)).collect();
+        let changed = changed.filter(|_| uplinks.as_ref() == Some(&observed.uplinks));
+        let (unfit, applied) = self.make(&wanted, changed.as_deref(), &mut observed, heal);
+        self.board.found_full(NAME, full(&slice.0, &unfit, &applied));
         if applied.failed.is_empty() {
-            *mirror = Some(observed);
-            return Ok(uplinks);
+            let owned = wanted.owned.clone();
+            let uplinks = observed.uplinks.values().map(|u| (u.ifindex, u.mac)).collect();
+            // Who lacks room is known only when all are looked at.
+            let done = unfit.is_empty().then_some((slice, wanted));
+            *known = Some(Known { observed, done });
+            return Ok((owned, uplinks));
         }
         let failed =
             applied.failed.iter().map(|(step, error)| format!("{step:?}: {}", chain(error)));
@@ -115,33 +138,40 @@ impl Kernel {
         Err(failures)
     }
 
-    /// Makes it so, as far as there is room.
-    fn make(&self, wanted: &Wanted, observed: &mut Observed, heal: bool) -> (Vec<Unfit>, Applied) {
+    /// Makes it so, as far as there is room. `changed` are the services that differ from what was made before, when that is known.
+    fn make(
+        &self,
+        wanted: &Wanted,
+        changed: Option<&[FrontendKey]>,
+        observed: &mut Observed,
+        heal: bool,
+    ) -> (Vec<Unfit>, Applied<Step>) {
+        let room = self.edge.room();
+        let changes = changed.map(|changed| plan_changes(wanted, changed, observed, room));
+        let mut plan = match changes.filter(|changes| changes.unfit.is_empty()) {
+            Some(changes) => changes,
+            None => plan_within(wanted, observed, room),
+        };
+        if heal && !plan.steps.is_empty() {
+            tracing::warn!(steps = plan.steps.len(), "somebody else changed the edge, repairing");
+        }
         let mut left = AGAIN;
         loop {
-            let plan = plan_within(wanted, observed, self.edge.room());
-            if heal && left == AGAIN && !plan.steps.is_empty() {
-                tracing::warn!(
-                    steps = plan.steps.len(),
-                    "somebody else changed the edge, repairing"
-                );
-            }
             let applied = self.edge.apply(&plan, observed);
             if left == 0 || plan.unfit.is_empty() || !plan.frees() || !applied.failed.is_empty() {
                 return (plan.unfit, applied);
             }
             left -= 1;
+            plan = plan_within(wanted, observed, room);
         }
     }
 }
 
 /// The maps that lack room, and for which Services.
-fn full(snapshot: &Snapshot, unfit: &[Unfit], applied: &Applied) -> FullMaps {
+fn full(snapshot: &Snapshot, unfit: &[Unfit], applied: &Applied<Step>) -> FullMaps {
     let mut full = FullMaps::new();
-    for (_, error) in &applied.failed {
-        if let EdgeError::Full { map } = error {
-            full.entry(*map).or_default();
-        }
+    for map in applied.full_maps() {
+        full.entry(map).or_default();
     }
     if unfit.is_empty() {
         return full;
@@ -154,69 +184,3 @@ fn full(snapshot: &Snapshot, unfit: &[Unfit], applied: &Applied) -> FullMaps {
     }
     full
 }
-
-fn key(service: &EdgeService) -> FrontendKey {
-    FrontendKey { vip: service.vip, protocol: service.protocol, port: service.port }
-}
-
-/// What the snapshot asks for, as things are.
-fn wanted(snapshot: &Snapshot, outlook: &Outlook, mtu: u16) -> Wanted {
-    let mut wanted = Wanted {
-        own: of_each_family(snapshot.node.blocks.iter().map(node_overlay_address)),
-        addresses: snapshot.node.addresses.iter().copied().collect(),
-        owned: owned(&snapshot.edge.announced, snapshot, &outlook.away),
-        ..Wanted::default()
-    };
-    for peer in snapshot.peers.iter() {
-        let mtu = outlook.mtus.get(&peer.public_key).map_or(mtu, |narrow| mtu.min(*narrow));
-        wanted.nodes.extend(overlay_addresses(peer).map(|address| (address, u32::from(mtu))));
-    }
-    for service in outlook.edge(snapshot) {
-        let places = service.backends.iter().filter_map(|backend| {
-            let via = place(snapshot, backend)?;
-            Some((SocketAddr::new(backend.address, backend.port), via))
-        });
-        wanted.services.insert(
-            key(&service),
-            Service {
-                affinity: service.affinity,
-                local_only: service.local_only,
-                sources: service.sources.clone(),
-                backends: places.collect(),
-            },
-        );
-    }
-    wanted
-}
-
-fn of_each_family<B: FromIterator<IpAddr>>(addresses: impl Iterator<Item = IpAddr>) -> B {
-    let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = addresses.partition(IpAddr::is_ipv4);
-    v4.into_iter().take(1).chain(v6.into_iter().take(1)).collect()
-}
-
-/// A node's addresses on the overlay by which others know it: of its first block of each family.
-fn overlay_addresses(peer: &Peer) -> impl Iterator<Item = IpAddr> {
-    of_each_family::<Vec<IpAddr>>(peer.allowed_ips.iter().map(node_overlay_address)).into_iter()
-}
-
-/// Where a backend is: on this node, or on the one with this address. Nothing when it is neither a pod nor a process in a node's own
-/// network: answers could not be followed back.
-fn place(snapshot: &Snapshot, backend: &Backend) -> Option<Option<IpAddr>> {
-    let (node, address) = (&snapshot.node, backend.address);
-    let in_any = |blocks: &[IpNet]| blocks.iter().any(|block| block.contains(&address));
-    if in_any(&node.blocks) || node.addresses.contains(&address) {
-        return Some(None);
-    }
-    let is_node = snapshot.node_addresses.contains(&address);
-    // Who writes endpoints by hand often leaves the node out.
-    let is_at = |peer: &Peer| match &backend.node {
-        Some(node) => *node == peer.node,
-        None => peer.endpoints.iter().any(|endpoint| endpoint.ip() == address),
-    };
-    let has = |peer: &&Peer| in_any(&peer.allowed_ips) || is_node && is_at(peer);
-    let peer = snapshot.peers.iter().find(has)?;
-    overlay_addresses(peer).find(|a| a.is_ipv4() == address.is_ipv4()).map(Some)
-}
-
-#[cfg(test)]
-mod tests;

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use mesh_kernel::node::{Applied, Desired as Network, StepError, SysctlWatch, conflicts, plan};
+use mesh_kernel::node::{Desired as Network, Step, SysctlWatch, conflicts, plan};
+use mesh_kernel::steps::Applied;
 use mesh_kernel::{IfName, NetNs, NodeNetwork};
 use tokio::sync::Notify;
 
@@ -147,12 +148,8 @@ fn round(
 }
 
 /// The maps that lack room.
-fn full(applied: &Applied) -> FullMaps {
-    let full = applied.failed.iter().filter_map(|(_, error)| match error {
-        StepError::Full { map } => Some((*map, Lacking::default())),
-        _ => None,
-    });
-    full.collect()
+fn full(applied: &Applied<Step>) -> FullMaps {
+    applied.full_maps().map(|map| (map, Lacking::default())).collect()
 }
 
 #[cfg(test)]

@@ -11,10 +11,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mesh_kernel::PodNetwork;
+use mesh_kernel::bpf::MapError;
 use mesh_kernel::pods::{Guard, PodPort};
 use mesh_kernel::policy::{
-    ObserveError, Outcome, Place, PolicyReconciler, PolicyTable, Step, StepError, Tables, Touched,
-    pod_policy,
+    Outcome, Place, PolicyReconciler, PolicyTable, Step, Tables, Touched, pod_policy,
 };
 use mesh_model::policy::PolicySet;
 use mesh_model::snapshot::Protocol;
@@ -138,7 +138,7 @@ impl<T: PolicyTable> State<T> {
         places: &BTreeMap<u32, Place>,
         host_ports: &[(Protocol, u16)],
         heal: bool,
-    ) -> Result<Outcome, ObserveError> {
+    ) -> Result<Outcome, MapError> {
         let before = self.snapshot.as_ref().map(|snapshot| Arc::clone(&snapshot.policy));
         match before.zip(self.places.take()) {
             Some((before, were)) if !heal && before.active == set.active => {
@@ -179,8 +179,8 @@ impl<T: PolicyTable> Guard for Policies<T> {
 fn full(outcome: &Outcome, set: &PolicySet) -> FullMaps {
     let mut full = FullMaps::new();
     for (step, error) in &outcome.failed {
-        let StepError::Full { map } = error else { continue };
-        let lacking = full.entry(*map).or_default();
+        let Some(map) = error.full() else { continue };
+        let lacking = full.entry(map).or_default();
         if let Step::PutRule(_, number) = step {
             lacking.policies.extend(set.policy_of(*number));
         }

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use mesh_kernel::bpf::MapError;
 use mesh_kernel::services::{
     FrontendKey, Gone, Outcome, ServiceReconciler, ServiceTable, StepError, Unfit,
 };
@@ -155,16 +156,17 @@ fn after(first: Outcome, mut second: Outcome) -> Outcome {
 }
 
 /// The maps that lack room, and for which Services.
-fn full(outcome: &Outcome, nodes: &Result<usize, StepError>) -> FullMaps {
+fn full(outcome: &Outcome, nodes: &Result<usize, MapError>) -> FullMaps {
     let mut full = FullMaps::new();
     for Unfit { service, map, .. } in &outcome.unfit {
         full.entry(*map).or_default().services.insert(service.clone());
     }
-    let failed = outcome.failed.iter().map(|(_, error)| error);
-    for error in failed.chain(nodes.as_ref().err()) {
-        if let StepError::Full { map } = error {
-            full.entry(*map).or_default();
-        }
+    let failed = outcome.failed.iter().filter_map(|(_, error)| match error {
+        StepError::Map(error) => Some(error),
+        StepError::Skipped => None,
+    });
+    for map in failed.chain(nodes.as_ref().err()).filter_map(MapError::full) {
+        full.entry(map).or_default();
     }
     full
 }

@@ -292,11 +292,6 @@ pub(super) fn capacity_of(pins: &Pins, name: &str) -> io::Result<u32> {
     Ok(info.max_entries)
 }
 
-/// Whether a write failed because the map has no room.
-pub(crate) fn is_full(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC))
-}
-
 /// Number of CPUs that the kernel keeps per-CPU values for: the highest in `0-3` or `0,2-7`, plus one.
 fn possible_cpus() -> io::Result<usize> {
     let text = std::fs::read_to_string("/sys/devices/system/cpu/possible")?;

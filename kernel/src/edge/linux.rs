@@ -1,7 +1,6 @@
 //! The edge in the kernel.
 
 use std::collections::BTreeSet;
-use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -9,11 +8,12 @@ use mesh_abi::{self as abi, maps};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 
-use super::{Applied, Desired, EdgeError, Entry, Observed, Plan, Room, Step, Uplink};
-use crate::bpf::{Gate, is_full};
+use super::{Desired, Entry, Observed, Plan, Room, Step, Uplink};
+use crate::bpf::{Gate, MapError};
 use crate::netlink::device::Device;
 use crate::netlink::message::LOOPBACK;
 use crate::netlink::{NetlinkError, RouteSocket};
+use crate::steps::{Applied, StepError};
 use crate::{NetNs, Programs, convert};
 
 /// The edge of the node whose network namespace this is.
@@ -21,12 +21,6 @@ use crate::{NetNs, Programs, convert};
 pub struct LinuxEdge {
     node: NetNs,
     programs: Arc<Programs>,
-}
-
-fn failed(map: &'static str) -> impl Fn(io::Error) -> EdgeError {
-    move |source| {
-        if is_full(&source) { EdgeError::Full { map } } else { EdgeError::Map { map, source } }
-    }
 }
 
 impl LinuxEdge {
@@ -50,7 +44,7 @@ impl LinuxEdge {
     ///
     /// # Errors
     /// When a map or the devices cannot be read.
-    pub fn observe(&self, desired: &Desired) -> Result<Observed, EdgeError> {
+    pub fn observe(&self, desired: &Desired) -> Result<Observed, StepError> {
         let mut observed = self.look(desired)?;
         self.observe_maps(&mut observed)?;
         Ok(observed)
@@ -60,25 +54,25 @@ impl LinuxEdge {
     ///
     /// # Errors
     /// When the devices cannot be read.
-    pub fn observe_again(&self, desired: &Desired, known: Observed) -> Result<Observed, EdgeError> {
+    pub fn observe_again(&self, desired: &Desired, known: Observed) -> Result<Observed, StepError> {
         let Observed { uplinks, stray, .. } = self.look(desired)?;
         Ok(Observed { uplinks, stray, ..known })
     }
 
-    fn look(&self, desired: &Desired) -> Result<Observed, EdgeError> {
+    fn look(&self, desired: &Desired) -> Result<Observed, StepError> {
         let inside = || {
             let mut socket =
-                RouteSocket::open_in(&NetNs::current()).map_err(EdgeError::Namespace)?;
+                RouteSocket::open_in(&NetNs::current()).map_err(StepError::Namespace)?;
             self.observe_devices(&mut socket, desired)
         };
-        self.node.run(inside).map_err(EdgeError::Namespace)?
+        self.node.run(inside).map_err(StepError::Namespace)?
     }
 
     fn observe_devices(
         &self,
         socket: &mut RouteSocket,
         desired: &Desired,
-    ) -> Result<Observed, EdgeError> {
+    ) -> Result<Observed, StepError> {
         let mut observed = Observed::default();
         let uplinks = holders(socket, &desired.addresses)?;
         for device in Device::all(socket)? {
@@ -92,47 +86,48 @@ impl LinuxEdge {
             let answers = attached(Gate::Answers)?;
             observed.uplinks.insert(device.name, Uplink { ifindex, mac, program, answers });
         }
-        let attached = self.programs.uplinks().map_err(failed("links"))?;
+        let attached = self.programs.uplinks().map_err(MapError::of("links"))?;
         observed.stray =
             attached.into_iter().filter(|n| !observed.uplinks.contains_key(n)).collect();
         Ok(observed)
     }
 
-    fn observe_maps(&self, observed: &mut Observed) -> Result<(), EdgeError> {
+    fn observe_maps(&self, observed: &mut Observed) -> Result<(), StepError> {
         let edge = &self.programs.edge;
-        for (key, value) in edge.services.entries().map_err(failed(maps::EDGE_SERVICES))? {
+        for (key, value) in edge.services.entries().map_err(MapError::of(maps::EDGE_SERVICES))? {
             if let Some(key) = convert::frontend_key(&key) {
                 let entry = Entry { id: value.id, count: value.count, flags: value.flags };
                 observed.entries.insert(key, entry);
             }
         }
-        let tables = edge.tables.keys().map_err(failed(maps::EDGE_TABLES))?;
+        let tables = edge.tables.keys().map_err(MapError::of(maps::EDGE_TABLES))?;
         observed.tables = tables.into_iter().collect();
-        for (key, value) in edge.backends.entries().map_err(failed(maps::EDGE_BACKENDS))? {
+        for (key, value) in edge.backends.entries().map_err(MapError::of(maps::EDGE_BACKENDS))? {
             observed.backends.insert((key.service, key.index), convert::edge_backend(&value));
         }
-        for (key, _) in edge.sources.entries().map_err(failed(maps::EDGE_SOURCES))? {
+        for (key, _) in edge.sources.entries().map_err(MapError::of(maps::EDGE_SOURCES))? {
             observed.sources.extend(convert::source(&key));
         }
-        for (address, node) in edge.nodes.entries().map_err(failed(maps::EDGE_NODES))? {
+        for (address, node) in edge.nodes.entries().map_err(MapError::of(maps::EDGE_NODES))? {
             observed.nodes.insert(convert::ip(address), node.mtu);
         }
-        let config = edge.config.lookup(&0).map_err(failed(maps::EDGE_CONFIG))?.unwrap_or_default();
+        let config =
+            edge.config.lookup(&0).map_err(MapError::of(maps::EDGE_CONFIG))?.unwrap_or_default();
         let own = [config.v4, config.v6].into_iter().filter(|a| *a != abi::Address::UNSPECIFIED);
         observed.own = own.map(convert::ip).collect();
-        for (ifindex, uplink) in edge.uplinks.entries().map_err(failed(maps::EDGE_UPLINKS))? {
+        for (ifindex, uplink) in edge.uplinks.entries().map_err(MapError::of(maps::EDGE_UPLINKS))? {
             observed.known_uplinks.insert(ifindex, uplink.mac);
         }
-        let addresses = edge.addresses.entries().map_err(failed(maps::EDGE_ADDRESSES))?;
+        let addresses = edge.addresses.entries().map_err(MapError::of(maps::EDGE_ADDRESSES))?;
         observed.addresses = addresses.into_iter().map(|(a, _)| convert::ip(a)).collect();
-        let owned = edge.owned.entries().map_err(failed(maps::EDGE_OWNED))?;
+        let owned = edge.owned.entries().map_err(MapError::of(maps::EDGE_OWNED))?;
         observed.owned = owned.into_iter().map(|(address, _)| convert::ip(address)).collect();
         Ok(())
     }
 
     /// Carries out the steps in order and does not stop at a failure, but leaves out what belongs to a service of which a step
     /// has failed: no table may name a backend that is not there. `observed` becomes what is then.
-    pub fn apply(&self, plan: &Plan, observed: &mut Observed) -> Applied {
+    pub fn apply(&self, plan: &Plan, observed: &mut Observed) -> Applied<Step> {
         let mut applied = Applied::default();
         let mut broken = BTreeSet::new();
         let inside = || {
@@ -158,18 +153,22 @@ impl LinuxEdge {
         if let Err(error) = self.node.run(inside).and_then(|result| result)
             && let Some(step) = plan.steps.first()
         {
-            applied.failed.push((step.clone(), EdgeError::Namespace(error)));
+            applied.failed.push((step.clone(), StepError::Namespace(error)));
         }
         applied
     }
 
-    fn carry_out(&self, socket: &mut RouteSocket, step: &Step) -> Result<(), EdgeError> {
+    fn carry_out(&self, socket: &mut RouteSocket, step: &Step) -> Result<(), StepError> {
         let mut attach = |gate, name: &str, ifindex| {
             let attached = self.programs.attach_gate(socket, gate, name, ifindex);
-            attached.map_err(EdgeError::from)
+            attached.map_err(StepError::from)
         };
-        let detach =
-            |gate, name: &str| self.programs.detach_gate(gate, name).map_err(failed("links"));
+        let detach = |gate, name: &str| {
+            self.programs
+                .detach_gate(gate, name)
+                .map_err(MapError::of("links"))
+                .map_err(StepError::from)
+        };
         match step {
             Step::AttachUplink { ifindex, name } => attach(Gate::Uplink, name, *ifindex),
             Step::AttachAnswers { ifindex, name } => attach(Gate::Answers, name, *ifindex),
@@ -183,7 +182,7 @@ impl LinuxEdge {
     }
 
     /// A step that is a map operation.
-    fn write(&self, step: &Step) -> Result<(), EdgeError> {
+    fn write(&self, step: &Step) -> Result<(), StepError> {
         let edge = &self.programs.edge;
         let (map, result) = match step {
             Step::PutNode(address, mtu) => {
@@ -220,10 +219,10 @@ impl LinuxEdge {
             }
             _ => return self.delete(step),
         };
-        result.map_err(failed(map))
+        Ok(result.map_err(MapError::of(map))?)
     }
 
-    fn delete(&self, step: &Step) -> Result<(), EdgeError> {
+    fn delete(&self, step: &Step) -> Result<(), StepError> {
         let edge = &self.programs.edge;
         let (map, result) = match step {
             Step::DeleteOwned(address) => {
@@ -249,7 +248,8 @@ impl LinuxEdge {
             }
             _ => return Ok(()),
         };
-        result.map(drop).map_err(failed(map))
+        result.map_err(MapError::of(map))?;
+        Ok(())
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::{IpNet, Ipv4Net};
 use mesh_abi::{EdgeService, maps};
 
 use super::{Desired, Entry, Observed, Plan, Room, Service, Step, Unfit, maglev};
@@ -18,39 +19,57 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
 /// by [`Plan::unfit`]: so one that is too large takes nothing from others, and none keeps a backend that is gone. What the plan
 /// deletes is room for the next one only.
 pub fn plan_within(desired: &Desired, observed: &Observed, room: Room) -> Plan {
-    let left = Room {
-        entries: room.entries.saturating_sub(observed.entries.len()),
-        tables: room.tables.saturating_sub(observed.tables.len()),
-        backends: room.backends.saturating_sub(observed.backends.len()),
-        sources: room.sources.saturating_sub(observed.sources.len()),
-    };
-    let (taken, steps) = (BTreeSet::new(), Steps::default());
-    let mut planner = Planner { observed, taken, left, steps, unfit: Vec::new() };
+    let mut planner = Planner::new(observed, room);
     planner.nodes(desired);
     for (key, service) in &desired.services {
         planner.service(*key, service);
     }
     planner.leftovers(desired);
     planner.uplinks();
-    planner.processes(desired);
+    planner.processes(desired, desired.services.values());
     planner.owned(desired);
-    let Steps { mut add, switch, delete } = planner.steps;
-    add.extend(switch);
-    add.extend(delete);
-    Plan { steps: add, unfit: planner.unfit }
+    planner.finish()
+}
+
+/// The same where, since `observed` was as desired, only these services are others or gone, and the devices are the same: costs what
+/// changed, not what is there.
+pub fn plan_changes(
+    desired: &Desired,
+    changed: &[FrontendKey],
+    observed: &Observed,
+    room: Room,
+) -> Plan {
+    let mut planner = Planner::new(observed, room);
+    planner.nodes(desired);
+    let service = |key: &FrontendKey| desired.services.get(key);
+    for key in changed {
+        match (service(key), observed.entries.get(key)) {
+            (Some(service), _) => planner.service(*key, service),
+            (None, Some(entry)) => planner.remove(*key, entry.id),
+            (None, None) => {}
+        }
+    }
+    planner.uplinks();
+    planner.processes(desired, changed.iter().filter_map(service));
+    planner.owned(desired);
+    planner.finish()
 }
 
 #[derive(Default)]
 struct Steps {
     add: Vec<Step>,
     switch: Vec<Step>,
+    /// The last ways to what is deleted.
+    close: Vec<Step>,
     delete: Vec<Step>,
 }
 
 struct Planner<'a> {
     observed: &'a Observed,
-    /// Service numbers in use.
+    /// Service numbers that have been looked at.
     taken: BTreeSet<u32>,
+    /// The number of the next service that is new, once there was one.
+    next_id: Option<u32>,
     /// How many entries may be added yet.
     left: Room,
     steps: Steps,
@@ -59,7 +78,26 @@ struct Planner<'a> {
 
 type Backends = BTreeMap<SocketAddr, Option<IpAddr>>;
 
-impl Planner<'_> {
+impl<'a> Planner<'a> {
+    fn new(observed: &'a Observed, room: Room) -> Self {
+        let left = Room {
+            entries: room.entries.saturating_sub(observed.entries.len()),
+            tables: room.tables.saturating_sub(observed.tables.len()),
+            backends: room.backends.saturating_sub(observed.backends.len()),
+            sources: room.sources.saturating_sub(observed.sources.len()),
+        };
+        let (taken, steps) = (BTreeSet::new(), Steps::default());
+        Self { observed, taken, next_id: None, left, steps, unfit: Vec::new() }
+    }
+
+    fn finish(self) -> Plan {
+        let Steps { add: mut steps, switch, close, delete } = self.steps;
+        steps.extend(switch);
+        steps.extend(close);
+        steps.extend(delete);
+        Plan { steps, unfit: self.unfit }
+    }
+
     fn nodes(&mut self, desired: &Desired) {
         for (&address, &mtu) in &desired.nodes {
             if self.observed.nodes.get(&address) != Some(&mtu) {
@@ -137,21 +175,14 @@ impl Planner<'_> {
     }
 
     fn fresh_id(&mut self) -> u32 {
-        let known = |id: &u32| self.observed.entries.values().any(|entry| entry.id == *id);
-        let filed = |id: &u32| {
-            self.observed.tables.contains(id)
-                || self.observed.backends.range((*id, 0)..=(*id, u32::MAX)).next().is_some()
-        };
-        let first = self.taken.last().map_or(1, |last| last + 1);
-        let mut free = (first..).chain(1..first).filter(|id| !self.taken.contains(id));
-        let id = free.find(|id| !known(id) && !filed(id)).unwrap_or(u32::MAX);
+        let id = self.next_id.unwrap_or_else(|| next_id(self.observed));
+        self.next_id = Some(id.checked_add(1).expect("fewer than 2^32 services were made"));
         self.taken.insert(id);
         id
     }
 
     fn sources(&mut self, id: u32, service: &Service) {
-        let known: BTreeSet<_> =
-            self.observed.sources.iter().filter(|(of, _)| *of == id).map(|(_, net)| *net).collect();
+        let known: BTreeSet<_> = sources_of(self.observed, id).collect();
         let wanted = service.sources.clone().unwrap_or_default();
         self.steps.add.extend(wanted.difference(&known).map(|net| Step::PutSource(id, *net)));
         let gone = known.difference(&wanted).map(|net| Step::DeleteSource(id, *net));
@@ -192,7 +223,7 @@ impl Planner<'_> {
         let exists = self.observed.tables.contains(&id);
         if places.is_empty() {
             if exists {
-                self.steps.delete.insert(0, Step::DeleteTable(id));
+                self.steps.close.push(Step::DeleteTable(id));
             }
         } else if changed || !exists {
             let sorted: Vec<SocketAddr> = places.keys().copied().collect();
@@ -202,17 +233,31 @@ impl Planner<'_> {
         }
     }
 
-    /// Everything that belongs to no service any more.
+    /// A service that nobody wants any more, with all that is filed under its number.
+    fn remove(&mut self, key: FrontendKey, id: u32) {
+        let Steps { close, delete, .. } = &mut self.steps;
+        close.push(Step::DeleteEntry(key));
+        if id == 0 || !self.taken.insert(id) {
+            return;
+        }
+        let observed = self.observed;
+        close.extend(observed.tables.contains(&id).then_some(Step::DeleteTable(id)));
+        let backends = observed.backends.range((id, 0)..=(id, u32::MAX));
+        delete.extend(backends.map(|((_, index), _)| Step::DeleteBackend(id, *index)));
+        delete.extend(sources_of(observed, id).map(|net| Step::DeleteSource(id, net)));
+    }
+
+    /// Services that nobody wants any more, then everything that belongs to none.
     fn leftovers(&mut self, desired: &Desired) {
-        let delete = &mut self.steps.delete;
-        for (key, _) in self.observed.entries.iter() {
+        for (key, entry) in &self.observed.entries {
             if !desired.services.contains_key(key) {
-                delete.push(Step::DeleteEntry(*key));
+                self.remove(*key, entry.id);
             }
         }
+        let Steps { close, delete, .. } = &mut self.steps;
         let orphan = |id: &u32| !self.taken.contains(id);
         let tables = self.observed.tables.iter().filter(|id| orphan(id));
-        delete.extend(tables.copied().map(Step::DeleteTable));
+        close.extend(tables.copied().map(Step::DeleteTable));
         let backends = self.observed.backends.keys().filter(|(id, _)| orphan(id));
         delete.extend(backends.map(|(id, index)| Step::DeleteBackend(*id, *index)));
         let sources = self.observed.sources.iter().filter(|(id, _)| orphan(id));
@@ -220,7 +265,7 @@ impl Planner<'_> {
     }
 
     fn uplinks(&mut self) {
-        let Steps { add, switch, delete } = &mut self.steps;
+        let Steps { add, switch, delete, .. } = &mut self.steps;
         for (name, uplink) in &self.observed.uplinks {
             let ifindex = uplink.ifindex;
             if self.observed.known_uplinks.get(&ifindex) != Some(&uplink.mac) {
@@ -238,15 +283,18 @@ impl Planner<'_> {
 
     /// What backends with an address of this node itself need. The program for their answers stays for as long as there are services:
     /// connections outlive the place in a table.
-    fn processes(&mut self, desired: &Desired) {
+    fn processes<'s>(
+        &mut self,
+        desired: &Desired,
+        mut services: impl Iterator<Item = &'s Service>,
+    ) {
         let Steps { add, delete, .. } = &mut self.steps;
         let new = desired.addresses.difference(&self.observed.addresses);
         add.extend(new.copied().map(Step::PutAddress));
-        let here = desired
-            .services
-            .values()
-            .flat_map(|service| &service.backends)
-            .any(|(backend, via)| via.is_none() && desired.addresses.contains(&backend.ip()));
+        let is_process = |(backend, via): (&SocketAddr, &Option<IpAddr>)| {
+            via.is_none() && desired.addresses.contains(&backend.ip())
+        };
+        let here = services.any(|service| service.backends.iter().any(is_process));
         for (name, uplink) in &self.observed.uplinks {
             match (uplink.answers, here) {
                 (false, true) => {
@@ -268,6 +316,22 @@ impl Planner<'_> {
         let gone = self.observed.owned.difference(&desired.owned);
         self.steps.delete.extend(gone.copied().map(Step::DeleteOwned));
     }
+}
+
+/// A number that nothing in the maps carries, nor any above it: not even what is deleted in the same plan.
+fn next_id(observed: &Observed) -> u32 {
+    let entries = observed.entries.values().map(|entry| entry.id);
+    let backends = observed.backends.keys().next_back().map(|(id, _)| *id);
+    let sources = observed.sources.last().map(|(id, _)| *id);
+    let tables = observed.tables.last().copied();
+    let highest = entries.chain(backends).chain(sources).chain(tables).max().unwrap_or(0);
+    highest.checked_add(1).expect("fewer than 2^32 services were made")
+}
+
+fn sources_of(observed: &Observed, id: u32) -> impl Iterator<Item = IpNet> + '_ {
+    let first = IpNet::from(Ipv4Net::default());
+    let from = observed.sources.range((id, first)..);
+    from.take_while(move |(service, _)| *service == id).map(|(_, net)| *net)
 }
 
 fn flags(service: &Service) -> u32 {

@@ -2,8 +2,9 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{Applied, NodeNetwork, ObserveError, Observed, Plan, RouteKind, Step};
+use super::{NodeNetwork, Observed, Plan, RouteKind, Step};
 use crate::IfName;
+use crate::steps::{Applied, StepError};
 
 /// A [`NodeNetwork`] without a kernel.
 #[derive(Debug, Default)]
@@ -28,11 +29,11 @@ impl FakeNodeNetwork {
 }
 
 impl NodeNetwork for FakeNodeNetwork {
-    fn observe(&self, _: &IfName) -> Result<Observed, ObserveError> {
+    fn observe(&self, _: &IfName) -> Result<Observed, StepError> {
         Ok(self.lock().clone())
     }
 
-    fn apply(&self, plan: &Plan) -> Applied {
+    fn apply(&self, plan: &Plan) -> Applied<Step> {
         let mut state = self.lock();
         plan.steps.iter().for_each(|step| apply(&mut state, step));
         Applied { done: plan.steps.len(), failed: Vec::new() }

@@ -9,15 +9,13 @@ use mesh_abi::maps;
 use mesh_model::wellknown::{NODE_LOCAL_ADDRESS, NODE_LOCAL_ADDRESS_V6};
 
 use super::plan::sysctls;
-use super::{
-    Applied, Masquerade, NodeNetwork, ObserveError, Observed, ObservedOverlay, Plan, Step,
-    StepError, nft, routes,
-};
-use crate::bpf::is_full;
+use super::{Masquerade, NodeNetwork, Observed, ObservedOverlay, Plan, Step, nft, routes};
+use crate::bpf::MapError;
 use crate::netlink::device::Device;
 use crate::netlink::message::{self, LOOPBACK, RouteRequest};
 use crate::netlink::{NetlinkError, RouteSocket};
 use crate::pods::check::addresses;
+use crate::steps::{Applied, StepError};
 use crate::{IfName, NetNs, Programs, convert, sysctl};
 
 /// A [`NodeNetwork`] in the kernel.
@@ -35,9 +33,8 @@ impl LinuxNodeNetwork {
     }
 
     /// Everything that needs the calling thread to be in the node's namespace.
-    fn observe_inside(&self, overlay: &IfName) -> Result<Observed, ObserveError> {
-        let mut socket =
-            RouteSocket::open_in(&NetNs::current()).map_err(ObserveError::Namespace)?;
+    fn observe_inside(&self, overlay: &IfName) -> Result<Observed, StepError> {
+        let mut socket = RouteSocket::open_in(&NetNs::current()).map_err(StepError::Namespace)?;
         let device = self.observe_overlay(&mut socket, overlay)?;
         let local = addresses(&mut socket, LOOPBACK)?.into_iter().filter(is_node_local);
         let (table_exists, masquerade) = nft::observe()?;
@@ -77,15 +74,6 @@ impl LinuxNodeNetwork {
 
     fn carry_out(&self, socket: &mut RouteSocket, step: &Step) -> Result<(), StepError> {
         let programs = &self.programs;
-        let failed = |map| {
-            move |source| {
-                if is_full(&source) {
-                    StepError::Full { map }
-                } else {
-                    StepError::Map { map, source }
-                }
-            }
-        };
         match step {
             Step::SetSysctl { name, value } => set_sysctl(name, value)?,
             Step::AttachOverlay { ifindex, name } => {
@@ -93,16 +81,19 @@ impl LinuxNodeNetwork {
             }
             Step::SetOverlayIfindex(overlay_ifindex) => {
                 let config = mesh_abi::NodeConfig { overlay_ifindex: *overlay_ifindex, flags: 0 };
-                programs.node.put(&0, &config).map_err(failed(maps::NODE))?;
+                programs.node.put(&0, &config).map_err(MapError::of(maps::NODE))?;
             }
             Step::PutRemoteBlock(block) => {
                 let value = mesh_abi::RemoteBlock::default();
                 let key = convert::remote_block(block);
-                programs.remote_blocks.put(&key, &value).map_err(failed(maps::REMOTE_BLOCKS))?;
+                programs
+                    .remote_blocks
+                    .put(&key, &value)
+                    .map_err(MapError::of(maps::REMOTE_BLOCKS))?;
             }
             Step::DeleteRemoteBlock(block) => {
                 let key = convert::remote_block(block);
-                programs.remote_blocks.delete(&key).map_err(failed(maps::REMOTE_BLOCKS))?;
+                programs.remote_blocks.delete(&key).map_err(MapError::of(maps::REMOTE_BLOCKS))?;
             }
             Step::SetMasquerade(masquerade) => self.masquerade(masquerade)?,
             Step::DeleteMasquerade => nft::delete()?,
@@ -124,15 +115,14 @@ impl LinuxNodeNetwork {
 }
 
 impl NodeNetwork for LinuxNodeNetwork {
-    fn observe(&self, overlay: &IfName) -> Result<Observed, ObserveError> {
+    fn observe(&self, overlay: &IfName) -> Result<Observed, StepError> {
         let inside = self.node.run(|| self.observe_inside(overlay));
-        let mut observed = inside.map_err(ObserveError::Namespace)??;
-        let failed = |map| move |source| ObserveError::Map { map, source };
+        let mut observed = inside.map_err(StepError::Namespace)??;
         let programs = &self.programs;
-        let blocks = programs.remote_blocks.entries().map_err(failed(maps::REMOTE_BLOCKS))?;
+        let blocks = programs.remote_blocks.entries().map_err(MapError::of(maps::REMOTE_BLOCKS))?;
         observed.remote_blocks =
             blocks.iter().filter_map(|(key, _)| convert::block(key)).collect::<BTreeSet<_>>();
-        let config = programs.node.lookup(&0).map_err(failed(maps::NODE))?;
+        let config = programs.node.lookup(&0).map_err(MapError::of(maps::NODE))?;
         observed.overlay_ifindex = config.unwrap_or_default().overlay_ifindex;
         Ok(observed)
     }
@@ -175,7 +165,7 @@ impl NodeNetwork for LinuxNodeNetwork {
         self.node.run(inside).unwrap_or_else(|error| vec![StepError::Namespace(error)])
     }
 
-    fn apply(&self, plan: &Plan) -> Applied {
+    fn apply(&self, plan: &Plan) -> Applied<Step> {
         let mut applied = Applied::default();
         let inside = || {
             let mut socket = RouteSocket::open_in(&NetNs::current())?;

@@ -15,6 +15,7 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 
 use super::linux::LinuxPodNetwork;
 use super::{ListError, Missing, POD_GATEWAY_V6, PodPort};
+use crate::bpf::MapError;
 use crate::ifname::MacAddress;
 use crate::netlink::device::Device;
 use crate::netlink::{NetlinkError, RouteSocket, message, tc};
@@ -81,15 +82,14 @@ fn bpf_side(
     missing: &mut Vec<Missing>,
 ) -> Result<(), ListError> {
     let programs = &network.programs;
-    let failed = |map| move |source| ListError::Map { map, source };
-    let entry = programs.pod_ports.lookup(&ifindex).map_err(failed(maps::POD_PORTS))?;
+    let entry = programs.pod_ports.lookup(&ifindex).map_err(MapError::of(maps::POD_PORTS))?;
     let mut wrong = Vec::new();
     if entry != Some(convert::pod_port(port)) {
         wrong.push(maps::POD_PORTS);
     }
     for address in port.addresses() {
         let key = convert::address(address);
-        let entry = programs.local_pods.lookup(&key).map_err(failed(maps::LOCAL_PODS))?;
+        let entry = programs.local_pods.lookup(&key).map_err(MapError::of(maps::LOCAL_PODS))?;
         if entry != Some(convert::local_pod(port, ifindex)) {
             wrong.push(maps::LOCAL_PODS);
         }

@@ -16,7 +16,7 @@ use super::{
     ALIAS_PREFIX, AttachError, Attached, DetachError, Guard, HostPort, ListError, Missing,
     ObservedPort, POD_GATEWAY_V6, POD_ROUTE_PROTOCOL, PodNetwork, PodPort, check, gone, take_over,
 };
-use crate::bpf::is_full;
+use crate::bpf::MapError;
 use crate::ifname::MacAddress;
 use crate::netlink::device::Device;
 use crate::netlink::message::{self, LOOPBACK, RouteRequest, RouteSpec, VethEnd, Via};
@@ -413,33 +413,36 @@ impl PodNetwork for LinuxPodNetwork {
 
     fn collect_garbage(&self) -> Result<usize, ListError> {
         let _alone = self.collecting.write().unwrap_or_else(PoisonError::into_inner);
-        let failed = |map| move |source| ListError::Map { map, source };
         let programs = &self.programs;
         let devices = self.devices()?;
         let live: BTreeSet<u32> = devices.iter().map(|device| device.ifindex).collect();
         let mut removed = 0;
-        for (address, pod) in programs.local_pods.entries().map_err(failed(maps::LOCAL_PODS))? {
+        for (address, pod) in
+            programs.local_pods.entries().map_err(MapError::of(maps::LOCAL_PODS))?
+        {
             if !live.contains(&pod.device()) {
-                programs.local_pods.delete(&address).map_err(failed(maps::LOCAL_PODS))?;
+                programs.local_pods.delete(&address).map_err(MapError::of(maps::LOCAL_PODS))?;
                 removed += 1;
             }
         }
         let policies = &programs.policy.pods;
-        for (ifindex, _) in policies.entries().map_err(failed(maps::POD_POLICIES))? {
+        for (ifindex, _) in policies.entries().map_err(MapError::of(maps::POD_POLICIES))? {
             if !live.contains(&ifindex) {
-                policies.delete(&ifindex).map_err(failed(maps::POD_POLICIES))?;
+                policies.delete(&ifindex).map_err(MapError::of(maps::POD_POLICIES))?;
                 removed += 1;
             }
         }
-        for (ifindex, _) in programs.pod_ports.entries().map_err(failed(maps::POD_PORTS))? {
+        for (ifindex, _) in programs.pod_ports.entries().map_err(MapError::of(maps::POD_PORTS))? {
             if !live.contains(&ifindex) {
-                programs.pod_ports.delete(&ifindex).map_err(failed(maps::POD_PORTS))?;
+                programs.pod_ports.delete(&ifindex).map_err(MapError::of(maps::POD_PORTS))?;
                 removed += 1;
             }
         }
-        for (cookie, ifindex) in programs.namespaces.entries().map_err(failed(maps::NAMESPACES))? {
+        for (cookie, ifindex) in
+            programs.namespaces.entries().map_err(MapError::of(maps::NAMESPACES))?
+        {
             if ifindex != 0 && !live.contains(&ifindex) {
-                programs.namespaces.delete(&cookie).map_err(failed(maps::NAMESPACES))?;
+                programs.namespaces.delete(&cookie).map_err(MapError::of(maps::NAMESPACES))?;
             }
         }
         Ok(removed)
@@ -522,9 +525,5 @@ pub(super) fn netlink_error(
 
 pub(super) fn map_error(map: &'static str, port: &PodPort, source: io::Error) -> AttachError {
     let interface = port.host_interface.clone();
-    if is_full(&source) {
-        AttachError::Full { map, interface }
-    } else {
-        AttachError::Map { map, interface, source }
-    }
+    AttachError::Map { interface, source: MapError::of(map)(source) }
 }

@@ -2,7 +2,8 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{ObserveError, PolicyTable, Step, StepError, Tables};
+use super::{PolicyTable, Step, Tables};
+use crate::bpf::MapError;
 
 /// A [`PolicyTable`] without a kernel.
 #[derive(Debug, Default)]
@@ -44,15 +45,15 @@ impl FakePolicyTable {
 }
 
 impl PolicyTable for FakePolicyTable {
-    fn observe(&self) -> Result<Tables, ObserveError> {
+    fn observe(&self) -> Result<Tables, MapError> {
         Ok(self.tables())
     }
 
-    fn apply(&self, step: &Step) -> Result<(), StepError> {
+    fn apply(&self, step: &Step) -> Result<(), MapError> {
         let mut state = self.lock();
         let full = state.most_rules.is_some_and(|most| state.tables.rules.len() >= most);
         if full && matches!(step, Step::PutRule(..)) {
-            return Err(StepError::Full { map: mesh_abi::maps::POLICY_RULES });
+            return Err(MapError::Full { map: mesh_abi::maps::POLICY_RULES });
         }
         state.tables.apply(step);
         state.steps.push(*step);

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use mesh_model::policy::PolicySet;
 use mesh_model::snapshot::Protocol;
 
-use super::{ObserveError, Place, PolicyTable, Step, StepError, Tables, Touched, plan};
+use super::{Place, PolicyTable, Step, Tables, Touched, plan};
+use crate::bpf::MapError;
 
 /// Keeps a [`PolicyTable`] as it should be.
 pub struct PolicyReconciler<T> {
@@ -19,7 +20,7 @@ pub struct Outcome {
     /// Map operations carried out.
     pub operations: usize,
     /// Steps that failed; the next round tries again.
-    pub failed: Vec<(Step, StepError)>,
+    pub failed: Vec<(Step, MapError)>,
 }
 
 impl<T: PolicyTable> PolicyReconciler<T> {
@@ -33,7 +34,7 @@ impl<T: PolicyTable> PolicyReconciler<T> {
     ///
     /// # Errors
     /// When the tables cannot be read.
-    pub fn reconcile(&mut self, wanted: &Tables) -> Result<Outcome, ObserveError> {
+    pub fn reconcile(&mut self, wanted: &Tables) -> Result<Outcome, MapError> {
         let (present, found) = match self.mirror.take() {
             Some(mirror) => (mirror, false),
             None => (self.table.observe()?, true),
@@ -57,7 +58,7 @@ impl<T: PolicyTable> PolicyReconciler<T> {
         set: &PolicySet,
         places: &BTreeMap<u32, Place>,
         host_ports: &[(Protocol, u16)],
-    ) -> Result<Outcome, ObserveError> {
+    ) -> Result<Outcome, MapError> {
         let wanted = Tables::wanted(&touched.part(set), places, host_ports);
         let present = match self.mirror.take() {
             Some(mirror) => mirror,
@@ -92,7 +93,7 @@ impl<T: PolicyTable> PolicyReconciler<T> {
     ///
     /// # Errors
     /// When the tables cannot be read.
-    pub fn refresh(&mut self) -> Result<bool, ObserveError> {
+    pub fn refresh(&mut self) -> Result<bool, MapError> {
         let observed = self.table.observe()?;
         // Entries of pods go with their interfaces.
         let but_pods = |tables: &Tables| {

@@ -5,8 +5,8 @@ use std::io;
 
 use mesh_abi as abi;
 
-use super::{ObserveError, PolicyTable, Step, StepError, Tables};
-use crate::bpf::{Map, is_full};
+use super::{PolicyTable, Step, Tables};
+use crate::bpf::{Map, MapError};
 
 /// A [`PolicyTable`] in the kernel. Comes from [`Programs::policy`](crate::Programs::policy).
 #[derive(Debug, Clone)]
@@ -62,14 +62,13 @@ fn next(generation: u32) -> u32 {
 }
 
 impl PolicyTable for BpfPolicyTable {
-    fn observe(&self) -> Result<Tables, ObserveError> {
-        let failed = |map| move |source| ObserveError { map, source };
-        let state = self.state().map_err(failed(self.state.name()))?;
-        let pods = self.pods.entries().map_err(failed(self.pods.name()))?;
-        let identities = self.identities.entries().map_err(failed(self.identities.name()))?;
-        let blocks = self.blocks.entries().map_err(failed(self.blocks.name()))?;
-        let rules = self.rules.entries().map_err(failed(self.rules.name()))?;
-        let host_ports = self.host_ports.entries().map_err(failed(self.host_ports.name()))?;
+    fn observe(&self) -> Result<Tables, MapError> {
+        let state = self.state().map_err(MapError::of(self.state.name()))?;
+        let pods = self.pods.entries().map_err(MapError::of(self.pods.name()))?;
+        let identities = self.identities.entries().map_err(MapError::of(self.identities.name()))?;
+        let blocks = self.blocks.entries().map_err(MapError::of(self.blocks.name()))?;
+        let rules = self.rules.entries().map_err(MapError::of(self.rules.name()))?;
+        let host_ports = self.host_ports.entries().map_err(MapError::of(self.host_ports.name()))?;
         Ok(Tables {
             active: state.active != 0,
             pods: pods.into_iter().collect(),
@@ -87,7 +86,7 @@ impl PolicyTable for BpfPolicyTable {
         self.rules.holds(tables.rules.len());
     }
 
-    fn apply(&self, step: &Step) -> Result<(), StepError> {
+    fn apply(&self, step: &Step) -> Result<(), MapError> {
         let (map, result) = match *step {
             Step::PutHostPort(port) => (self.host_ports.name(), self.host_ports.put(&port, &1)),
             Step::PutRule(key, number) => {
@@ -110,8 +109,6 @@ impl PolicyTable for BpfPolicyTable {
             }
             Step::NextGeneration => (self.state.name(), self.next_generation()),
         };
-        result.map_err(|source| {
-            if is_full(&source) { StepError::Full { map } } else { StepError::Map { map, source } }
-        })
+        result.map_err(MapError::of(map))
     }
 }

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Applied, ObserveError, Observed, Plan, Room, ServiceTable, Step, StepError};
+use super::{Applied, Observed, Plan, Room, ServiceTable, Step};
+use crate::bpf::MapError;
 
 /// A [`ServiceTable`] without a kernel. All clones are one table.
 #[derive(Debug, Clone, Default)]
@@ -56,11 +57,11 @@ impl ServiceTable for FakeServiceTable {
         Room { slots: self.lock().capacity.unwrap_or(usize::MAX), ..Room::UNLIMITED }
     }
 
-    fn observe(&self) -> Result<Observed, ObserveError> {
+    fn observe(&self) -> Result<Observed, MapError> {
         Ok(self.lock().observed.clone())
     }
 
-    fn set_node_addresses(&self, addresses: &BTreeSet<IpAddr>) -> Result<usize, StepError> {
+    fn set_node_addresses(&self, addresses: &BTreeSet<IpAddr>) -> Result<usize, MapError> {
         let mut state = self.lock();
         let operations = state.nodes.symmetric_difference(addresses).count();
         state.nodes.clone_from(addresses);
@@ -78,7 +79,7 @@ impl ServiceTable for FakeServiceTable {
                 if !state.observed.slots.contains_key(&(*service, *slot))
                     && state.capacity.is_some_and(|c| state.observed.slots.len() >= c));
             if full {
-                return Err(StepError::Full { map: mesh_abi::maps::SLOTS });
+                return Err(MapError::Full { map: mesh_abi::maps::SLOTS }.into());
             }
             state.observed.apply(step);
             state.steps += 1;

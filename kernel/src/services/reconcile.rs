@@ -5,9 +5,8 @@ use std::borrow::Borrow;
 use mesh_model::snapshot::Frontend;
 
 use super::plan::{next_id, plan_changes, plan_within};
-use super::{
-    FrontendKey, Gone, ObserveError, Observed, Plan, ServiceTable, Step, StepError, Unfit,
-};
+use super::{FrontendKey, Gone, Observed, Plan, ServiceTable, Step, StepError, Unfit};
+use crate::bpf::MapError;
 
 /// How often a round is planned again because what it deleted has made room for more of it.
 const AGAIN: usize = 2;
@@ -43,10 +42,7 @@ impl<T: ServiceTable> ServiceReconciler<T> {
     ///
     /// # Errors
     /// When the table cannot be read.
-    pub fn reconcile<F: Borrow<Frontend>>(
-        &mut self,
-        frontends: &[F],
-    ) -> Result<Outcome, ObserveError> {
+    pub fn reconcile<F: Borrow<Frontend>>(&mut self, frontends: &[F]) -> Result<Outcome, MapError> {
         let mut total = Outcome::default();
         for left in (0..=AGAIN).rev() {
             let mirror = match self.mirror.take() {
@@ -98,7 +94,7 @@ impl<T: ServiceTable> ServiceReconciler<T> {
     ///
     /// # Errors
     /// When the table cannot be read.
-    pub fn refresh(&mut self) -> Result<bool, ObserveError> {
+    pub fn refresh(&mut self) -> Result<bool, MapError> {
         let observed = self.table.observe()?;
         let drifted = self.mirror.as_ref().is_some_and(|mirror| *mirror != observed);
         self.table.holds(&observed);

@@ -6,11 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use mesh_abi as abi;
 
-use super::{
-    Applied, ObserveError, Observed, Plan, Room, ServiceTable, Step, StepError, apply_each,
-    beginning,
-};
-use crate::bpf::{Map, is_full};
+use super::{Applied, Observed, Plan, Room, ServiceTable, Step, StepError, apply_each, beginning};
+use crate::bpf::{Map, MapError};
 use crate::convert;
 
 /// From so many steps on they are written many at once.
@@ -97,12 +94,8 @@ impl BpfServiceTable {
                 (self.members.name(), self.members.delete(&key).map(drop))
             }
         };
-        result.map_err(|source| failed(map, source))
+        Ok(result.map_err(MapError::of(map))?)
     }
-}
-
-fn failed(map: &'static str, source: io::Error) -> StepError {
-    if is_full(&source) { StepError::Full { map } } else { StepError::Map { map, source } }
 }
 
 impl ServiceTable for BpfServiceTable {
@@ -114,37 +107,36 @@ impl ServiceTable for BpfServiceTable {
         }
     }
 
-    fn observe(&self) -> Result<Observed, ObserveError> {
+    fn observe(&self) -> Result<Observed, MapError> {
         let mut observed = Observed::default();
-        let failed = |map| move |source| ObserveError { map, source };
-        for (key, value) in self.services.entries().map_err(failed(self.services.name()))? {
+        for (key, value) in self.services.entries().map_err(MapError::of(self.services.name()))? {
             if let Some(key) = convert::frontend_key(&key) {
                 observed.entries.insert(key, convert::entry(&value));
             }
         }
-        for (key, value) in self.slots.entries().map_err(failed(self.slots.name()))? {
+        for (key, value) in self.slots.entries().map_err(MapError::of(self.slots.name()))? {
             observed.slots.insert((key.service, key.slot), convert::backend(&value));
         }
-        for (key, value) in self.members.entries().map_err(failed(self.members.name()))? {
+        for (key, value) in self.members.entries().map_err(MapError::of(self.members.name()))? {
             let member = convert::member(value);
             observed.members.insert((key.service, convert::backend(&key.backend)), member);
         }
         Ok(observed)
     }
 
-    fn set_node_addresses(&self, addresses: &BTreeSet<IpAddr>) -> Result<usize, StepError> {
+    fn set_node_addresses(&self, addresses: &BTreeSet<IpAddr>) -> Result<usize, MapError> {
         let map = self.nodes.name();
-        let known = self.nodes.entries().map_err(|source| failed(map, source))?;
+        let known = self.nodes.entries().map_err(MapError::of(map))?;
         let known: BTreeSet<abi::Address> = known.into_iter().map(|(address, _)| address).collect();
         let wanted: BTreeSet<abi::Address> =
             addresses.iter().map(|address| convert::address(*address)).collect();
         let mut operations = 0;
         for address in wanted.difference(&known) {
-            self.nodes.put(address, &0).map_err(|source| failed(map, source))?;
+            self.nodes.put(address, &0).map_err(MapError::of(map))?;
             operations += 1;
         }
         for address in known.difference(&wanted) {
-            self.nodes.delete(address).map_err(|source| failed(map, source))?;
+            self.nodes.delete(address).map_err(MapError::of(map))?;
             operations += 1;
         }
         Ok(operations)

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use mesh_kernel::bpf::MapError;
 use mesh_kernel::pods::{FakePodNetwork, PodPort};
-use mesh_kernel::policy::{FakePolicyTable, ObserveError, PolicyTable, Step, StepError, Tables};
+use mesh_kernel::policy::{FakePolicyTable, PolicyTable, Step, Tables};
 use mesh_kernel::{IfName, LoadOptions, PodNetwork as _, Programs};
 use mesh_model::{ClusterConfig, Objects, compile};
 use serde_json::{Value, json};
@@ -112,7 +113,7 @@ impl<T> Told<T> {
 }
 
 impl<T: PolicyTable> PolicyTable for Told<T> {
-    fn observe(&self) -> Result<Tables, ObserveError> {
+    fn observe(&self) -> Result<Tables, MapError> {
         self.table.observe()
     }
 
@@ -125,7 +126,7 @@ impl<T: PolicyTable> PolicyTable for Told<T> {
         }
     }
 
-    fn apply(&self, step: &Step) -> Result<(), StepError> {
+    fn apply(&self, step: &Step) -> Result<(), MapError> {
         self.unsaid.fetch_add(1, Ordering::Relaxed);
         self.table.apply(step)
     }

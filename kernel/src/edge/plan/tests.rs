@@ -69,6 +69,23 @@ proptest! {
         prop_assert_eq!(gone, Observed::default());
     }
 
+    /// Whoever looks at what changed alone comes to the same as who looks at everything.
+    #[test]
+    fn what_changed_is_enough_to_look_at(
+        first in prop::collection::vec((1_u16..6, prop::collection::vec(0_u8..8, 0..5)), 0..5),
+        second in prop::collection::vec((1_u16..6, prop::collection::vec(0_u8..8, 0..5)), 0..5),
+    ) {
+        let (before, wanted) = (desired(first), desired(second));
+        let mut observed = carried_out(&before, &Observed::default());
+        let keys: BTreeSet<_> = before.services.keys().chain(wanted.services.keys()).collect();
+        let differs = |key: &&&FrontendKey| before.services.get(key) != wanted.services.get(key);
+        let changed: Vec<FrontendKey> = keys.iter().filter(differs).map(|key| **key).collect();
+        let steps = plan_changes(&wanted, &changed, &observed, Room::UNLIMITED).steps;
+        prop_assert_eq!(steps.is_empty(), changed.is_empty());
+        steps.iter().for_each(|step| observed.apply(step));
+        prop_assert_eq!(plan(&wanted, &observed), Plan::default());
+    }
+
     /// An agent that is killed anywhere in a round leaves it to the next one, which knows only what it can read: not what tables say.
     #[test]
     fn whoever_comes_after_one_that_was_killed_finishes_its_tables(
@@ -164,6 +181,8 @@ fn answers_of_processes_are_looked_at_from_the_first_such_backend_until_there_is
     // The same address, behind another node, is no process of this one.
     for (via, answers) in [(Some("10.244.2.1".parse().unwrap()), false), (None, true)] {
         wanted.services.get_mut(&key(80)).unwrap().backends = [(own, via)].into();
+        let changes = plan_changes(&wanted, &[key(80)], &now, Room::UNLIMITED);
+        assert_eq!(changes, plan(&wanted, &now));
         now = carried_out(&wanted, &now);
         assert_eq!(now.uplinks["up0"].answers, answers);
     }

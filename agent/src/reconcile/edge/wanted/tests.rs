@@ -130,3 +130,27 @@ fn a_process_in_the_nodes_own_network_is_a_backend_here() {
     let local = wanted(&snapshot_of("n3", "Local"), &Outlook::default(), 1420);
     assert_eq!(backends(&local, "192.0.2.3"), [own]);
 }
+
+#[test]
+fn what_changed_is_described_anew_and_nothing_else_unless_backends_are_elsewhere() {
+    let before = Arc::new(snapshot("Cluster"));
+    let mut after = Snapshot::clone(&before);
+    let services = Arc::make_mut(&mut Arc::make_mut(&mut after.edge).services);
+    let gone = key(&services.remove(0));
+    let lesser = Arc::make_mut(&mut services[0]);
+    lesser.backends.pop();
+    let lesser = key(lesser);
+    let after = Arc::new(after);
+    let outside = |snapshot: &Arc<Snapshot>, outlook| Outside(Arc::clone(snapshot), outlook);
+    let done = || (outside(&before, Arc::default()), wanted(&before, &Outlook::default(), 1420));
+
+    let slice = outside(&after, Arc::default());
+    let (now, changed) = wanted_since(Some(done()), &slice, 1420);
+    assert_eq!(now, wanted(&after, &Outlook::default(), 1420));
+    assert_eq!(changed, Some(vec![gone, lesser]));
+
+    let elsewhere = outside(&after, Arc::new(away(&["n2"])));
+    let (now, changed) = wanted_since(Some(done()), &elsewhere, 1420);
+    assert_eq!(now, wanted(&after, &away(&["n2"]), 1420));
+    assert_eq!(changed, None, "backends of every service may be at that node");
+}
