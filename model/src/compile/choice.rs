@@ -32,9 +32,10 @@ pub(super) struct Choice {
 pub(super) fn choose(candidates: &[Candidate<'_>], reach: Reach, local: &LocalNode) -> Choice {
     let mut all: BTreeMap<(IpAddr, u16), &Candidate<'_>> = BTreeMap::new();
     for one in candidates {
-        // One that moves from slice to slice may be in both for a moment.
+        // One that moves from slice to slice may be in both for a moment, and pods in a node's network share an address. Whoever
+        // serves there is meant.
         let known = all.entry((one.address, one.port)).or_insert(one);
-        if one.ready && !known.ready {
+        if (one.ready, one.serving) > (known.ready, known.serving) {
             *known = one;
         }
     }
@@ -150,6 +151,9 @@ mod tests {
         assert_eq!(cluster(&[ended, unready]), (vec![], vec![2]));
         let twice = [terminating(on(1, "n1")), on(1, "n1")];
         assert_eq!(cluster(&twice), (vec![1], vec![]));
+        let next = Candidate { ready: false, serving: false, ..on(1, "n1") };
+        let two_pods = [next, terminating(on(1, "n1"))];
+        assert_eq!(cluster(&two_pods), (vec![1], vec![]), "the next one waits for the port");
     }
 
     #[test]

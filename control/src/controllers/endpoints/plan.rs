@@ -95,11 +95,22 @@ pub(in crate::controllers) fn plan(
         let groups = wanted.get(family).cloned().unwrap_or_default();
         steps.extend(Family { service, family, groups, weights: &weights }.plan(&present));
     }
+    // Endpoints whose ports change move to another slice. They are in both for a moment rather than in none, where clients would
+    // be refused.
+    steps.sort_by_key(|step| matches!(step, Step::Delete(_)));
     steps
 }
 
-/// Endpoints by address, by the ports that they share.
-type Groups = BTreeMap<PortsKey, BTreeMap<String, Endpoint>>;
+/// Endpoints by the ports that they share.
+type Groups = BTreeMap<PortsKey, BTreeMap<Place, Endpoint>>;
+
+/// An address, and the unique id of the pod that has it: those in a node's network have one together.
+type Place = (String, Option<String>);
+
+fn place(endpoint: &Endpoint) -> Option<Place> {
+    let uid = endpoint.target_ref.as_ref().and_then(|pod| pod.uid.clone());
+    Some((endpoint.addresses.first()?.clone(), uid))
+}
 
 /// Shares of new connections, by address, where a pod has one of its own.
 type Weights = BTreeMap<String, u16>;
@@ -177,7 +188,8 @@ fn wanted(
             let family = if address.contains(':') { "IPv6" } else { "IPv4" };
             let endpoint = endpoint(service, pod, address, surroundings);
             let groups = result.entry(family.to_owned()).or_default();
-            groups.entry(ports.clone()).or_default().insert(address.to_owned(), endpoint);
+            let place = (address.to_owned(), pod.metadata.uid.clone());
+            groups.entry(ports.clone()).or_default().insert(place, endpoint);
         }
     }
     result
@@ -334,15 +346,14 @@ impl Family<'_> {
     fn plan_group(
         &self,
         key: &PortsKey,
-        mut missing: BTreeMap<String, Endpoint>,
+        mut missing: BTreeMap<Place, Endpoint>,
         slices: Vec<&EndpointSlice>,
     ) -> Vec<Step> {
         // First everything that can stay where it is.
         let mut kept: Vec<(&EndpointSlice, Vec<Endpoint>)> = Vec::new();
         for slice in slices {
-            let stay = slice.endpoints.iter().flatten().filter_map(|endpoint| {
-                endpoint.addresses.first().and_then(|address| missing.remove(address))
-            });
+            let stay = slice.endpoints.iter().flatten();
+            let stay = stay.filter_map(|endpoint| missing.remove(&place(endpoint)?));
             let stay: Vec<_> = stay.take(MAX_ENDPOINTS).collect();
             kept.push((slice, stay));
         }

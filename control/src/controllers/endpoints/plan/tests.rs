@@ -188,6 +188,56 @@ fn one_pod_changes_one_slice() {
     assert_eq!(slices.iter().map(|s| s.address_type.as_str()).collect::<Vec<_>>(), ["IPv6"]);
 }
 
+#[test]
+fn endpoints_are_listed_all_the_time_while_their_ports_change() {
+    let pods: Vec<_> = (0..3).map(|n| pod(n, json!({}))).collect();
+    let mut slices = Vec::new();
+    apply(&mut slices, &make(&service(json!({})), &pods, &[]));
+    let http = |patch: Value| {
+        service(json!({"spec": {"ports": [{"name": "http", "port": 80, "targetPort": patch}]}}))
+    };
+    let mut named = http(json!(9090));
+    named.spec.as_mut().unwrap().ports.as_mut().unwrap()[0].app_protocol =
+        Some("kubernetes.io/h2c".to_owned());
+    for changed in [http(json!(9090)), named, http(json!("web"))] {
+        let steps = make(&changed, &pods, &slices);
+        assert!(!steps.is_empty());
+        for step in steps {
+            apply(&mut slices, std::slice::from_ref(&step));
+            let all = slices.iter().flat_map(|slice| slice.endpoints.iter().flatten());
+            let listed: BTreeSet<_> = all.flat_map(|endpoint| &endpoint.addresses).collect();
+            assert_eq!(listed.len(), pods.len(), "after {step}");
+        }
+        assert_eq!(slices.len(), 1, "what is not needed any more went in the end");
+    }
+}
+
+#[test]
+fn pods_that_share_a_nodes_address_are_endpoints_each() {
+    let on_node = |n, conditions: Value| {
+        let ip = "192.0.2.1";
+        let status = json!({"podIP": ip, "podIPs": [{"ip": ip}], "conditions": conditions});
+        pod(n, json!({"status": status}))
+    };
+    let web = service(json!({}));
+    let serving = |n| on_node(n, json!([{"type": "Ready", "status": "True"}]));
+    // The other one has the port yet.
+    let waiting = |n| on_node(n, json!([]));
+    for pods in [[serving(1), waiting(2)], [waiting(1), serving(2)]] {
+        let mut slices = Vec::new();
+        apply(&mut slices, &make(&web, &pods, &[]));
+        let endpoints = slices[0].endpoints.as_deref().unwrap();
+        let ready = |e: &&Endpoint| e.conditions.as_ref().unwrap().ready == Some(true);
+        assert_eq!((endpoints.len(), endpoints.iter().filter(ready).count()), (2, 1));
+        assert_eq!(make(&web, &pods, &slices), [], "nothing to do");
+        let steps = make(&web, &pods[1..], &slices);
+        apply(&mut slices, &steps);
+        let left = slices[0].endpoints.as_deref().unwrap();
+        let uid = |endpoint: &Endpoint| endpoint.target_ref.as_ref().unwrap().uid.clone();
+        assert_eq!(left.iter().map(uid).collect::<Vec<_>>(), [Some("u2".to_owned())]);
+    }
+}
+
 proptest! {
     #[test]
     fn slices_converge_and_hold_each_address_once(
