@@ -262,14 +262,20 @@ impl Writer<'_> {
             _ => wanted,
         };
         let ports = spec.ports.get_or_insert_default();
+        for port in ports.iter_mut() {
+            port.node_port = port.node_port.filter(|number| *number != 0);
+        }
         if !wanted {
             spec.health_check_node_port = None;
             return drop_node_ports(ports, &type_, self.held);
         }
-        inherit_node_ports(ports, old);
+        // Who wants none gives those back that an update leaves out: there is no other way to say so.
+        if automatic {
+            inherit_node_ports(ports, old);
+        }
         let mut seen = BTreeSet::new();
         for (i, port) in ports.iter().enumerate() {
-            if let Some(number) = port.node_port.filter(|n| *n != 0) {
+            if let Some(number) = port.node_port {
                 let field = format!("spec.ports[{i}].nodePort");
                 if !seen.insert((Protocol::of(port), number)) {
                     return Err(FieldError::duplicate(field, number));
@@ -295,14 +301,14 @@ impl Writer<'_> {
     /// Gives a number to each port without one; the same for TCP and UDP of one port where possible.
     fn fill_ports(&mut self, ports: &mut [ServicePort]) -> Result<(), FieldError> {
         for i in 0..ports.len() {
-            if ports[i].node_port.is_some_and(|n| n != 0) {
+            if ports[i].node_port.is_some() {
                 continue;
             }
             let protocol = Protocol::of(&ports[i]);
             let twin = ports
                 .iter()
                 .filter(|p| p.port == ports[i].port && Protocol::of(p) != protocol)
-                .find_map(|p| p.node_port.and_then(|n| u16::try_from(n).ok()).filter(|n| *n != 0));
+                .find_map(|p| p.node_port.and_then(|n| u16::try_from(n).ok()));
             let free_twin = twin.filter(|n| self.take_new(Item::Port(protocol, *n)));
             let number = match free_twin {
                 Some(number) => number,

@@ -245,6 +245,51 @@ fn tcp_and_udp_of_one_port_share_a_node_port() {
 }
 
 #[test]
+fn a_port_keeps_its_node_port_when_its_number_changes() {
+    let addresses = addresses();
+    let of = |ports: Value| service("a", json!({"type": "NodePort", "ports": ports}));
+    let one = stored(&addresses, of(json!([{"port": 80}])), None);
+    let other = stored(&addresses, of(json!([{"port": 8080}])), Some(&one));
+    assert_eq!(node_ports(&other), node_ports(&one), "of a port without a name, too");
+    let two = json!([{"name": "http", "port": 8080}, {"name": "admin", "port": 9000}]);
+    let two = stored(&addresses, of(two), Some(&other));
+    assert_eq!(node_ports(&two)[0], node_ports(&one)[0], "the number is the same, if not the name");
+    let swapped = json!([{"name": "admin", "port": 8080}, {"name": "http", "port": 9001}]);
+    let swapped = stored(&addresses, of(swapped), Some(&two));
+    assert_eq!(node_ports(&swapped), [node_ports(&two)[1], node_ports(&two)[0]]);
+    // A number that the update gives to somebody else is not taken over.
+    let first = node_ports(&swapped)[0];
+    let taken =
+        json!([{"name": "admin", "port": 8080}, {"name": "http", "port": 9001, "nodePort": first}]);
+    let taken = stored(&addresses, of(taken), Some(&swapped));
+    assert_eq!(node_ports(&taken)[1], first);
+    assert!(![0, first].contains(&node_ports(&taken)[0]));
+}
+
+#[test]
+fn who_wants_no_node_ports_gives_them_back_by_leaving_them_out() {
+    let addresses = addresses();
+    let balancer = |wanted: bool, ports: Value| {
+        let spec = json!({"type": "LoadBalancer", "allocateLoadBalancerNodePorts": wanted, "ports": ports});
+        service("a", spec)
+    };
+    let plain = || json!([{"name": "a", "port": 80}, {"name": "b", "port": 81}]);
+    let old = stored(&addresses, balancer(true, plain()), None);
+    let held = node_ports(&old);
+    let mut same = old.clone();
+    same.spec.as_mut().unwrap().allocate_load_balancer_node_ports = Some(false);
+    let same = stored(&addresses, same, Some(&old));
+    assert_eq!(node_ports(&same), held, "what is still written stays");
+    let one = json!([{"name": "a", "port": 80, "nodePort": 0}, {"name": "b", "port": 81, "nodePort": held[1]}]);
+    let one = stored(&addresses, balancer(false, one), Some(&same));
+    assert_eq!(spec(&one).ports.as_ref().unwrap()[0].node_port, None);
+    assert_eq!(node_ports(&one), [0, held[1]]);
+    let other = json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": held[0]}]});
+    stored(&addresses, service("b", other), None);
+    assert_eq!(node_ports(&stored(&addresses, balancer(false, plain()), Some(&one))), [0, 0]);
+}
+
+#[test]
 fn restart_finds_everything_taken_again() {
     let first = addresses();
     let a =

@@ -80,10 +80,7 @@ pub(super) fn drop_node_ports(
     held: &BTreeSet<Item>,
 ) -> Result<(), FieldError> {
     for (i, port) in ports.iter_mut().enumerate() {
-        let Some(number) = port.node_port.filter(|n| *n != 0) else {
-            port.node_port = None;
-            continue;
-        };
+        let Some(number) = port.node_port else { continue };
         let item = u16::try_from(number).map(|n| Item::Port(Protocol::of(port), n));
         if !item.is_ok_and(|item| held.contains(&item)) {
             return Err(FieldError::forbidden(
@@ -96,20 +93,22 @@ pub(super) fn drop_node_ports(
     Ok(())
 }
 
-/// Takes over node ports from the stored Service, by protocol and port, where the update names none.
+/// Takes over node ports from the stored Service where the update names none: that of the port of the same name, which may have
+/// another number now, or else that of the same number.
 pub(super) fn inherit_node_ports(ports: &mut [ServicePort], old: Option<&ServiceSpec>) {
-    let mut named: BTreeSet<_> = ports
-        .iter()
-        .filter_map(|p| Some((Protocol::of(p), p.node_port.filter(|n| *n != 0)?)))
-        .collect();
-    for port in ports.iter_mut().filter(|p| p.node_port.unwrap_or(0) == 0) {
-        let before = old
-            .and_then(|old| old.ports.as_ref())
-            .into_iter()
-            .flatten()
-            .find(|o| o.port == port.port && Protocol::of(o) == Protocol::of(port))
-            .and_then(|o| o.node_port)
-            .filter(|n| *n != 0 && named.insert((Protocol::of(port), *n)));
-        port.node_port = before;
+    let mut named: BTreeSet<_> =
+        ports.iter().filter_map(|p| Some((Protocol::of(p), p.node_port?))).collect();
+    let stored = old.and_then(|old| old.ports.as_deref()).unwrap_or_default();
+    let same: [fn(&ServicePort, &ServicePort) -> bool; 2] = [
+        |a, b| a.name.as_deref().unwrap_or("") == b.name.as_deref().unwrap_or(""),
+        |a, b| a.port == b.port,
+    ];
+    for same in same {
+        for port in ports.iter_mut().filter(|p| p.node_port.is_none()) {
+            let protocol = Protocol::of(port);
+            let before = stored.iter().find(|o| Protocol::of(o) == protocol && same(o, port));
+            let number = before.and_then(|o| o.node_port).filter(|n| *n != 0);
+            port.node_port = number.filter(|n| named.insert((protocol, *n)));
+        }
     }
 }
