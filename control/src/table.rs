@@ -139,6 +139,16 @@ mod tests {
         });
         assert_eq!(cell("svc", &service, "Port(s)"), "80:30080/TCP,53/UDP");
         assert_eq!(cell("svc", &service, "External-IP"), "<none>");
+        for (service, shown) in [
+            (json!({"type": "ClusterIP", "externalName": ""}), "<none>"),
+            (json!({"type": "ExternalName", "externalName": "a.example"}), "a.example"),
+            (json!({"type": "LoadBalancer"}), "<pending>"),
+        ] {
+            assert_eq!(cell("svc", &json!({"spec": service}), "External-IP"), shown);
+        }
+        let points = json!({"ingress": [{"hostname": "lb.example"}, {"ip": "192.0.2.7"}]});
+        let given = json!({"spec": {"type": "LoadBalancer"}, "status": {"loadBalancer": points}});
+        assert_eq!(cell("svc", &given, "External-IP"), "lb.example,192.0.2.7");
         let deployment = json!({"metadata": {"name": "d"}, "spec": {"replicas": 3},
             "status": {"readyReplicas": 1, "updatedReplicas": 2, "availableReplicas": 1}});
         assert_eq!(cell("deploy", &deployment, "Ready"), "1/3");

@@ -139,10 +139,12 @@ fn service() -> Vec<Column> {
         text("Type", |o, _| o["spec"]["type"].clone()),
         text("Cluster-IP", |o, _| or_none(&o["spec"]["clusterIP"])),
         text("External-IP", |o, _| {
-            if let Some(name) = o["spec"]["externalName"].as_str() {
-                return json!(name);
+            if o["spec"]["type"] == "ExternalName" {
+                return or_none(&o["spec"]["externalName"]);
             }
-            let mut found = strings(&o["status"]["loadBalancer"]["ingress"], |i| &i["ip"]);
+            let given = |i: &Value| i["ip"].as_str().or(i["hostname"].as_str()).map(str::to_owned);
+            let points = o["status"]["loadBalancer"]["ingress"].as_array().into_iter().flatten();
+            let mut found: Vec<String> = points.filter_map(given).collect();
             found.extend(strings(&o["spec"]["externalIPs"], |ip| ip));
             match (found.is_empty(), o["spec"]["type"] == "LoadBalancer") {
                 (true, true) => json!("<pending>"),

@@ -73,6 +73,9 @@ fn drop_of_former_type(spec: &mut ServiceSpec, old: &ServiceSpec) {
     if !balancer && spec.load_balancer_class == old.load_balancer_class {
         spec.load_balancer_class = None;
     }
+    if type_of(spec) != "ExternalName" && spec.external_name == old.external_name {
+        spec.external_name = None;
+    }
 }
 
 /// Whether it has addresses that `externalTrafficPolicy` is about.
@@ -102,6 +105,8 @@ fn defaults(spec: &mut ServiceSpec) {
         spec.session_affinity_config = None;
     }
     let type_ = type_of(spec).to_owned();
+    // As with all of its fields that have no null: empty is not set. Charts write it for any type.
+    spec.external_traffic_policy.take_if(|policy| policy.is_empty());
     if type_ != "ExternalName" {
         text(&mut spec.internal_traffic_policy, "Cluster");
     }
@@ -258,6 +263,18 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_text_is_not_set() {
+        let spec = json!({"type": "", "clusterIP": "", "sessionAffinity": "", "externalName": "", "loadBalancerIP": "",
+            "externalTrafficPolicy": "", "ports": [{"name": "", "port": 80, "protocol": "", "targetPort": ""}]});
+        let mut causes = Causes::default();
+        let service = service(spec);
+        service.validate(&mut causes);
+        let texts: Vec<String> = causes.into_vec().into_iter().map(|c| c.message).collect();
+        assert_eq!(texts, Vec::<String>::new());
+        assert_eq!(service.spec.unwrap().external_traffic_policy, None);
+    }
+
+    #[test]
     fn an_update_to_another_type_drops_what_the_former_one_had() {
         let balancer = || {
             service(
@@ -292,6 +309,12 @@ mod tests {
         );
         let kept = ((Some("Local".to_owned()), Some(30_999)), true, 0);
         assert_eq!(changed(json!({"sessionAffinity": "ClientIP"})), kept);
+        let alias = service(json!({"type": "ExternalName", "externalName": "a.example"}));
+        let mut plain = alias.clone();
+        let spec = plain.spec.as_mut().unwrap();
+        spec.type_ = Some("ClusterIP".to_owned());
+        plain.drop_superfluous(&alias);
+        assert_eq!(plain.spec.unwrap().external_name, None);
         // What somebody writes is judged, not dropped.
         let written = json!({"type": "ClusterIP", "externalTrafficPolicy": "Cluster"});
         assert_eq!(changed(written).2, 1);
