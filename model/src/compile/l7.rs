@@ -11,7 +11,7 @@ use super::Objects;
 use super::choice::{Reach, choose};
 use super::directory::Directory;
 use super::endpoints::{Family, candidates, port_number};
-use crate::snapshot::{Certificate, HttpRoute, L7Config, LocalNode, PathMatch};
+use crate::snapshot::{Certificate, HttpRoute, L7Config, LocalNode, PathMatch, Protocol};
 use crate::{ObjectKey, wellknown};
 
 /// The annotation that named the class before `spec.ingressClassName` existed; charts still set it.
@@ -165,12 +165,16 @@ impl Resolver<'_> {
     }
 }
 
+/// The port that is meant. One number may stand for two of them, such as 443 of TCP and of UDP: routes lead to TCP.
 fn service_port<'a>(
     service: &'a Service,
     number: Option<u16>,
     name: Option<&str>,
 ) -> Option<&'a ServicePort> {
-    service.spec.as_ref()?.ports.iter().flatten().find(|p| match (number, name) {
+    let ports = service.spec.as_ref()?.ports.iter().flatten();
+    let mut streams =
+        ports.filter(|p| Protocol::parse(p.protocol.as_deref()) == Some(Protocol::Tcp));
+    streams.find(|p| match (number, name) {
         (Some(number), _) => port_number(p.port) == Some(number),
         (None, Some(name)) => p.name.as_deref() == Some(name),
         (None, None) => false,

@@ -429,6 +429,26 @@ fn ingress_rules_become_routes_to_endpoints() {
 }
 
 #[test]
+fn a_route_leads_to_the_tcp_port_of_a_number_that_udp_has_too() {
+    let mut objects = web();
+    objects.services = vec![service(
+        "web",
+        json!({"clusterIP": "10.96.0.7", "ports": [{"name": "quic", "port": 443, "protocol": "UDP"},
+            {"name": "https", "port": 443, "protocol": "TCP"}]}),
+    )];
+    let mut both = (*slice("web", "a", json!({}), json!([{"addresses": ["10.244.1.5"]}]))).clone();
+    both.ports = serde_json::from_value(json!([{"name": "quic", "port": 8443, "protocol": "UDP"},
+        {"name": "https", "port": 8080, "protocol": "TCP"}]))
+    .unwrap();
+    objects.endpoint_slices = vec![Arc::new(both)];
+    objects.ingresses = vec![object(json!({
+        "metadata": {"namespace": "default", "name": "web"},
+        "spec": {"defaultBackend": {"service": {"name": "web", "port": {"number": 443}}}}}))];
+    let routes = &compiled(&objects).l7.routes;
+    assert_eq!(routes[0].backends, ["10.244.1.5:8080".parse().unwrap()]);
+}
+
+#[test]
 fn pods_carry_what_they_refer_to_and_nothing_else() {
     let mut objects = web();
     let pod = |name: &str, node: &str| -> Arc<Pod> {
