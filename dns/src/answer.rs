@@ -10,6 +10,8 @@ use crate::zone::{Answer, Records, Srv, Zone};
 
 /// Life of an answer in caches: short, since services move; the specification leaves it open.
 const TTL_SECS: u32 = 5;
+/// Aliases that are followed from one name to the next.
+const MOST_ALIASES: usize = 8;
 
 /// A complete answer.
 #[derive(Debug, Default)]
@@ -83,15 +85,21 @@ fn found(zone: &Zone, name: &Name, kind: RecordType, records: &Records, answered
     }
 }
 
-/// Follows an alias inside the cluster for one step; an alias of an alias, or out of it, goes upstream.
-fn alias(zone: &Zone, target: Name, kind: RecordType, answered: &mut Answered) {
-    match zone.answer(&text(&target)) {
-        Answer::Found(records) => {
-            answered.answers.extend(addresses(&target, kind, &records.addresses));
-        }
-        Answer::Elsewhere => answered.follow = Some(target),
-        Answer::NoName | Answer::Pointer(_) => answered.code = ResponseCode::NXDomain,
+/// Follows an alias through the cluster, from name to name, and out of it upstream. A circle has no end.
+fn alias(zone: &Zone, mut target: Name, kind: RecordType, answered: &mut Answered) {
+    for _ in 0..MOST_ALIASES {
+        let records = match zone.answer(&text(&target)) {
+            Answer::Found(records) => records,
+            Answer::Elsewhere => return answered.follow = Some(target),
+            Answer::NoName | Answer::Pointer(_) => return answered.code = ResponseCode::NXDomain,
+        };
+        let Some(next) = records.alias.as_deref().and_then(absolute) else {
+            return answered.answers.extend(addresses(&target, kind, &records.addresses));
+        };
+        answered.answers.push(record(&target, RData::CNAME(CNAME(next.clone()))));
+        target = next;
     }
+    answered.code = ResponseCode::ServFail;
 }
 
 fn addresses(name: &Name, kind: RecordType, addresses: &[IpAddr]) -> Vec<Record> {
@@ -151,4 +159,52 @@ fn absolute(text: &str) -> Option<Name> {
 
 fn record(name: &Name, data: RData) -> Record {
     Record::from_rdata(name.clone(), TTL_SECS, data)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use mesh_model::ObjectKey;
+    use mesh_model::snapshot::{DnsService, DnsTarget, DnsZone};
+
+    use super::*;
+
+    /// Services of the namespace `n`, each an alias, and `web` with an address.
+    fn zone(aliases: &[(&str, &str)]) -> Zone {
+        let service =
+            |name: &str, target| Arc::new(DnsService { key: ObjectKey::new("n", name), target });
+        let addresses = vec!["10.96.0.7".parse().unwrap()];
+        let web = service("web", DnsTarget::ClusterIp { addresses, ports: vec![] });
+        let alias =
+            |(name, to): &(&str, &str)| service(name, DnsTarget::ExternalName((*to).to_owned()));
+        Zone::new(&DnsZone {
+            domain: "c.local".to_owned(),
+            namespaces: vec!["n".to_owned()],
+            pod_cidrs: vec![],
+            services: aliases.iter().map(alias).chain([web]).collect(),
+        })
+    }
+
+    #[test]
+    fn aliases_of_aliases_are_followed() {
+        let name = |service: &str| absolute(&format!("{service}.n.svc.c.local")).unwrap();
+        let all = zone(&[
+            ("first", "second.n.svc.c.local"),
+            ("second", "web.n.svc.c.local"),
+            ("away", "out.n.svc.c.local"),
+            ("out", "db.example"),
+            ("lost", "gone.n.svc.c.local"),
+            ("round", "about.n.svc.c.local"),
+            ("about", "round.n.svc.c.local"),
+        ]);
+        let ask = |service| from_zone(&all, &name(service), RecordType::A).unwrap();
+        let found = ask("first");
+        let chain: Vec<&Name> = found.answers.iter().map(|record| &record.name).collect();
+        assert_eq!(chain, [&name("first"), &name("second"), &name("web")]);
+        let away = ask("away");
+        assert_eq!((away.answers.len(), away.follow), (2, absolute("db.example")));
+        assert_eq!(ask("lost").code, ResponseCode::NXDomain);
+        assert_eq!(ask("round").code, ResponseCode::ServFail);
+    }
 }

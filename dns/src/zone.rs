@@ -189,6 +189,8 @@ impl Zone {
                 self.service_port(base, port, &full);
             }
         }
+        // Two hosts may be at one address; endpoints are ordered by that.
+        self.name(base).addresses.dedup();
     }
 
     /// `_port._protocol.SERVICE` for a named port; a question for the service itself gets all ports.

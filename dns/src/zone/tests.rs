@@ -66,6 +66,27 @@ fn a_service_has_its_addresses_and_ports() {
 }
 
 #[test]
+fn two_hosts_at_one_address_are_told_once() {
+    let host = |name: &str| DnsEndpoint {
+        address: "192.0.2.9".parse().unwrap(),
+        hostname: Some(name.to_owned()),
+        ports: vec![],
+    };
+    let target = DnsTarget::Headless { endpoints: vec![host("main"), host("replica")] };
+    let key = ObjectKey::new("default", "db");
+    let zone = Zone::new(&DnsZone {
+        domain: "cluster.local".to_owned(),
+        services: vec![std::sync::Arc::new(DnsService { key, target })],
+        namespaces: vec!["default".to_owned()],
+        pod_cidrs: vec![],
+    });
+    for name in ["db", "main.db", "replica.db"] {
+        let records = records(&zone, &format!("{name}.default.svc.cluster.local"));
+        assert_eq!(records.addresses.len(), 1, "{name}");
+    }
+}
+
+#[test]
 fn a_headless_service_has_its_endpoints_each_by_name() {
     let zone = zone();
     assert_eq!(records(&zone, "db.default.svc.cluster.local").addresses.len(), 2);

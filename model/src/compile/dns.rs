@@ -90,16 +90,15 @@ fn target(service: &Service, slices: &[Arc<EndpointSlice>]) -> Option<DnsTarget>
 }
 
 fn headless(slices: &[Arc<EndpointSlice>]) -> DnsTarget {
-    let mut all = Vec::new();
+    let mut all: Vec<DnsEndpoint> = Vec::new();
     for slice in slices {
-        let mut ports: Vec<DnsPort> = slice
+        let ports: Vec<DnsPort> = slice
             .ports
             .iter()
             .flatten()
             .filter_map(endpoint_port)
             .map(|(name, protocol, port)| DnsPort { name: name.to_owned(), protocol, port })
             .collect();
-        ports.sort();
         for endpoint in slice.endpoints.iter().flatten().filter(|e| is_ready(e)) {
             let addresses = endpoint.addresses.iter().filter_map(|a| a.parse().ok());
             all.extend(addresses.map(|address| DnsEndpoint {
@@ -110,6 +109,17 @@ fn headless(slices: &[Arc<EndpointSlice>]) -> DnsTarget {
         }
     }
     all.sort_by(|a, b| (a.address, &a.hostname).cmp(&(b.address, &b.hostname)));
-    all.dedup_by(|a, b| a.address == b.address);
+    // Slices that are written by hand may list a host several times, each time with other ports.
+    all.dedup_by(|again, first| {
+        let same = (again.address, &again.hostname) == (first.address, &first.hostname);
+        if same {
+            first.ports.append(&mut again.ports);
+        }
+        same
+    });
+    for endpoint in &mut all {
+        endpoint.ports.sort();
+        endpoint.ports.dedup();
+    }
     DnsTarget::Headless { endpoints: all }
 }

@@ -396,6 +396,25 @@ fn names_of_headless_services_are_their_ready_endpoints() {
     assert_eq!(endpoints[0].hostname.as_deref(), Some("db-0"));
 }
 
+#[test]
+fn a_host_of_a_headless_service_has_the_ports_of_all_its_slices() {
+    let mut objects = web();
+    objects.services = vec![service("db", json!({"clusterIP": "None"}))];
+    let host = |name: &str| json!([{"addresses": ["192.0.2.9"], "hostname": name}]);
+    objects.endpoint_slices = vec![
+        slice("db", "a", json!({"name": "sql", "port": 5432}), host("main")),
+        slice("db", "b", json!({"name": "metrics", "port": 9187}), host("main")),
+        slice("db", "c", json!({"name": "sql", "port": 5433}), host("replica")),
+    ];
+    let zone = compiled(&objects).dns;
+    let DnsTarget::Headless { endpoints } = &zone.services[0].target else { panic!("{zone:?}") };
+    let told: Vec<(&str, Vec<u16>)> = endpoints
+        .iter()
+        .map(|e| (e.hostname.as_deref().unwrap(), e.ports.iter().map(|p| p.port).collect()))
+        .collect();
+    assert_eq!(told, [("main", vec![9187, 5432]), ("replica", vec![5433])]);
+}
+
 fn ingress(class: Option<&str>) -> Arc<Ingress> {
     object(json!({
         "metadata": {"namespace": "default", "name": "web"},
