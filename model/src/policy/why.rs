@@ -32,6 +32,9 @@ pub enum WhyError {
     /// There is no such pod.
     #[error("no pod {0}")]
     NoPod(ObjectKey),
+    /// The pod has ended. Its address may be somebody else's.
+    #[error("pod {0} has ended")]
+    Ended(ObjectKey),
     /// The pod has no address (of the other end's family).
     #[error("pod {0} has no address of that family yet")]
     NoAddress(ObjectKey),
@@ -50,6 +53,12 @@ pub fn why(
     port: u16,
 ) -> Result<[Opinion; 2], WhyError> {
     let (sender, receiver) = (find(objects, from)?, find(objects, to)?);
+    if let (Some(sender), Some(receiver)) = (sender, receiver)
+        && std::ptr::eq(sender, receiver)
+    {
+        let reason = "a pod reaches itself without leaving its network: no policy applies";
+        return Ok([(); 2].map(|()| Opinion { passes: true, reason: reason.to_owned() }));
+    }
     let all = [addresses(from, sender), addresses(to, receiver)];
     let pair = all[0].iter().find_map(|source| {
         let same = |other: &&IpAddr| other.is_ipv4() == source.is_ipv4();
@@ -73,7 +82,8 @@ fn pod_of(end: &End) -> Option<&ObjectKey> {
     }
 }
 
-/// The pod of an end; an address may be a pod's, too.
+/// The pod of an end; an address may be a pod's, too. As where policies are compiled, it is that of the pod that was made last
+/// of those that have not ended.
 fn find<'a>(objects: &'a Objects, end: &End) -> Result<Option<&'a Pod>, WhyError> {
     let mut pods = objects.cluster_pods.iter().map(|pod| &**pod);
     match end {
@@ -82,13 +92,25 @@ fn find<'a>(objects: &'a Objects, end: &End) -> Result<Option<&'a Pod>, WhyError
                 pod.metadata.namespace.as_deref() == Some(&key.namespace)
                     && pod.metadata.name.as_deref() == Some(&key.name)
             };
-            pods.find(named).map(Some).ok_or_else(|| WhyError::NoPod(key.clone()))
+            let pod = pods.find(named).ok_or_else(|| WhyError::NoPod(key.clone()))?;
+            if has_ended(pod) { Err(WhyError::Ended(key.clone())) } else { Ok(Some(pod)) }
         }
-        End::Address(address) => Ok(pods.find(|pod| {
-            let host = pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true);
-            !host && pod_addresses(pod).contains(address)
-        })),
+        End::Address(address) => {
+            let all = pods.filter(|pod| {
+                let host = pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true);
+                !host && !has_ended(pod) && pod_addresses(pod).contains(address)
+            });
+            Ok(all.max_by_key(|pod| {
+                let metadata = &pod.metadata;
+                (&metadata.creation_timestamp, &metadata.namespace, &metadata.name)
+            }))
+        }
     }
+}
+
+fn has_ended(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 fn addresses(end: &End, pod: Option<&Pod>) -> Vec<IpAddr> {
@@ -191,6 +213,38 @@ mod tests {
         assert_eq!(ask(&pod("host"), 81)[1].1, "in the node's network: no policy applies");
         let world = End::Address("198.51.100.1".parse().unwrap());
         assert_eq!(ask(&world, 443)[1].1, "not a pod: no policy applies");
+    }
+
+    #[test]
+    fn a_pod_reaches_itself_whatever_its_policies_say() {
+        for to in [pod("y"), End::Address("10.244.0.6".parse().unwrap())] {
+            let answer = why(&objects(), &pod("y"), &to, Some(Protocol::Tcp), 81).unwrap();
+            assert!(answer.iter().all(|opinion| opinion.passes), "{answer:?}");
+        }
+    }
+
+    #[test]
+    fn an_address_is_that_of_the_pod_that_has_it_now() {
+        let mut objects = objects();
+        let former = |name: &str, phase: &str| {
+            let mut pod = (*objects.cluster_pods[1]).clone();
+            pod.metadata.namespace = Some("host".to_owned());
+            pod.metadata.name = Some(name.to_owned());
+            pod.status.as_mut().unwrap().phase = Some(phase.to_owned());
+            Arc::new(pod)
+        };
+        // A finished job keeps its address in its status. Another pod is about to be deleted, and was made before.
+        let mut all = vec![former("job", "Succeeded"), former("before", "Running")];
+        Arc::make_mut(&mut objects.cluster_pods[1]).metadata.creation_timestamp =
+            Some(serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap());
+        all.append(&mut objects.cluster_pods);
+        objects.cluster_pods = all;
+        let to = End::Address("10.244.0.6".parse().unwrap());
+        let [_, ingress] = why(&objects, &pod("x"), &to, Some(Protocol::Tcp), 81).unwrap();
+        assert_eq!(ingress.reason, "no rule allows it in the ingress policies: y/web");
+        let job = ObjectKey::new("host", "job");
+        let error = why(&objects, &pod("x"), &End::Pod(job.clone()), None, 0).unwrap_err();
+        assert_eq!(error, WhyError::Ended(job));
     }
 
     #[test]
