@@ -18,8 +18,10 @@ use crate::preshared::Issuer;
 use crate::registry::Registry;
 use crate::tokens::Signer;
 
+pub(crate) mod access;
 pub mod body;
 pub mod caller;
+mod impersonate;
 mod join;
 pub(crate) mod metrics;
 mod patch;
@@ -127,6 +129,7 @@ impl Api {
             let channel = request.extensions().get::<Channel>().copied();
             return self.preshared_keys(&caller, channel, request.method());
         }
+        let caller = self.acting(caller, request.headers())?;
         if let Some(response) = paths::fixed(&path, request.method(), request.headers())? {
             return Ok(response);
         }
@@ -142,6 +145,10 @@ impl Api {
         if (group, version) == (tokens::GROUP, tokens::VERSION) {
             let resource = rest.to_owned();
             return self.review(&caller, &resource, request).await;
+        }
+        if (group, version) == (access::GROUP, access::VERSION) {
+            let resource = rest.to_owned();
+            return self.review_access(&caller, &resource, request).await;
         }
         let target = target::parse(group, version, rest)?;
         let query = Query::parse(request.uri().query())?;
@@ -251,28 +258,32 @@ impl Api {
         }
         let created = created.as_ref().and_then(|v| v["metadata"]["name"].as_str());
         let name = target.name.as_deref().or(created);
-        let pod_node = self.pod_node(target);
         let access = Access {
             verb,
             kind: target.kind,
             ns: target.ns.as_deref(),
             name,
             sub: target.sub.as_deref(),
-            pod_node: pod_node.as_deref(),
+            pod_node: None,
             no_grace,
         };
-        asked.caller.may(&access).map_err(|detail| ApiError::Forbidden {
+        self.judge(&asked.caller, access).map_err(|detail| ApiError::Forbidden {
             kind: target.kind,
             name: name.unwrap_or_default().to_owned(),
             detail,
         })
     }
 
+    /// Whether the caller may do it; else why not.
+    fn judge(&self, caller: &Caller, access: Access<'_>) -> Result<(), String> {
+        let pod_node = self.pod_node(&access);
+        caller.may(&Access { pod_node: pod_node.as_deref(), ..access })
+    }
+
     /// The node that the pod of a request is bound to.
-    fn pod_node(&self, target: &Target) -> Option<String> {
-        let name = target.name.as_deref().filter(|_| target.kind.kind == "Pod")?;
-        let pod: k8s_openapi::api::core::v1::Pod =
-            self.0.registry.get(target.ns.as_deref(), name).ok()?;
+    fn pod_node(&self, access: &Access<'_>) -> Option<String> {
+        let name = access.name.filter(|_| access.kind.kind == "Pod")?;
+        let pod: k8s_openapi::api::core::v1::Pod = self.0.registry.get(access.ns, name).ok()?;
         pod.spec?.node_name
     }
 }

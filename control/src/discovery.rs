@@ -3,7 +3,7 @@
 use mesh_model::kinds::{KINDS, Kind};
 use serde_json::{Value, json};
 
-use crate::api::{metrics, tokens};
+use crate::api::{access, metrics, tokens};
 
 const VERBS: &[&str] =
     &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
@@ -24,17 +24,16 @@ struct Unstored {
 /// What a group serves and does not store; nothing for groups of stored kinds.
 fn unstored(group: &str, version: &str) -> Vec<Unstored> {
     let copy = |u: &Unstored| Unstored { ..*u };
+    let review = |&(name, kind): &(&'static str, &'static str)| Unstored {
+        name,
+        kind,
+        namespaced: false,
+        verbs: &["create"],
+    };
     match (group, version) {
         (metrics::GROUP, metrics::VERSION) => MEASURED.iter().map(copy).collect(),
-        (tokens::GROUP, tokens::VERSION) => {
-            let review = |&(name, kind): &(&'static str, &'static str)| Unstored {
-                name,
-                kind,
-                namespaced: false,
-                verbs: &["create"],
-            };
-            tokens::REVIEWS.iter().map(review).collect()
-        }
+        (tokens::GROUP, tokens::VERSION) => tokens::REVIEWS.iter().map(review).collect(),
+        (access::GROUP, access::VERSION) => access::REVIEWS.iter().map(review).collect(),
         _ => Vec::new(),
     }
 }
@@ -92,6 +91,7 @@ fn named_groups() -> Vec<(&'static str, &'static str)> {
         }
     }
     groups.push((tokens::GROUP, tokens::VERSION));
+    groups.push((access::GROUP, access::VERSION));
     groups.push((metrics::GROUP, metrics::VERSION));
     groups
 }

@@ -7,7 +7,7 @@ use super::caller::{Access, Verb};
 /// The role of a service account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Role {
-    /// Ask what is served and who it is.
+    /// Ask what is served, who it is and what it may do.
     #[default]
     None,
     /// Read its own namespace, but for Secrets.

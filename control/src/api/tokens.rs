@@ -117,14 +117,7 @@ impl Api {
         resource: &str,
         request: Request<Body>,
     ) -> Result<Response, ApiError> {
-        if !REVIEWS.iter().any(|(name, _)| *name == resource) {
-            return Err(not_served(&format!("no resource {resource:?} in {GROUP}/{VERSION}")));
-        }
-        if request.method() != Method::POST {
-            return Err(ApiError::MethodNotAllowed);
-        }
-        let (parts, body) = request.into_parts();
-        let raw = Raw::read(&parts.headers, body).await?;
+        let raw = posted(GROUP, &REVIEWS, resource, request).await?;
         if resource == "selfsubjectreviews" {
             let mut review: SelfSubjectReview = parsed(&raw, "SelfSubjectReview")?;
             review.status = Some(SelfSubjectReviewStatus { user_info: Some(user(caller)) });
@@ -157,7 +150,24 @@ impl Api {
     }
 }
 
-fn parsed<T: DeserializeOwned>(raw: &Raw, what: &str) -> Result<T, ApiError> {
+/// The body of a POST of one of the reviews of a group.
+pub(super) async fn posted(
+    group: &str,
+    reviews: &[(&str, &str)],
+    resource: &str,
+    request: Request<Body>,
+) -> Result<Raw, ApiError> {
+    if !reviews.iter().any(|(name, _)| *name == resource) {
+        return Err(not_served(&format!("no resource {resource:?} in {group}")));
+    }
+    if request.method() != Method::POST {
+        return Err(ApiError::MethodNotAllowed);
+    }
+    let (parts, body) = request.into_parts();
+    Raw::read(&parts.headers, body).await
+}
+
+pub(super) fn parsed<T: DeserializeOwned>(raw: &Raw, what: &str) -> Result<T, ApiError> {
     let read = serde_path_to_error::deserialize(&raw.value()?);
     read.map_err(|e| ApiError::BadRequest(format!("{what}: {}: {}", e.path(), e.inner())))
 }
@@ -255,17 +265,33 @@ fn caller_of(
             return Err("the pod of the token is gone".to_owned());
         }
     }
-    let caller = Caller {
-        user: claims.sub,
-        groups: vec![ACCOUNTS.to_owned(), format!("{ACCOUNTS}:{}", bound.namespace)],
-        account: Some(Account {
-            namespace: bound.namespace.clone(),
-            uid: bound.serviceaccount.uid.clone(),
-            role: Role::of(account.metadata.annotations.as_ref()),
-            pod: bound.pod.as_ref().map(|pod| (pod.name.clone(), pod.uid.clone())),
-        }),
-    };
+    let pod = bound.pod.as_ref().map(|pod| (pod.name.clone(), pod.uid.clone()));
+    let caller = caller(&bound.namespace, &bound.serviceaccount.name, &account, pod);
     Ok((caller, audiences))
+}
+
+/// A service account as a caller.
+pub(super) fn caller(
+    namespace: &str,
+    name: &str,
+    account: &ServiceAccount,
+    pod: Option<(String, String)>,
+) -> Caller {
+    Caller {
+        user: format!("{USER_PREFIX}{namespace}:{name}"),
+        groups: vec![ACCOUNTS.to_owned(), format!("{ACCOUNTS}:{namespace}")],
+        account: Some(Account {
+            namespace: namespace.to_owned(),
+            uid: objects::uid(&account.metadata).to_owned(),
+            role: Role::of(account.metadata.annotations.as_ref()),
+            pod,
+        }),
+    }
+}
+
+/// Namespace and name of the service account that a user is.
+pub(super) fn account_name(user: &str) -> Option<(&str, &str)> {
+    user.strip_prefix(USER_PREFIX)?.split_once(':')
 }
 
 fn user(caller: &Caller) -> UserInfo {

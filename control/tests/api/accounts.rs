@@ -186,3 +186,88 @@ async fn an_account_may_do_what_its_role_says() {
         assert_eq!(read(&bearer(&control, junk), "/api").await, 401);
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_first_hears_what_a_request_would_meet() {
+    let control = Control::start().await;
+    let issued = control.post(&format!("{ACCOUNTS}/default/token"), request(None)).await;
+    let account = bearer(&control, &token(&issued));
+    let role = json!({"metadata": {"annotations": {"mesh.dev/role": "view"}}});
+    assert_eq!(control.patch(&format!("{ACCOUNTS}/default"), MERGE, role).await.code, 200);
+    let path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+    let asked = async |client: &Client, spec: Value| {
+        let body = json!({"kind": "SelfSubjectAccessReview", "apiVersion": "authorization.k8s.io/v1", "spec": spec});
+        send(client, Method::POST, path, JSON, body.to_string().into_bytes()).await
+    };
+    let may = async |client: &Client, verb: &str, group: &str, resource: &str, ns: &str| {
+        let attributes =
+            json!({"verb": verb, "group": group, "resource": resource, "namespace": ns});
+        let answer = asked(client, json!({"resourceAttributes": attributes})).await;
+        assert_eq!(answer.code, 201, "{}", answer.body);
+        assert_eq!(answer.body["kind"], "SelfSubjectAccessReview");
+        answer.body["status"]["allowed"].as_bool().unwrap()
+    };
+    for (verb, group, resource, ns) in [
+        ("list", "", "pods", "default"),
+        ("list", "", "pods", "kube-system"),
+        ("list", "", "pods", ""),
+        ("list", "", "secrets", "default"),
+        ("list", "apps", "deployments", "default"),
+        ("list", "", "nodes", ""),
+        ("list", "metrics.k8s.io", "nodes", ""),
+    ] {
+        let group_path = match group {
+            "" => "/api/v1".to_owned(),
+            "metrics.k8s.io" => "/apis/metrics.k8s.io/v1beta1".to_owned(),
+            group => format!("/apis/{group}/v1"),
+        };
+        let of = if ns.is_empty() { String::new() } else { format!("/namespaces/{ns}") };
+        let met = read(&account, &format!("{group_path}{of}/{resource}")).await;
+        let told = may(&account, verb, group, resource, ns).await;
+        assert_eq!(told, met == 200, "{verb} {group}/{resource} in {ns:?}: {met}");
+        assert!(may(&control.client, verb, group, resource, ns).await, "an administrator");
+    }
+    assert!(may(&control.client, "*", "*", "*", "").await);
+    let refused = asked(&account, json!({})).await;
+    assert_eq!(refused.code, 400, "{}", refused.body);
+    let groups = control.get("/apis").await.body.to_string();
+    assert!(groups.contains("authorization.k8s.io/v1"), "{groups}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_administrator_who_acts_as_somebody_else_may_no_more_than_that_one() {
+    let control = Control::start().await;
+    let issued = control.post(&format!("{ACCOUNTS}/default/token"), request(None)).await;
+    let account = bearer(&control, &token(&issued));
+    let role = json!({"metadata": {"annotations": {"mesh.dev/role": "view"}}});
+    assert_eq!(control.patch(&format!("{ACCOUNTS}/default"), MERGE, role).await.code, 200);
+    control.create(MAPS, config_map("kept", "1")).await;
+    let acting = async |client: &Client, user: &str, group: &str, method: Method, path: &str| {
+        let mut request = http::Request::builder().method(method).uri(path);
+        for (name, value) in [("impersonate-user", user), ("impersonate-group", group)] {
+            if !value.is_empty() {
+                request = request.header(name, value);
+            }
+        }
+        let body = kube::client::Body::from(b"{}".to_vec());
+        let request = request.header("content-type", JSON).body(body).unwrap();
+        client.send(request).await.unwrap().status().as_u16()
+    };
+    let (me, map) = ("system:serviceaccount:default:default", format!("{MAPS}/kept"));
+    for (user, group, method, path, code) in [
+        (me, "", Method::GET, PODS, 200),
+        (me, "", Method::GET, "/api/v1/nodes", 403),
+        (me, "", Method::DELETE, map.as_str(), 403),
+        ("system:serviceaccount:default:gone", "", Method::GET, PODS, 403),
+        ("jo", "", Method::GET, PODS, 403),
+        ("jo", "", Method::GET, "/apis", 200),
+        ("", "system:masters", Method::GET, PODS, 400),
+        ("jo", "system:masters", Method::GET, "/api/v1/nodes", 200),
+    ] {
+        let met = acting(&control.client, user, group, method, path).await;
+        assert_eq!(met, code, "{user} of {group:?}: {path}");
+    }
+    let raised = acting(&account, "jo", "system:masters", Method::GET, "/api/v1/nodes").await;
+    assert_eq!(raised, 403, "others act as themselves");
+    assert_eq!(acting(&control.client, "", "", Method::DELETE, &map).await, 200);
+}

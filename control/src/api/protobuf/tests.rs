@@ -68,6 +68,35 @@ fn a_deployment_as_kubectl_writes_it() {
 }
 
 #[test]
+fn a_number_of_none_is_a_number() {
+    // As `kubectl create poddisruptionbudget --max-unavailable=0` says it.
+    let none = [number(1, 0), number(2, 0), bytes(3, b"")].concat();
+    let budget = bytes(2, &bytes(3, &none));
+    let object = decode(&body("policy/v1", "PodDisruptionBudget", &budget)).unwrap();
+    assert_eq!(object["spec"], json!({"maxUnavailable": 0}));
+    let object = decode(&body("policy/v1", "PodDisruptionBudget", &bytes(2, &bytes(1, &none))));
+    assert_eq!(object.unwrap()["spec"], json!({"minAvailable": 0}));
+    let rolling = bytes(2, &[bytes(1, &none), bytes(2, &none)].concat());
+    let object = decode(&body("apps/v1", "Deployment", &bytes(2, &bytes(4, &rolling)))).unwrap();
+    let parts = json!({"maxUnavailable": 0, "maxSurge": 0});
+    assert_eq!(object["spec"]["strategy"]["rollingUpdate"], parts);
+    // A port of a Service has one all the time: there it says nothing.
+    let port = [number(3, 80), bytes(4, &none)].concat();
+    let object = decode(&body("v1", "Service", &bytes(2, &bytes(1, &port)))).unwrap();
+    assert_eq!(object["spec"]["ports"], json!([{"port": 80}]));
+}
+
+#[test]
+fn a_question_about_access_as_kubectl_asks_it() {
+    let asked = [bytes(1, b"shop"), bytes(2, b"get"), bytes(3, b""), bytes(5, b"pods")].concat();
+    let status = bytes(3, &[number(1, 0), bytes(2, b""), bytes(3, b""), number(4, 0)].concat());
+    let raw = [bytes(1, b""), bytes(2, &bytes(1, &asked)), status].concat();
+    let object = decode(&body("authorization.k8s.io/v1", "SelfSubjectAccessReview", &raw)).unwrap();
+    let asked = json!({"namespace": "shop", "verb": "get", "resource": "pods"});
+    assert_eq!(object["spec"], json!({"resourceAttributes": asked}));
+}
+
+#[test]
 fn inlined_messages_bytes_and_times() {
     let reference = bytes(1, &bytes(1, b"map"));
     let volume = [bytes(1, b"v"), bytes(2, &bytes(19, &reference))].concat();
