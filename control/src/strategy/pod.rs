@@ -17,7 +17,8 @@ mod unserved;
 mod volumes;
 
 const DEFAULT_GRACE_SECS: i64 = 30;
-const FROZEN: &str = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations)";
+const SCHEDULED: &str = "PodScheduled";
+const FROZEN: &str = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.schedulingGates` (only removals)";
 
 impl Object for Pod {
     const GENERATION: bool = true;
@@ -27,7 +28,16 @@ impl Object for Pod {
         if let Some(spec) = &mut self.spec {
             spec.ephemeral_containers = None;
         }
-        self.status = Some(PodStatus { phase: Some("Pending".to_owned()), ..PodStatus::default() });
+        let gated = PodCondition {
+            reason: Some("SchedulingGated".to_owned()),
+            message: Some("Scheduling is blocked due to non-empty scheduling gates".to_owned()),
+            ..scheduled(false)
+        };
+        self.status = Some(PodStatus {
+            phase: Some("Pending".to_owned()),
+            conditions: is_gated(self).then(|| vec![gated]),
+            ..PodStatus::default()
+        });
     }
 
     fn set_defaults(&mut self) {
@@ -88,11 +98,32 @@ fn with_mutable_fields(old: &PodSpec, new: &PodSpec) -> PodSpec {
     if after.is_some_and(|after| before.is_none_or(|before| after <= before)) {
         allowed.active_deadline_seconds = after;
     }
+    let gates = old.scheduling_gates.as_deref().unwrap_or_default();
+    if new.scheduling_gates.iter().flatten().all(|gate| gates.contains(gate)) {
+        allowed.scheduling_gates.clone_from(&new.scheduling_gates);
+    }
     let kept = old.tolerations.as_deref().unwrap_or_default();
     if kept.iter().all(|t| new.tolerations.iter().flatten().any(|n| n == t)) {
         allowed.tolerations.clone_from(&new.tolerations);
     }
     allowed
+}
+
+/// Whether somebody holds the pod back from being scheduled.
+fn is_gated(pod: &Pod) -> bool {
+    let gates = pod.spec.as_ref().and_then(|spec| spec.scheduling_gates.as_ref());
+    gates.is_some_and(|gates| !gates.is_empty())
+}
+
+/// The condition that tells whether the pod has a node, from now on.
+fn scheduled(is: bool) -> PodCondition {
+    let now = Timestamp::from_second(Timestamp::now().as_second()).ok();
+    PodCondition {
+        type_: SCHEDULED.to_owned(),
+        status: if is { "True" } else { "False" }.to_owned(),
+        last_transition_time: now.map(Time),
+        ..PodCondition::default()
+    }
 }
 
 /// The pod with the node of a binding.
@@ -114,6 +145,9 @@ pub(crate) fn bound(pod: &Pod, binding: &Binding) -> Result<Pod, ApiError> {
     if pod.metadata.deletion_timestamp.is_some() {
         return Err(conflict(format!("pod {name} is being deleted, cannot be assigned to a host")));
     }
+    if is_gated(pod) {
+        return Err(conflict(format!("pod {name} has non-empty .spec.schedulingGates")));
+    }
     let spec = new.spec.get_or_insert_default();
     match spec.node_name.as_deref() {
         Some(other) if !other.is_empty() && other != node => {
@@ -122,14 +156,8 @@ pub(crate) fn bound(pod: &Pod, binding: &Binding) -> Result<Pod, ApiError> {
         _ => spec.node_name = Some(node.to_owned()),
     }
     let conditions = new.status.get_or_insert_default().conditions.get_or_insert_default();
-    conditions.retain(|c| c.type_ != "PodScheduled");
-    let now = Timestamp::from_second(Timestamp::now().as_second()).ok();
-    conditions.push(PodCondition {
-        type_: "PodScheduled".to_owned(),
-        status: "True".to_owned(),
-        last_transition_time: now.map(Time),
-        ..PodCondition::default()
-    });
+    conditions.retain(|c| c.type_ != SCHEDULED);
+    conditions.push(scheduled(true));
     Ok(new)
 }
 

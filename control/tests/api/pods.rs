@@ -84,6 +84,19 @@ fn debugger(name: &str) -> serde_json::Value {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sidecar_can_be_looked_into() {
+    let control = Control::start().await;
+    let mut with = pod("p", None);
+    with["spec"]["initContainers"] =
+        json!([{"name": "proxy", "image": "i:1", "restartPolicy": "Always"}]);
+    control.create(PODS, with).await;
+    let mut look = debugger("debug-1");
+    look["spec"]["ephemeralContainers"][0]["targetContainerName"] = json!("proxy");
+    let added = control.patch(&format!("{PODS}/p/ephemeralcontainers"), STRATEGIC, look).await;
+    assert_eq!(added.code, 200, "{}", added.body);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn containers_are_added_to_a_pod_and_stay_as_they_are() {
     let control = Control::start().await;
     control.create(PODS, pod("p", None)).await;

@@ -87,7 +87,8 @@ fn ephemeral<'a>(
         }
     }
     let target = ephemeral.target_container_name.as_deref().filter(|name| !name.is_empty());
-    if let Some(target) = target.filter(|t| spec.containers.iter().all(|c| c.name != **t)) {
+    let mut others = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    if let Some(target) = target.filter(|target| others.all(|c| c.name != **target)) {
         causes.add(at("targetContainerName"), format!("Not found: {target:?}"));
     }
     containers::debugging(field, &ephemeral.name, &container, seen, causes);

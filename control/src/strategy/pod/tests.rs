@@ -262,3 +262,34 @@ fn a_living_pod_keeps_its_spec() {
     new.spec.as_mut().unwrap().node_name = Some("n".to_owned());
     assert_eq!(check(&new), 1, "only a binding chooses the node");
 }
+
+#[test]
+fn gates_hold_a_pod_back_until_they_are_removed() {
+    let gated = json!([{"name": "example.org/a"}, {"name": "example.org/b"}]);
+    let with = |gates: Value| {
+        let good = json!({"name": "c", "image": "i"});
+        pod(json!({"containers": [good], "schedulingGates": gates}))
+    };
+    let mut old = with(gated);
+    old.prepare_create();
+    let condition = |pod: &Pod| {
+        let all = pod.status.as_ref().unwrap().conditions.iter().flatten();
+        all.map(|c| (c.status.clone(), c.reason.clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(condition(&old), [("False".to_owned(), Some("SchedulingGated".to_owned()))]);
+    let refused = |new: &Pod| {
+        let mut causes = Causes::default();
+        new.validate_update(&old, &mut causes);
+        !causes.into_vec().is_empty()
+    };
+    assert!(refused(&with(json!([{"name": "example.org/a"}, {"name": "example.org/c"}]))));
+    assert!(!refused(&with(json!([{"name": "example.org/b"}]))));
+    assert!(!refused(&with(json!([]))) && !refused(&with(Value::Null)));
+    let node = json!({"metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n1"}});
+    let node: Binding = serde_json::from_value(node).unwrap();
+    assert!(bound(&old, &node).unwrap_err().to_string().contains("schedulingGates"));
+    let mut free = with(json!([]));
+    free.prepare_create();
+    assert_eq!(condition(&free), []);
+    assert_eq!(condition(&bound(&free, &node).unwrap()), [("True".to_owned(), None)]);
+}
