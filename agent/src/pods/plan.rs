@@ -441,7 +441,7 @@ impl Planner<'_> {
                     self.start(name, sandbox, run.attempt + 1, Duration::ZERO);
                 }
             }
-            State::Exited(_) => match fate(run, policy) {
+            State::Exited(_) => match fate(run, policy, wanted) {
                 Fate::Restart { at, delay } if at <= self.now => {
                     self.start(name, sandbox, run.attempt + 1, delay);
                 }

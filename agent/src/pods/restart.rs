@@ -6,6 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, PodSpec};
 use mesh_model::containers::is_sidecar;
 
+use super::container::spec_hash;
 use super::observed::Instance;
 
 /// The first wait.
@@ -68,13 +69,17 @@ pub(crate) enum Fate {
     Restart { at: Timestamp, delay: Duration },
 }
 
-/// The fate of the newest run of a container. It must have ended; one whose state is unknown counts as failed.
-pub(crate) fn fate(run: &Instance, policy: Policy) -> Fate {
+/// The fate of the newest run of a container. It must have ended; one whose state is unknown counts as failed. `wanted` is the container
+/// as it is to be now: what it was before may have failed for reasons that it no longer has, and makes nobody wait.
+pub(crate) fn fate(run: &Instance, policy: Policy, wanted: &Container) -> Fate {
     let Some(exit) = run.exit() else {
         return Fate::Restart { at: run.created_at, delay: Duration::ZERO };
     };
     if !policy.restarts(exit.code) {
         return Fate::Final;
+    }
+    if run.hash != spec_hash(wanted) {
+        return Fate::Restart { at: exit.finished_at, delay: Duration::ZERO };
     }
     let delay = next_delay(Duration::from_secs(run.delay_secs), run.attempt, exit.ran());
     Fate::Restart { at: after(exit.finished_at, delay), delay }

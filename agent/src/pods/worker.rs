@@ -305,7 +305,7 @@ impl Worker {
         for (container, policy) in Policy::of_all(spec) {
             let Some(run) = self.observed.newest(&container.name) else { continue };
             let waits = run.exit().is_some()
-                && matches!(fate(run, policy), Fate::Restart { delay, .. } if !delay.is_zero());
+                && matches!(fate(run, policy, container), Fate::Restart { delay, .. } if !delay.is_zero());
             if waits && self.announced.insert(run.id.clone()) {
                 let message = format!(
                     "Back-off restarting failed container {} in pod {}",

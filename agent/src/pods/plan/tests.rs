@@ -457,6 +457,26 @@ fn a_changed_image_and_a_bad_probe_restart_a_container() {
 }
 
 #[test]
+fn a_changed_image_does_not_wait_for_the_failures_of_the_one_before() {
+    let mut world = World::new(serde_json::json!({"containers": [{"name": "a"}]}));
+    world.settle();
+    for _ in 0..4 {
+        world.exit_named("a", 1);
+        world.pass(Duration::from_secs(40));
+        world.settle();
+    }
+    world.exit_named("a", 1);
+    world.settle();
+    assert_eq!(world.running(), [""; 0], "it waits");
+    if let Some(spec) = world.work.as_mut().and_then(|w| w.pod.spec.as_mut()) {
+        spec.containers[0].image = Some("image:2".to_owned());
+    }
+    world.settle();
+    assert_eq!(world.running(), ["a"]);
+    assert_eq!(world.observed.newest("a").map(|run| run.attempt), Some(5));
+}
+
+#[test]
 fn the_probe_that_fails_says_how_long_the_container_may_take_to_end() {
     let probe = |secs: u64| serde_json::json!({"tcpSocket": {"port": 80}, "terminationGracePeriodSeconds": secs});
     let mut world =

@@ -151,7 +151,7 @@ fn pause(
     if let Some(failure) = failure.filter(|failure| failure.reason != RUN_FAILED) {
         return Some(failed(view, container, failure));
     }
-    match fate(run, policy) {
+    match fate(run, policy, container) {
         Fate::Restart { at, delay } if at > view.now => {
             let name = view.pod.metadata.name.as_deref().unwrap_or_default();
             let namespace = view.pod.metadata.namespace.as_deref().unwrap_or_default();

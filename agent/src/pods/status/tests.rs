@@ -1,6 +1,9 @@
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Container;
+
 use super::*;
+use crate::pods::container::spec_hash;
 use crate::pods::memory::{Task, Verdicts};
 use crate::pods::observed::{Exit, Instance, Sandbox, State};
 use crate::pods::outcome::Cause;
@@ -20,7 +23,10 @@ fn pod(spec: serde_json::Value) -> Pod {
     .unwrap()
 }
 
+/// A run of a container of that name, as [`one`] has it.
 fn run(name: &str, attempt: u32, state: State) -> Instance {
+    let container =
+        Container { name: name.to_owned(), image: Some("i:1".to_owned()), ..Container::default() };
     Instance {
         id: format!("{name}-{attempt}"),
         sandbox: "s".to_owned(),
@@ -29,7 +35,7 @@ fn run(name: &str, attempt: u32, state: State) -> Instance {
         created_at: now(),
         state,
         image_id: "sha256:1".to_owned(),
-        hash: String::new(),
+        hash: spec_hash(&container),
         delay_secs: 0,
     }
 }
@@ -195,6 +201,17 @@ fn a_command_that_does_not_exist_is_a_crash_loop() {
     check(&case, "Running", BASE, "CrashLoopBackOff");
     let container = case.status().container_statuses.unwrap().remove(0);
     assert_eq!(container.last_state.unwrap().terminated.unwrap().exit_code, 128);
+}
+
+#[test]
+fn a_container_with_another_image_is_no_crash_loop() {
+    let crashes = vec![run("a", 0, exited(1)), run("a", 1, exited(2))];
+    let mut case = Case::new(one("Always"), crashes);
+    check(&case, "Running", BASE, "CrashLoopBackOff");
+    if let Some(spec) = &mut case.pod.spec {
+        spec.containers[0].image = Some("i:2".to_owned());
+    }
+    check(&case, "Running", BASE, "exit 2");
 }
 
 #[test]
