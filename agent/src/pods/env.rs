@@ -95,7 +95,11 @@ fn from_object(
     };
     // A key that cannot be a variable's name is left out; the others still serve.
     for (key, value) in values.iter().filter(|(key, _)| !key.is_empty() && !key.contains('=')) {
-        env.set(&format!("{prefix}{key}"), text(kind, name, key, value)?);
+        match text(kind, name, key, value) {
+            // It is `binaryData`, which is for files.
+            Err(_) if kind == CONFIG_MAP => {}
+            value => env.set(&format!("{prefix}{key}"), value?),
+        }
     }
     Ok(())
 }
@@ -213,6 +217,28 @@ mod tests {
             ("POD", "web"),
         ]);
         assert_eq!(env, Ok(want));
+    }
+
+    #[test]
+    fn what_is_no_text_is_left_out_of_a_config_map_and_missed_in_a_secret() {
+        let from = |source: &str| {
+            let mut work =
+                work(serde_json::json!({"name": "c", "envFrom": [{source: {"name": "settings"}}]}));
+            let values: BTreeMap<String, Vec<u8>> = [
+                ("color".to_owned(), b"green".to_vec()),
+                ("logo.png".to_owned(), b"\x89PNG\r\n".to_vec()),
+            ]
+            .into();
+            work.secrets = [("settings".to_owned(), values.clone())].into();
+            work.config_maps = [("settings".to_owned(), values)].into();
+            let container = &work.pod.spec.as_ref().unwrap().containers[0];
+            let env = environment(&work, container, &Facts::default())?;
+            Ok(env.pairs().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>())
+        };
+        let of_map: Result<_, EnvError> = from("configMapRef");
+        assert_eq!(of_map.unwrap(), ["WEB_SERVICE_HOST=10.96.0.9", "color=green"]);
+        let why = from("secretRef").unwrap_err().to_string();
+        assert_eq!(why, "key logo.png in secret \"settings\" is not UTF-8 text");
     }
 
     #[test]

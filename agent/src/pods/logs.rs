@@ -110,7 +110,7 @@ impl Renderer {
         let start = output.len();
         let open = &mut self.open[usize::from(record.stderr)];
         if self.timestamps && !*open {
-            output.extend_from_slice(record.time.as_bytes());
+            put_time(record.time, output);
             output.push(b' ');
         }
         output.extend_from_slice(record.text);
@@ -127,16 +127,40 @@ impl Renderer {
     }
 }
 
+/// Digits of a second: as many as the kubelet shows.
+const DIGITS: usize = 9;
+
+/// Writes a time with all digits of its second. The runtime leaves out zeros at the end, and people sort lines of several containers as
+/// text.
+fn put_time(time: &str, output: &mut Vec<u8>) {
+    // Up to the seconds, and what may follow: a fraction, and the zone.
+    let (seconds, rest) = time.split_at_checked("2026-01-01T00:00:00".len()).unwrap_or((time, ""));
+    let fraction = rest.strip_prefix('.').unwrap_or(rest);
+    let end = fraction.find(|c: char| !c.is_ascii_digit()).unwrap_or(fraction.len());
+    let (digits, zone) = fraction.split_at(end);
+    let line = match zone {
+        "" => time.to_owned(),
+        _ => format!("{seconds}.{digits:0<DIGITS$}{zone}"),
+    };
+    output.extend_from_slice(line.as_bytes());
+}
+
 /// How much of a file is read for its last words.
 const LAST_BLOCK: u64 = 64 << 10;
 
-/// The last words of a log file, as people read them: at most so many bytes. Blocks.
-pub(crate) fn last_text(path: &Path, most: usize) -> std::io::Result<Vec<u8>> {
+/// The end of a file: at most so many bytes, whatever is written meanwhile. Blocks.
+pub(crate) fn last_bytes(path: &Path, most: u64) -> std::io::Result<Vec<u8>> {
     let mut file = File::open(path)?;
-    let start = file.metadata()?.len().saturating_sub(LAST_BLOCK);
+    let start = file.metadata()?.len().saturating_sub(most);
     file.seek(SeekFrom::Start(start))?;
     let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
+    file.take(most).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The last words of a log file, as people read them: at most so many bytes. Blocks.
+pub(crate) fn last_text(path: &Path, most: usize) -> std::io::Result<Vec<u8>> {
+    let bytes = last_bytes(path, LAST_BLOCK)?;
     let (mut renderer, mut text) = (Renderer::new(&Wanted::default()), Vec::new());
     for line in bytes.split(|byte| *byte == b'\n') {
         renderer.render(line, &mut text);

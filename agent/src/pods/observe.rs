@@ -1,6 +1,5 @@
 //! Reads what the runtime has of a pod.
 
-use std::io::Read as _;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Container, PodSpec};
@@ -124,11 +123,8 @@ fn name_the_limit(instance: &mut Instance, limit: &str) {
 fn last_words(instance: &mut Instance, pod: &PodRef, layout: &Layout, or_log: bool) {
     let State::Exited(exit) = &mut instance.state else { return };
     let path = layout.termination(&pod.uid, &instance.name, instance.attempt);
-    let mut text = Vec::new();
-    if let Ok(file) = std::fs::File::open(path) {
-        // What cannot be read is not said.
-        let _ = file.take(MAX_MESSAGE).read_to_end(&mut text);
-    }
+    // What cannot be read is not said. Of a long message the end counts: there programs say what went wrong.
+    let mut text = logs::last_bytes(&path, MAX_MESSAGE).unwrap_or_default();
     if text.is_empty() && or_log && exit.code != 0 {
         let log = layout.logs(pod).join(&instance.name).join(format!("{}.log", instance.attempt));
         text = logs::last_text(&log, LOG_MESSAGE).unwrap_or_default();
@@ -157,5 +153,61 @@ pub(crate) fn pod_ips(
         None => Vec::new(),
         Some(_) if host_network => host.to_vec(),
         Some(sandbox) => sandbox.ips.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use jiff::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn of_long_last_words_the_end_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let layout = Layout::at(&at("state"), &at("run"), &at("log"));
+        let pod =
+            PodRef { namespace: "shop".to_owned(), name: "web".to_owned(), uid: "u".to_owned() };
+        let message = |file: &Path, said: &str, code: i32| {
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(file, said).unwrap();
+            let now = Timestamp::UNIX_EPOCH;
+            let mut run = Instance {
+                id: "0123".to_owned(),
+                sandbox: "s".to_owned(),
+                name: "c".to_owned(),
+                attempt: 2,
+                created_at: now,
+                state: State::Exited(Exit {
+                    started_at: now,
+                    finished_at: now,
+                    code,
+                    reason: "Error".to_owned(),
+                    message: "the runtime's".to_owned(),
+                }),
+                image_id: String::new(),
+                hash: String::new(),
+                delay_secs: 0,
+            };
+            last_words(&mut run, &pod, &layout, true);
+            run.exit().map(|exit| exit.message.clone()).unwrap()
+        };
+        let file = layout.termination("u", "c", 2);
+        let trace = format!("Traceback:\n{}ValueError: no such table", "  at x\n".repeat(1000));
+        let kept = message(&file, &trace, 1);
+        assert!(kept.ends_with("ValueError: no such table"), "{}", &kept[..80]);
+        assert_eq!(kept.len(), 4096);
+        assert_eq!(message(&file, "no table", 1), "no table");
+        // Without a word, a failed container's log speaks for it.
+        message(&file, "", 1);
+        let log = layout.logs(&pod).join("c/2.log");
+        assert_eq!(
+            message(&log, "2026-01-01T00:00:00Z stderr F no such table\n", 1),
+            "no such table\n"
+        );
+        assert_eq!(message(&file, "", 0), "the runtime's");
     }
 }

@@ -64,6 +64,22 @@ async fn a_file_is_read_as_wanted() {
 }
 
 #[test]
+fn times_can_be_compared_as_text() {
+    for (written, shown) in [
+        ("2026-01-01T00:00:00.12Z", "2026-01-01T00:00:00.120000000Z"),
+        ("2026-01-01T00:00:00Z", "2026-01-01T00:00:00.000000000Z"),
+        ("2026-01-01T00:00:00.123456789+01:00", "2026-01-01T00:00:00.123456789+01:00"),
+        ("2026-01-01T00:00:00.1-05:00", "2026-01-01T00:00:00.100000000-05:00"),
+        ("yesterday", "yesterday"),
+    ] {
+        let mut renderer = Renderer::new(&Wanted { timestamps: true, ..Default::default() });
+        let mut output = Vec::new();
+        renderer.render(format!("{written} stdout F x").as_bytes(), &mut output);
+        assert_eq!(String::from_utf8(output).unwrap(), format!("{shown} x\n"));
+    }
+}
+
+#[test]
 fn the_end_of_a_log_is_the_end_of_its_text() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), LOG.repeat(100)).unwrap();
