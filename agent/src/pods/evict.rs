@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Container, Pod};
 use mesh_cri::v1;
+use mesh_model::containers::lasting;
 use tokio::sync::watch;
 
 use super::images::Images;
@@ -162,14 +163,13 @@ fn priority(pod: &Pod) -> i32 {
     }
 }
 
-/// Requests of all containers.
+/// Requests of all containers, sidecars included: what they use counts, too.
 fn requested(pod: &Pod, resource: Resource) -> u64 {
     let amount = |container: &Container| {
         let requests = container.resources.as_ref()?.requests.as_ref()?;
         u64::try_from(quantity::bytes(requests.get(resource.name())?).ok()?).ok()
     };
-    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
-    containers.filter_map(amount).sum()
+    pod.spec.iter().flat_map(lasting).filter_map(amount).sum()
 }
 
 /// The pod that has to go, and why.

@@ -24,7 +24,7 @@ fn bytes(limit: &Quantity) -> Option<u64> {
 pub(super) fn limited(pods: &Desired) -> bool {
     let is_limited = |spec: &PodSpec| {
         spec.volumes.iter().flatten().any(|v| size_limit(v).is_some())
-            || spec.containers.iter().any(|c| storage_limit(c).is_some())
+            || lasting(spec).any(|c| storage_limit(c).is_some())
     };
     pods.values().any(|work| work.pod.spec.as_ref().is_some_and(is_limited))
 }
@@ -49,18 +49,22 @@ fn above(spec: &PodSpec, measured: &Measured) -> Option<String> {
             return Some(format!("Usage of EmptyDir volume {name:?} exceeds the limit {limit:?}."));
         }
     }
-    let mut sum = Some(0_u64);
-    for container in &spec.containers {
-        let limit = storage_limit(container);
-        sum = sum.zip(limit.and_then(bytes)).map(|(sum, limit)| sum.saturating_add(limit));
+    for container in lasting(spec) {
         let used = measured.containers.get(&container.name).copied().unwrap_or(0);
-        if let Some(limit) = limit.filter(|limit| is_above(used, limit)) {
+        if let Some(limit) = storage_limit(container).filter(|limit| is_above(used, limit)) {
             let (name, limit) = (&container.name, &limit.0);
             return Some(format!(
                 "Container {name} exceeded its local ephemeral storage limit {limit:?}."
             ));
         }
     }
-    let sum = sum.filter(|sum| measured.disk() > *sum)?;
-    Some(format!("Pod ephemeral local storage usage exceeds the total limit of containers {sum}."))
+    let limit = |container| storage_limit(container).and_then(bytes);
+    let mut main = spec.containers.iter().map(limit);
+    let main = main.try_fold(0_u64, |sum, limit| Some(sum.saturating_add(limit?)))?;
+    // A sidecar without a limit of its own shares those of the others.
+    let sidecars = lasting(spec).skip(spec.containers.len()).filter_map(limit);
+    let sum = sidecars.fold(main, u64::saturating_add);
+    (measured.disk() > sum).then(|| {
+        format!("Pod ephemeral local storage usage exceeds the total limit of containers {sum}.")
+    })
 }

@@ -59,6 +59,33 @@ fn who_uses_more_than_it_asked_for_goes_first() {
 }
 
 #[test]
+fn sidecars_ask_for_what_they_use() {
+    let with = |main: serde_json::Value, sidecar: serde_json::Value| {
+        json!({"containers": [{"name": "c", "resources": main}],
+            "initContainers": [{"name": "s", "restartPolicy": "Always", "resources": sidecar},
+                {"name": "i", "resources": {"requests": {"memory": "1Gi"}}}]})
+    };
+    let asks = |amount: &str| json!({"requests": {"memory": amount}});
+    let all = pods(&[("proxied", with(asks("1Mi"), asks("9Mi"))), ("plain", requests("1Mi"))]);
+    let used = memory(&[("proxied", 9 << 20), ("plain", 2 << 20)]);
+    assert_eq!(victim(&all, &used, Resource::Memory).unwrap().0.name, "plain");
+
+    let limit = |amount: &str| json!({"limits": {"ephemeral-storage": amount}});
+    let of = |sidecar: serde_json::Value, used: [(&str, u64); 2]| {
+        let all = pods(&[("proxied", with(limit("1Ki"), sidecar))]);
+        assert!(limits::limited(&all));
+        let containers = used.map(|(name, bytes)| (name.to_owned(), bytes)).into();
+        let measured = Measured { containers, ..Measured::default() };
+        limits::exceeded(&all, &[(named("proxied"), measured)]).pop().map(|(_, why)| why)
+    };
+    assert_eq!(of(limit("2Ki"), [("c", 1000), ("s", 2000)]), None);
+    let why = of(limit("2Ki"), [("c", 1), ("s", 2049)]).unwrap();
+    assert!(why.starts_with("Container s exceeded"), "{why}");
+    let why = of(json!({}), [("c", 1), ("s", 1024)]).unwrap();
+    assert!(why.starts_with("Pod ephemeral local storage usage exceeds"), "{why}");
+}
+
+#[test]
 fn limits_on_disk_are_kept() {
     let limit = |amount: &str| json!({"limits": {"ephemeral-storage": amount}});
     let all = pods(&[
