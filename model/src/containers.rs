@@ -1,6 +1,6 @@
-//! Which containers of a pod run as long as it does: the ordinary ones, and beside them its sidecars.
+//! Which containers of a pod run as long as it does: the ordinary ones, and beside them its sidecars; and when that is over.
 
-use k8s_openapi::api::core::v1::{Container, PodSpec};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 
 /// Whether an init container keeps running beside the ordinary ones (KEP-753).
 pub fn is_sidecar(init: &Container) -> bool {
@@ -11,4 +11,10 @@ pub fn is_sidecar(init: &Container) -> bool {
 pub fn lasting(spec: &PodSpec) -> impl Iterator<Item = &Container> {
     let sidecars = spec.init_containers.iter().flatten().filter(|init| is_sidecar(init));
     spec.containers.iter().chain(sidecars)
+}
+
+/// Whether all of them have ended for good: the pod's address may be somebody else's.
+pub fn have_ended(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
 }

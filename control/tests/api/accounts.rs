@@ -187,13 +187,18 @@ async fn an_account_may_do_what_its_role_says() {
     }
 }
 
+/// The service account `default`, which may read its namespace.
+async fn viewer(control: &Control) -> Client {
+    let issued = control.post(&format!("{ACCOUNTS}/default/token"), request(None)).await;
+    let role = json!({"metadata": {"annotations": {"mesh.dev/role": "view"}}});
+    assert_eq!(control.patch(&format!("{ACCOUNTS}/default"), MERGE, role).await.code, 200);
+    bearer(control, &token(&issued))
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_asks_first_hears_what_a_request_would_meet() {
     let control = Control::start().await;
-    let issued = control.post(&format!("{ACCOUNTS}/default/token"), request(None)).await;
-    let account = bearer(&control, &token(&issued));
-    let role = json!({"metadata": {"annotations": {"mesh.dev/role": "view"}}});
-    assert_eq!(control.patch(&format!("{ACCOUNTS}/default"), MERGE, role).await.code, 200);
+    let account = viewer(&control).await;
     let path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
     let asked = async |client: &Client, spec: Value| {
         let body = json!({"kind": "SelfSubjectAccessReview", "apiVersion": "authorization.k8s.io/v1", "spec": spec});
@@ -237,10 +242,7 @@ async fn who_asks_first_hears_what_a_request_would_meet() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_administrator_who_acts_as_somebody_else_may_no_more_than_that_one() {
     let control = Control::start().await;
-    let issued = control.post(&format!("{ACCOUNTS}/default/token"), request(None)).await;
-    let account = bearer(&control, &token(&issued));
-    let role = json!({"metadata": {"annotations": {"mesh.dev/role": "view"}}});
-    assert_eq!(control.patch(&format!("{ACCOUNTS}/default"), MERGE, role).await.code, 200);
+    let account = viewer(&control).await;
     control.create(MAPS, config_map("kept", "1")).await;
     let acting = async |client: &Client, user: &str, group: &str, method: Method, path: &str| {
         let mut request = http::Request::builder().method(method).uri(path);

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1::Pod;
 
 use super::{Decision, Flow, Side};
+use crate::containers::have_ended;
 use crate::snapshot::Protocol;
 use crate::{NodeName, ObjectKey, Objects, compile};
 
@@ -93,12 +94,12 @@ fn find<'a>(objects: &'a Objects, end: &End) -> Result<Option<&'a Pod>, WhyError
                     && pod.metadata.name.as_deref() == Some(&key.name)
             };
             let pod = pods.find(named).ok_or_else(|| WhyError::NoPod(key.clone()))?;
-            if has_ended(pod) { Err(WhyError::Ended(key.clone())) } else { Ok(Some(pod)) }
+            if have_ended(pod) { Err(WhyError::Ended(key.clone())) } else { Ok(Some(pod)) }
         }
         End::Address(address) => {
             let all = pods.filter(|pod| {
                 let host = pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true);
-                !host && !has_ended(pod) && pod_addresses(pod).contains(address)
+                !host && !have_ended(pod) && pod_addresses(pod).contains(address)
             });
             Ok(all.max_by_key(|pod| {
                 let metadata = &pod.metadata;
@@ -106,11 +107,6 @@ fn find<'a>(objects: &'a Objects, end: &End) -> Result<Option<&'a Pod>, WhyError
             }))
         }
     }
-}
-
-fn has_ended(pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 fn addresses(end: &End, pod: Option<&Pod>) -> Vec<IpAddr> {

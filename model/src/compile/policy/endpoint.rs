@@ -39,8 +39,7 @@ impl<'a> Endpoint<'a> {
     /// A pod that speaks for itself: not in the node's network, and not over.
     pub(super) fn of(pod: &'a Pod) -> Option<Self> {
         let spec = pod.spec.as_ref()?;
-        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-        if spec.host_network == Some(true) || matches!(phase, Some("Succeeded" | "Failed")) {
+        if spec.host_network == Some(true) || containers::have_ended(pod) {
             return None;
         }
         let mut named_ports = BTreeMap::new();
