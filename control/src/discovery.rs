@@ -8,6 +8,12 @@ use crate::api::{access, metrics, tokens};
 const VERBS: &[&str] =
     &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 
+/// The verbs of a kind, and of each of its subresources.
+pub(crate) fn verbs(kind: &Kind) -> Vec<(Option<&'static str>, &'static [&'static str])> {
+    let subresources = subresources(kind).into_iter().map(|sub| (Some(sub.name), sub.verbs));
+    std::iter::once((None, VERBS)).chain(subresources).collect()
+}
+
 /// What is measured, and not stored.
 const MEASURED: &[Unstored] = &[
     Unstored { name: "nodes", kind: "NodeMetrics", namespaced: false, verbs: &["get", "list"] },

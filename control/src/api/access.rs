@@ -1,5 +1,6 @@
 //! Whether the caller may do something: SelfSubjectAccessReview of `authorization.k8s.io/v1`. Programs for people, such as k9s and
-//! Lens, ask before they show a kind of objects or offer to do something, and so does `kubectl auth can-i`.
+//! Lens, ask before they show a kind of objects or offer to do something, and so does `kubectl auth can-i`. With `--list` that asks for
+//! all that the caller may do: SelfSubjectRulesReview.
 //!
 //! The answer is what a request would meet: the question is taken apart into requests, and each is asked of the same rules.
 
@@ -15,19 +16,26 @@ use super::caller::{Access, Caller, Verb};
 use super::{Api, respond, streams, tokens};
 use crate::error::ApiError;
 
+mod rules;
+
 /// The API group.
 pub(crate) const GROUP: &str = "authorization.k8s.io";
 /// Its version.
 pub(crate) const VERSION: &str = "v1";
 /// What is asked and not stored: resource and kind.
-pub(crate) const REVIEWS: [(&str, &str); 1] =
-    [("selfsubjectaccessreviews", "SelfSubjectAccessReview")];
+pub(crate) const REVIEWS: [(&str, &str); 2] = [
+    ("selfsubjectaccessreviews", "SelfSubjectAccessReview"),
+    ("selfsubjectrulesreviews", "SelfSubjectRulesReview"),
+];
 
 /// Stands for every group, resource or verb.
 const ALL: &str = "*";
 /// Reviews that anybody may ask for who is somebody: group and resource.
-const OPEN: [(&str, &str); 2] =
-    [(tokens::GROUP, "selfsubjectreviews"), (GROUP, "selfsubjectaccessreviews")];
+const OPEN: [(&str, &str); 3] = [
+    (tokens::GROUP, "selfsubjectreviews"),
+    (GROUP, "selfsubjectaccessreviews"),
+    (GROUP, "selfsubjectrulesreviews"),
+];
 /// Paths that anybody may read who is somebody, with all below them.
 const OPEN_PATHS: [&str; 7] =
     ["/api", "/apis", "/healthz", "/livez", "/openapi", "/readyz", "/version"];
@@ -41,6 +49,9 @@ impl Api {
         request: Request<Body>,
     ) -> Result<Response, ApiError> {
         let raw = tokens::posted(GROUP, &REVIEWS, resource, request).await?;
+        if resource == "selfsubjectrulesreviews" {
+            return self.review_rules(caller, &raw);
+        }
         let mut review: SelfSubjectAccessReview = tokens::parsed(&raw, "SelfSubjectAccessReview")?;
         let spec = &review.spec;
         let judged = match (&spec.resource_attributes, &spec.non_resource_attributes) {
@@ -148,7 +159,7 @@ mod tests {
     use super::*;
     use crate::api::caller::{Account, Role};
 
-    fn account(role: Role) -> Caller {
+    pub(super) fn account(role: Role) -> Caller {
         let account =
             Account { namespace: "shop".to_owned(), uid: "u".to_owned(), role, pod: None };
         Caller {

@@ -240,6 +240,31 @@ async fn who_asks_first_hears_what_a_request_would_meet() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_for_all_that_it_may_gets_a_list() {
+    let control = Control::start().await;
+    let account = viewer(&control).await;
+    let asked = async |client: &Client, spec: Value| {
+        let path = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews";
+        let body = json!({"kind": "SelfSubjectRulesReview", "apiVersion": "authorization.k8s.io/v1", "spec": spec});
+        send(client, Method::POST, path, JSON, body.to_string().into_bytes()).await
+    };
+    let answer = asked(&account, json!({"namespace": "default"})).await;
+    assert_eq!((answer.code, &answer.body["status"]["incomplete"]), (201, &json!(false)));
+    let rules = answer.body["status"]["resourceRules"].as_array().unwrap();
+    let about = |resource: &str| {
+        let has = |rule: &&Value| rule["resources"].as_array().unwrap().contains(&json!(resource));
+        rules.iter().find(has).map(|rule| rule["verbs"].clone())
+    };
+    assert_eq!(about("pods"), Some(json!(["get", "list", "watch"])));
+    assert_eq!(about("secrets"), None);
+    let elsewhere = asked(&account, json!({"namespace": "kube-system"})).await.body;
+    assert!(!elsewhere["status"]["resourceRules"].to_string().contains("pods"), "{elsewhere}");
+    let everything = asked(&control.client, json!({"namespace": "default"})).await.body;
+    assert_eq!(everything["status"]["resourceRules"][0]["verbs"], json!(["*"]));
+    assert_eq!(asked(&account, json!({})).await.code, 400);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_administrator_who_acts_as_somebody_else_may_no_more_than_that_one() {
     let control = Control::start().await;
     let account = viewer(&control).await;

@@ -94,6 +94,10 @@ fn a_question_about_access_as_kubectl_asks_it() {
     let object = decode(&body("authorization.k8s.io/v1", "SelfSubjectAccessReview", &raw)).unwrap();
     let asked = json!({"namespace": "shop", "verb": "get", "resource": "pods"});
     assert_eq!(object["spec"], json!({"resourceAttributes": asked}));
+    let nothing = bytes(3, &[number(3, 0), bytes(4, b"")].concat());
+    let raw = [bytes(1, b""), bytes(2, &bytes(1, b"shop")), nothing].concat();
+    let object = decode(&body("authorization.k8s.io/v1", "SelfSubjectRulesReview", &raw)).unwrap();
+    assert_eq!(object["spec"], json!({"namespace": "shop"}));
 }
 
 #[test]
