@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::IngressClass;
 use mesh_model::cluster::node_overlay_address;
@@ -30,13 +30,20 @@ pub async fn run(registry: &Registry, advertise: &[IpAddr], port: u16) -> Result
     ensure::<Service>(registry, dns_service(&cluster)).await?;
     ensure::<IngressClass>(registry, ingress_class()).await?;
     // From another machine, or from a pod, a loopback address means something else.
-    let reachable = advertise.iter().copied().filter(|a| !a.is_loopback());
-    let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = reachable.partition(IpAddr::is_ipv4);
+    let reachable: Vec<IpAddr> = advertise.iter().copied().filter(|a| !a.is_loopback()).collect();
+    let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = reachable.iter().copied().partition(IpAddr::is_ipv4);
     ensure::<Service>(registry, api_service(&cluster, !v4.is_empty(), !v6.is_empty())).await?;
     for (family, addresses) in [("IPv4", v4), ("IPv6", v6)] {
         if !addresses.is_empty() {
-            follow(registry, api_slice(family, &addresses, port)).await?;
+            let same = |a: &EndpointSlice, b: &EndpointSlice| {
+                (&a.endpoints, &a.ports) == (&b.endpoints, &b.ports)
+            };
+            follow(registry, api_slice(family, &addresses, port), same).await?;
         }
+    }
+    if !reachable.is_empty() {
+        let same = |a: &Endpoints, b: &Endpoints| a.subsets == b.subsets;
+        follow(registry, api_endpoints(&reachable, port), same).await?;
     }
     Ok(())
 }
@@ -52,19 +59,23 @@ async fn ensure<K: Object>(registry: &Registry, value: Value) -> Result<(), ApiE
     }
 }
 
-/// Makes the slice, or changes it to what it should be.
-async fn follow(registry: &Registry, value: Value) -> Result<(), ApiError> {
-    let mut wanted: EndpointSlice = object(value);
-    let name = wanted.metadata.name.clone().unwrap_or_default();
-    let present: EndpointSlice = match registry.get(Some("default"), &name) {
+/// Makes the object, or changes it to what it should be.
+async fn follow<K: Object>(
+    registry: &Registry,
+    value: Value,
+    same: impl Fn(&K, &K) -> bool,
+) -> Result<(), ApiError> {
+    let mut wanted: K = object(value);
+    let name = wanted.metadata().name.clone().unwrap_or_default();
+    let present: K = match registry.get(Some("default"), &name) {
         Ok(present) => present,
         Err(ApiError::NotFound { .. }) => return registry.create(&wanted).await.map(drop),
         Err(error) => return Err(error),
     };
-    if present.endpoints == wanted.endpoints && present.ports == wanted.ports {
+    if same(&present, &wanted) {
         return Ok(());
     }
-    wanted.metadata = present.metadata;
+    *wanted.metadata_mut() = present.metadata().clone();
     registry.update(&wanted).await.map(drop)
 }
 
@@ -153,6 +164,22 @@ fn api_slice(family: &str, addresses: &[IpAddr], port: u16) -> Value {
     })
 }
 
+/// The same for those who do not know slices. They are not mirrored, because the slices are there.
+fn api_endpoints(addresses: &[IpAddr], port: u16) -> Value {
+    let addresses: Vec<Value> = addresses.iter().map(|ip| json!({"ip": ip})).collect();
+    json!({
+        "metadata": {
+            "name": "kubernetes",
+            "namespace": "default",
+            "labels": {wellknown::LABEL_SKIP_MIRROR: "true"},
+        },
+        "subsets": [{
+            "addresses": addresses,
+            "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
+        }],
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -170,7 +197,10 @@ mod tests {
         run(&registry, &at("192.0.2.1"), 6443).await.unwrap();
         assert_eq!(registry.revision(), before);
         run(&registry, &at("192.0.2.2"), 6443).await.unwrap();
-        assert_eq!(registry.revision(), before + 1);
+        assert_eq!(registry.revision(), before + 2);
+        let endpoints: Endpoints = registry.get(Some("default"), "kubernetes").unwrap();
+        let subsets = endpoints.subsets.unwrap();
+        assert_eq!(subsets[0].addresses.as_ref().unwrap()[0].ip, "192.0.2.2");
         let dns: Service = registry.get(Some("kube-system"), "kube-dns").unwrap();
         assert_eq!(dns.spec.unwrap().cluster_ip.as_deref(), Some("10.96.0.10"));
         let api: Service = registry.get(Some("default"), "kubernetes").unwrap();

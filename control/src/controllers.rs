@@ -117,6 +117,8 @@ fn launch(
     runtime::run(tasks, sets, queue, resync);
     let (endpoints, queue) = endpoints::Controller::new(context.clone());
     runtime::run(tasks, endpoints, queue, resync);
+    let (handwritten, queue) = endpoints::handwritten::Controller::new(context.clone());
+    runtime::run(tasks, handwritten, queue, resync);
     let (ingresses, queue) = ingress::Controller::new(context.clone());
     runtime::run(tasks, ingresses, queue, resync);
     let (balancers, queue) = loadbalancer::Controller::new(context.clone());

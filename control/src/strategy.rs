@@ -132,6 +132,7 @@ macro_rules! with_kind {
             "Node" => with_kind!(@ $alias, core::v1::Node, $body),
             "Pod" => with_kind!(@ $alias, core::v1::Pod, $body),
             "Service" => with_kind!(@ $alias, core::v1::Service, $body),
+            "Endpoints" => with_kind!(@ $alias, core::v1::Endpoints, $body),
             "ConfigMap" => with_kind!(@ $alias, core::v1::ConfigMap, $body),
             "Secret" => with_kind!(@ $alias, core::v1::Secret, $body),
             "Event" => with_kind!(@ $alias, core::v1::Event, $body),

@@ -156,6 +156,23 @@ mod tests {
     }
 
     #[test]
+    fn endpoints_show_ready_addresses_with_each_port() {
+        let shown = |subsets: Value| cell("ep", &json!({"subsets": subsets}), "Endpoints");
+        let ips = |ips: &[&str]| json!(ips.iter().map(|ip| json!({"ip": ip})).collect::<Vec<_>>());
+        let two = json!([{"name": "a", "port": 80}, {"name": "b", "port": 81}]);
+        let subset = json!({"addresses": ips(&["192.0.2.1", "192.0.2.2"]), "ports": two});
+        let last = json!({"addresses": ips(&["2001:db8::1"]), "ports": [{"port": 53}]});
+        assert_eq!(shown(json!([last])), "[2001:db8::1]:53");
+        assert_eq!(
+            shown(json!([subset, last])),
+            "192.0.2.1:80,192.0.2.2:80,192.0.2.1:81 + 2 more..."
+        );
+        assert_eq!(shown(json!([{"addresses": ips(&["192.0.2.1"])}])), "192.0.2.1");
+        assert_eq!(shown(json!([{"notReadyAddresses": ips(&["192.0.2.1"])}])), "");
+        assert_eq!(shown(json!(null)), "<none>");
+    }
+
+    #[test]
     fn network_policies_show_whom_they_select() {
         let policy = |selector: Value| json!({"spec": {"podSelector": selector}});
         let some = json!({"matchLabels": {"a": "b"}, "matchExpressions": [

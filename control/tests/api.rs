@@ -14,6 +14,8 @@ mod apply;
 mod clients;
 #[path = "api/crash.rs"]
 mod crash;
+#[path = "api/endpoints.rs"]
+mod endpoints;
 #[path = "api/objects.rs"]
 mod objects;
 #[path = "api/pods.rs"]

@@ -69,6 +69,7 @@ pub const KINDS: &[Kind] = &[
     Kind { namespaced: false, status: true, ..kind("", "Node", "nodes", "node", &["no"]) },
     Kind { status: true, categories: ALL, ..kind("", "Pod", "pods", "pod", &["po"]) },
     Kind { status: true, categories: ALL, ..kind("", "Service", "services", "service", &["svc"]) },
+    kind("", "Endpoints", "endpoints", "endpoints", &["ep"]),
     kind("", "ConfigMap", "configmaps", "configmap", &["cm"]),
     kind("", "Secret", "secrets", "secret", &[]),
     kind("", "Event", "events", "event", &["ev"]),

@@ -59,6 +59,8 @@ pub const LABEL_ISOLATION: &str = "mesh.dev/isolation";
 pub const ISOLATION_NAMESPACE: &str = "namespace";
 /// Label on objects that says who maintains them.
 pub const LABEL_MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+/// Label on Endpoints, `true` where no EndpointSlices are to say the same.
+pub const LABEL_SKIP_MIRROR: &str = "endpointslice.kubernetes.io/skip-mirror";
 /// The ingress class that the nodes' proxies serve.
 pub const INGRESS_CLASS: &str = "mesh";
 /// The load balancer class that this cluster serves; so it does services without a class.

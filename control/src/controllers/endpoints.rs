@@ -17,6 +17,7 @@ use super::runtime::{Context, Reconcile, key, queue_of};
 use crate::error::ApiError;
 use crate::objects;
 
+pub(super) mod handwritten;
 pub(super) mod plan;
 
 pub(super) struct Controller {
@@ -37,14 +38,7 @@ impl Controller {
                 selecting(&services, pod).for_each(|service| sink.add(service));
             }
         });
-        let sink = queue.clone();
-        context.slices.listen(move |old, new| {
-            for slice in old.into_iter().chain(new) {
-                if let Some(service) = service_of(slice) {
-                    sink.add(ObjectKey::new(objects::namespace(&slice.metadata), service));
-                }
-            }
-        });
+        follow_slices(&context, &queue, MANAGER);
         let (sink, services, pods) =
             (queue.clone(), context.services.clone(), context.pods.clone());
         context.nodes.listen(move |old, new| {
@@ -60,23 +54,6 @@ impl Controller {
             }
         });
         (Arc::new(Self { context }), queue)
-    }
-
-    async fn apply(&self, ns: &str, step: Step) -> Result<(), ApiError> {
-        let registry = &self.context.registry;
-        match step {
-            Step::Create(slice) => self.context.slices.wrote(registry.create(&*slice).await?),
-            Step::Update(slice) => self.context.slices.wrote(registry.update(&*slice).await?),
-            Step::Delete(name) => {
-                let options = DeleteOptions::default();
-                match registry.delete::<EndpointSlice>(Some(ns), &name, &options).await {
-                    Ok(deleted) => self.context.slices.deleted(deleted),
-                    Err(ApiError::NotFound { .. }) => {}
-                    Err(error) => return Err(error),
-                }
-            }
-        }
-        Ok(())
     }
 
     fn surroundings(&self) -> Surroundings {
@@ -101,11 +78,10 @@ impl Reconcile for Controller {
             return Ok(None);
         }
         let pods = self.context.pods.in_namespace(&key.namespace);
-        let mut slices = self.context.slices.in_namespace(&key.namespace);
-        slices.retain(|slice| service_of(slice) == Some(key.name.as_str()));
+        let slices = slices_of(&self.context, key, MANAGER);
         for step in plan(&service, &pods, &self.surroundings(), &slices) {
             tracing::debug!(service = %key, %step, "endpoints");
-            self.apply(&key.namespace, step).await?;
+            apply(&self.context, &key.namespace, step).await?;
         }
         Ok(None)
     }
@@ -119,11 +95,47 @@ fn zone(node: &Node) -> Option<String> {
     node.metadata.labels.as_ref()?.get(LABEL_ZONE).cloned()
 }
 
-/// The Service of a slice that this controller maintains.
-fn service_of(slice: &EndpointSlice) -> Option<&str> {
+/// The Service of a slice that `manager` maintains.
+fn service_of<'a>(slice: &'a EndpointSlice, manager: &str) -> Option<&'a str> {
     let labels = slice.metadata.labels.as_ref()?;
-    let ours = labels.get(LABEL_MANAGED_BY).is_some_and(|manager| manager == MANAGER);
-    labels.get(LABEL_SERVICE_NAME).filter(|_| ours).map(String::as_str)
+    let is_theirs = labels.get(LABEL_MANAGED_BY).is_some_and(|name| name == manager);
+    labels.get(LABEL_SERVICE_NAME).filter(|_| is_theirs).map(String::as_str)
+}
+
+/// The slices of a Service that `manager` maintains.
+fn slices_of(context: &Context, service: &ObjectKey, manager: &str) -> Vec<Arc<EndpointSlice>> {
+    let mut slices = context.slices.in_namespace(&service.namespace);
+    slices.retain(|slice| service_of(slice, manager) == Some(service.name.as_str()));
+    slices
+}
+
+/// Has the Services looked at whose slices of `manager` change.
+fn follow_slices(context: &Context, queue: &Arc<WorkQueue<ObjectKey>>, manager: &'static str) {
+    let sink = queue.clone();
+    context.slices.listen(move |old, new| {
+        for slice in old.into_iter().chain(new) {
+            if let Some(service) = service_of(slice, manager) {
+                sink.add(ObjectKey::new(objects::namespace(&slice.metadata), service));
+            }
+        }
+    });
+}
+
+async fn apply(context: &Context, ns: &str, step: Step) -> Result<(), ApiError> {
+    let (registry, slices) = (&context.registry, &context.slices);
+    match step {
+        Step::Create(slice) => slices.wrote(registry.create(&*slice).await?),
+        Step::Update(slice) => slices.wrote(registry.update(&*slice).await?),
+        Step::Delete(name) => {
+            let options = DeleteOptions::default();
+            match registry.delete::<EndpointSlice>(Some(ns), &name, &options).await {
+                Ok(deleted) => slices.deleted(deleted),
+                Err(ApiError::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(())
 }
 
 fn selecting(services: &Mirror<Service>, pod: &Pod) -> impl Iterator<Item = ObjectKey> {

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Event, Namespace, Node, Pod, Secret, Service, ServiceAccount,
+    ConfigMap, Endpoints, Event, Namespace, Node, Pod, Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass, NetworkPolicy};
@@ -160,6 +160,7 @@ pub(super) fn all() -> Vec<Box<dyn AnyKind>> {
         typed::<Node>(),
         typed::<Pod>(),
         typed::<Service>(),
+        typed::<Endpoints>(),
         typed::<ConfigMap>(),
         typed::<Secret>(),
         typed::<Event>(),

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use futures_util::FutureExt as _;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Endpoints, Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::Ingress;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -38,6 +38,7 @@ pub(crate) struct Context {
     pub(crate) pods: Arc<Mirror<Pod>>,
     pub(crate) services: Arc<Mirror<Service>>,
     pub(crate) slices: Arc<Mirror<EndpointSlice>>,
+    pub(crate) endpoints: Arc<Mirror<Endpoints>>,
     pub(crate) sets: Arc<Mirror<ReplicaSet>>,
     pub(crate) deployments: Arc<Mirror<Deployment>>,
     pub(crate) ingresses: Arc<Mirror<Ingress>>,
@@ -62,6 +63,7 @@ impl Context {
             pods: Mirror::new(),
             services: Mirror::new(),
             slices: Mirror::new(),
+            endpoints: Mirror::new(),
             sets: Mirror::new(),
             deployments: Mirror::new(),
             ingresses: Mirror::new(),
@@ -77,6 +79,7 @@ impl Context {
         self.start(tasks, &self.pods)?;
         self.start(tasks, &self.services)?;
         self.start(tasks, &self.slices)?;
+        self.start(tasks, &self.endpoints)?;
         self.start(tasks, &self.sets)?;
         self.start(tasks, &self.deployments)?;
         self.start(tasks, &self.ingresses)?;

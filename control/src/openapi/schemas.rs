@@ -49,6 +49,7 @@ fn add(kind: &Kind, generator: &mut SchemaGenerator) -> Option<String> {
         "Node" => of!(core::v1::Node),
         "Pod" => of!(core::v1::Pod),
         "Service" => of!(core::v1::Service),
+        "Endpoints" => of!(core::v1::Endpoints),
         "ConfigMap" => of!(core::v1::ConfigMap),
         "Secret" => of!(core::v1::Secret),
         "Event" => of!(core::v1::Event),

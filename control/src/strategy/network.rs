@@ -1,4 +1,4 @@
-//! EndpointSlices, Ingresses, IngressClasses; Services and NetworkPolicies are in files of their own.
+//! EndpointSlices, Ingresses, IngressClasses; Endpoints, Services and NetworkPolicies are in files of their own.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -8,6 +8,7 @@ use k8s_openapi::api::networking::v1::{Ingress, IngressBackend, IngressClass, In
 use super::rules::{forbidden, invalid, one_of, port, port_name, protocol, required};
 use super::{Causes, Object, names};
 
+mod endpoints;
 mod policy;
 mod service;
 
@@ -81,18 +82,24 @@ fn endpoint_address(field: &str, type_: &str, text: &str, causes: &mut Causes) {
         invalid(field, text, &format!("must be a valid {type_} address"), causes);
         return;
     }
-    let reach = match text.parse() {
-        Ok(IpAddr::V4(a)) => {
+    if let Ok(address) = text.parse() {
+        reachable(field, address, causes);
+    }
+}
+
+/// Refuses an address that means another machine to everybody who uses it, or none.
+fn reachable(field: &str, address: IpAddr, causes: &mut Causes) {
+    let special = match address.to_canonical() {
+        IpAddr::V4(a) => {
             a.is_loopback() || a.is_link_local() || a.is_unspecified() || a.is_multicast()
         }
-        Ok(IpAddr::V6(a)) => {
+        IpAddr::V6(a) => {
             a.is_loopback() || a.is_unicast_link_local() || a.is_unspecified() || a.is_multicast()
         }
-        Err(_) => false,
     };
-    if reach {
+    if special {
         let rule = "may not be unspecified, in the loopback, link-local or multicast range";
-        invalid(field, text, rule, causes);
+        invalid(field, address.to_string(), rule, causes);
     }
 }
 

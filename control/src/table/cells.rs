@@ -41,6 +41,7 @@ pub(super) fn columns(kind: &Kind) -> Vec<Column> {
         "Ingress" => ingress(),
         "Event" => return event(),
         "EndpointSlice" => endpoint_slice(),
+        "Endpoints" => vec![text("Endpoints", |o, _| places(o)), AGE],
         "Namespace" => vec![text("Status", |o, _| or_none(&o["status"]["phase"])), AGE],
         "ConfigMap" => {
             vec![number("Data", |o, _| json!(size(&o["data"]) + size(&o["binaryData"]))), AGE]
@@ -249,14 +250,42 @@ fn endpoint_slice() -> Vec<Column> {
             let endpoints = o["endpoints"].as_array().into_iter().flatten();
             let all: Vec<String> =
                 endpoints.flat_map(|e| strings(&e["addresses"], |a| a)).collect();
-            json!(match all.len() {
-                0 => "<unset>".to_owned(),
-                1..=3 => all.join(","),
-                n => format!("{} + {} more...", all[..3].join(","), n - 3),
-            })
+            json!(if all.is_empty() { "<unset>".to_owned() } else { first_three(&all) })
         }),
         AGE,
     ]
+}
+
+/// Each ready address with each port of its subset, the first three of them.
+fn places(endpoints: &Value) -> Value {
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let subsets = list(&endpoints["subsets"]);
+    if subsets.is_empty() {
+        return json!("<none>");
+    }
+    let mut all = Vec::new();
+    for subset in &subsets {
+        let ips = strings(&subset["addresses"], |address| &address["ip"]);
+        let ports = list(&subset["ports"]);
+        if ports.is_empty() {
+            all.extend(ips);
+            continue;
+        }
+        for port in &ports {
+            all.extend(ips.iter().map(|ip| {
+                let host = if ip.contains(':') { format!("[{ip}]") } else { ip.clone() };
+                format!("{host}:{}", port["port"])
+            }));
+        }
+    }
+    json!(first_three(&all))
+}
+
+fn first_three(all: &[String]) -> String {
+    match all.len() {
+        0..=3 => all.join(","),
+        n => format!("{} + {} more...", all[..3].join(","), n - 3),
+    }
 }
 
 fn containers(object: &Value, field: &str) -> Value {

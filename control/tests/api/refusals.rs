@@ -34,6 +34,12 @@ fn cases() -> Vec<Case> {
         ),
         case(MAPS, json!({"metadata": {"name": "a"}, "data": {"a b": ""}}), 422, "data[a b]"),
         case(
+            "/api/v1/namespaces/default/endpoints",
+            json!({"metadata": {"name": "a"}, "subsets": [{"addresses": [{"ip": "127.0.0.1"}]}]}),
+            422,
+            "subsets[0].addresses[0].ip",
+        ),
+        case(
             "/api/v1/namespaces/nowhere/pods",
             pod("p", None),
             404,

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::core::v1::{Event, Node, Service};
+use k8s_openapi::api::core::v1::{Endpoints, Event, Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::Ingress;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, DeleteOptions};
@@ -52,6 +52,102 @@ async fn services_follow_their_pods() {
     }
     cluster.delete::<Service>("web", "Background").await;
     cluster.eventually("slices gone", || cluster.list::<EndpointSlice>().is_empty()).await;
+}
+
+fn by_hand(name: &str, ips: &[String]) -> Endpoints {
+    let addresses: Vec<_> = ips.iter().map(|ip| json!({"ip": ip})).collect();
+    object(json!({"metadata": {"namespace": "default", "name": name},
+        "subsets": [{"addresses": addresses, "ports": [{"name": "sql", "port": 5432}]}]}))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn endpoints_written_by_hand_lead_somewhere() {
+    let mut cluster = Cluster::start().await;
+    let ips = |ips: &[&str]| ips.iter().map(|ip| (*ip).to_owned()).collect::<Vec<_>>();
+    let service: Service = object(json!({"metadata": {"namespace": "default", "name": "db"},
+        "spec": {"ports": [{"name": "sql", "port": 5432}]}}));
+    let own: EndpointSlice = object(json!({
+        "metadata": {"namespace": "default", "name": "db-own",
+            "labels": {"kubernetes.io/service-name": "db", "endpointslice.kubernetes.io/managed-by": "people"}},
+        "addressType": "IPv4", "endpoints": [{"addresses": ["192.0.2.99"]}]}));
+    let own = cluster.registry.create(&own).await.unwrap();
+    let led_to = |cluster: &Cluster| {
+        let slices = cluster.list::<EndpointSlice>().into_iter().filter(|slice| {
+            let manager = "endpointslice.kubernetes.io/managed-by";
+            let labels = slice.metadata.labels.clone().unwrap_or_default();
+            labels.get(manager).is_some_and(|m| m.starts_with("endpointslicemirroring-"))
+        });
+        let endpoints = slices.flat_map(|slice| slice.endpoints.into_iter().flatten());
+        endpoints.flat_map(|endpoint| endpoint.addresses).collect::<BTreeSet<_>>()
+    };
+    let is = |cluster: &Cluster, wanted: &[&str]| {
+        led_to(cluster) == wanted.iter().map(|ip| (*ip).to_owned()).collect::<BTreeSet<_>>()
+    };
+    // A manifest may have them before the Service.
+    cluster.registry.create(&by_hand("db", &ips(&["192.0.2.7"]))).await.unwrap();
+    cluster.registry.create(&service).await.unwrap();
+    cluster.eventually("the address", || is(&cluster, &["192.0.2.7"])).await;
+    let both = by_hand("db", &ips(&["192.0.2.8", "2001:db8::8"])).subsets;
+    cluster.edit::<Endpoints>("db", |e| e.subsets.clone_from(&both)).await;
+    cluster.eventually("both", || is(&cluster, &["192.0.2.8", "2001:db8::8"])).await;
+
+    let skip = |value: &'static str| {
+        move |endpoints: &mut Endpoints| {
+            let labels = endpoints.metadata.labels.get_or_insert_default();
+            labels.insert("endpointslice.kubernetes.io/skip-mirror".to_owned(), value.to_owned());
+        }
+    };
+    cluster.edit::<Endpoints>("db", skip("true")).await;
+    cluster.eventually("not mirrored", || is(&cluster, &[])).await;
+    cluster.edit::<Endpoints>("db", skip("false")).await;
+    cluster.eventually("mirrored again", || !is(&cluster, &[])).await;
+
+    // With a selector it is the pods that count, also when nobody saw it come.
+    let select = |selector: Option<&'static str>| {
+        move |service: &mut Service| {
+            let labels = selector.map(|app| BTreeMap::from([("app".to_owned(), app.to_owned())]));
+            service.spec.as_mut().unwrap().selector = labels;
+        }
+    };
+    cluster.stop_controllers().await;
+    cluster.edit::<Service>("db", select(Some("db"))).await;
+    cluster.start_controllers();
+    cluster.eventually("pods count", || is(&cluster, &[])).await;
+    cluster.edit::<Service>("db", select(None)).await;
+    cluster.eventually("people count", || !is(&cluster, &[])).await;
+
+    cluster.delete::<Service>("db", "Background").await;
+    cluster.eventually("nobody asks", || is(&cluster, &[])).await;
+    assert!(cluster.get::<Endpoints>("db").is_some(), "they are people's");
+    cluster.registry.create(&service).await.unwrap();
+    cluster.eventually("somebody asks", || !is(&cluster, &[])).await;
+    cluster.delete::<Endpoints>("db", "Foreground").await;
+    cluster
+        .eventually("gone", || is(&cluster, &[]) && cluster.get::<Endpoints>("db").is_none())
+        .await;
+    assert_eq!(cluster.get::<EndpointSlice>("db-own"), Some(own), "as it was written");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_writes_too_many_endpoints_hears_of_it() {
+    let cluster = Cluster::start().await;
+    let service: Service = object(json!({"metadata": {"namespace": "default", "name": "db"},
+        "spec": {"ports": [{"name": "sql", "port": 5432}]}}));
+    cluster.registry.create(&service).await.unwrap();
+    let many: Vec<_> = (0..1002).map(|n| format!("10.0.{}.{}", n / 250, n % 250 + 1)).collect();
+    cluster.registry.create(&by_hand("db", &many)).await.unwrap();
+    let told = || {
+        cluster.list::<Event>().into_iter().find(|event| {
+            event.reason.as_deref() == Some("TooManyAddressesToMirror")
+                && event.involved_object.kind.as_deref() == Some("Endpoints")
+        })
+    };
+    cluster.eventually("an Event", || told().is_some()).await;
+    let message = told().unwrap().message.unwrap();
+    assert!(message.contains("2 addresses were skipped"), "{message}");
+    let slices = cluster.list::<EndpointSlice>();
+    assert_eq!(slices.len(), 1);
+    assert_eq!(slices[0].endpoints.as_ref().unwrap().len(), 1000);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

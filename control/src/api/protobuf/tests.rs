@@ -87,6 +87,19 @@ fn a_number_of_none_is_a_number() {
 }
 
 #[test]
+fn ports_of_endpoints_are_not_those_of_slices() {
+    let port = [bytes(1, b"sql"), number(2, 5432), bytes(3, b"TCP")].concat();
+    let address = |ip: &[u8]| [bytes(1, ip), bytes(3, b"")].concat();
+    let subset =
+        [bytes(1, &address(b"192.0.2.7")), bytes(2, &address(b"192.0.2.8")), bytes(3, &port)]
+            .concat();
+    let object = decode(&body("v1", "Endpoints", &bytes(2, &subset))).unwrap();
+    let subset = json!({"addresses": [{"ip": "192.0.2.7"}], "notReadyAddresses": [{"ip": "192.0.2.8"}],
+        "ports": [{"name": "sql", "port": 5432, "protocol": "TCP"}]});
+    assert_eq!(object["subsets"], json!([subset]));
+}
+
+#[test]
 fn a_question_about_access_as_kubectl_asks_it() {
     let asked = [bytes(1, b"shop"), bytes(2, b"get"), bytes(3, b""), bytes(5, b"pods")].concat();
     let status = bytes(3, &[number(1, 0), bytes(2, b""), bytes(3, b""), number(4, 0)].concat());

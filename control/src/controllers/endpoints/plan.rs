@@ -134,10 +134,10 @@ fn weights(service: &Service, pods: &[Arc<Pod>]) -> Weights {
 
 /// Ports in an order and form that can be compared.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct PortsKey(Vec<(String, String, i32, String)>);
+pub(super) struct PortsKey(Vec<(String, String, i32, String)>);
 
 impl PortsKey {
-    fn of(ports: &[EndpointPort]) -> Self {
+    pub(super) fn of(ports: &[EndpointPort]) -> Self {
         let mut key: Vec<_> = ports
             .iter()
             .map(|p| {
@@ -153,7 +153,7 @@ impl PortsKey {
         Self(key)
     }
 
-    fn ports(&self) -> Vec<EndpointPort> {
+    pub(super) fn ports(&self) -> Vec<EndpointPort> {
         let port = |(name, protocol, port, app): &(String, String, i32, String)| EndpointPort {
             name: Some(name.clone()),
             protocol: Some(protocol.clone()),
