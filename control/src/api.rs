@@ -212,6 +212,7 @@ impl Api {
         {
             self.allow(&asked, Verb::Create, None, false)?;
         }
+        self.refuse_made(&asked.target)?;
         let program = asked.headers.get(http::header::USER_AGENT);
         let writing = write::Writing {
             registry: &self.0.registry,
@@ -230,6 +231,17 @@ impl Api {
             _ if asked.target.sub.is_some() => Err(ApiError::MethodNotAllowed),
             _ => writing.delete().await,
         }
+    }
+
+    /// Refuses to change what is there only because it is made of other objects.
+    fn refuse_made(&self, target: &Target) -> Result<(), ApiError> {
+        let Some(name) = target.name.clone() else { return Ok(()) };
+        let is_made = self.0.registry.is_made(target.kind, target.ns.as_deref(), &name);
+        if !is_made || !self.is_missing(target) {
+            return Ok(());
+        }
+        let detail = "they follow the pods that the Service of that name selects".to_owned();
+        Err(ApiError::Forbidden { kind: target.kind, name, detail })
     }
 
     /// Whether there is no object where the request goes.

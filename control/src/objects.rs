@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, PodCondition};
+use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, PodCondition, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
 use k8s_openapi::jiff::Timestamp;
+
+/// Value of the managed-by label on the EndpointSlices of Services that select pods.
+pub(crate) const SLICE_MANAGER: &str = "endpointslice-controller.k8s.io";
 
 /// Labels, as objects carry them.
 pub(crate) type Labels = BTreeMap<String, String>;
@@ -93,6 +96,14 @@ pub(crate) fn is_node_ready(node: &Node) -> bool {
 /// Whether the control service lost contact with the node.
 pub(crate) fn is_node_lost(node: &Node) -> bool {
     node_condition(node, "Ready").is_some_and(|c| c.status == "Unknown")
+}
+
+/// Whether the endpoints of the Service are pods that it selects: theirs are slices of [`SLICE_MANAGER`].
+pub(crate) fn selects_pods(service: &Service) -> bool {
+    service.spec.as_ref().is_some_and(|spec| {
+        spec.type_.as_deref() != Some("ExternalName")
+            && spec.selector.as_ref().is_some_and(|selector| !selector.is_empty())
+    })
 }
 
 /// Whether `selector` selects these labels. An empty selector selects everything; so the callers check

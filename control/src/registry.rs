@@ -18,6 +18,7 @@ use crate::store::{Page, Range, Record, Store, Watch};
 mod admission;
 mod codec;
 mod delete;
+mod endpoints;
 mod meta;
 mod namespaces;
 mod watch;
@@ -26,6 +27,7 @@ mod write;
 pub use crate::strategy::Object;
 pub use codec::{decode, object_json, to_value};
 pub use delete::Deleted;
+pub(crate) use endpoints::Changes;
 pub use watch::Event;
 pub use write::{Part, WriteOptions};
 

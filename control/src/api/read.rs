@@ -43,7 +43,7 @@ pub(crate) fn get(
     name: &str,
     form: Form,
 ) -> Result<Response, ApiError> {
-    let record = registry.record(target.kind, target.ns.as_deref(), name)?;
+    let record = registry.shown(target.kind, target.ns.as_deref(), name)?;
     let bytes = object_json(&record, record.revision);
     if form == Form::Plain {
         return Ok(respond::raw(StatusCode::OK, bytes));
@@ -122,7 +122,7 @@ fn find(
     let range = Range { prefix: "", after: after.as_deref(), limit: None, revision };
     let ns = target.ns.as_deref();
     if selector.is_empty() {
-        let page = registry.page(target.kind, ns, Range { limit, ..range })?;
+        let page = registry.shown_page(target.kind, ns, Range { limit, ..range })?;
         let next = page.records.last().filter(|_| page.remaining > 0);
         let next = next.map(|last| token(page.revision, &last.key));
         let records = page.records.into_iter().map(|record| {
@@ -133,7 +133,7 @@ fn find(
         let remaining = Some(page.remaining);
         return Ok(Found { records, revision: page.revision, next, remaining });
     }
-    let page = registry.page(target.kind, ns, range)?;
+    let page = registry.shown_page(target.kind, ns, range)?;
     let mut records = Vec::new();
     let mut next = None;
     for record in page.records.into_iter().filter(|r| selector.may_match(&r.value)) {

@@ -21,8 +21,8 @@ use super::respond::{self, Form};
 use super::selector::Selector;
 use super::target::Target;
 use crate::error::ApiError;
-use crate::registry::{Registry, object_json};
-use crate::store::{Change, Compacted, Range, Record, Watch};
+use crate::registry::{Changes, Registry, object_json};
+use crate::store::{Change, Compacted, Range, Record};
 use crate::table;
 
 const BOOKMARK_EVERY: Duration = Duration::from_secs(30);
@@ -35,7 +35,7 @@ const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
 /// One watch under way.
 struct Watching {
-    watch: Watch,
+    watch: Changes,
     view: View,
     bookmarks: bool,
     next_bookmark: Instant,
@@ -75,7 +75,7 @@ pub(crate) fn start(
     let (position, initial) = initial(registry, target, query, &view, bookmarks)?;
     let now = Instant::now();
     let watching = Watching {
-        watch: registry.changes(target.kind, position),
+        watch: registry.shown_changes(target.kind, target.ns.as_deref(), position),
         view,
         bookmarks,
         next_bookmark: now + BOOKMARK_EVERY,
@@ -118,7 +118,7 @@ fn initial(
         let position = if version == 0 { registry.revision() } else { version };
         return Ok((position, Vec::new()));
     }
-    let page = registry.page(target.kind, target.ns.as_deref(), Range::default())?;
+    let page = registry.shown_page(target.kind, target.ns.as_deref(), Range::default())?;
     let mut out = Vec::new();
     for record in &page.records {
         view.put(&mut out, "ADDED", record, record.revision);

@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
 use mesh_model::ObjectKey;
 use mesh_model::wellknown::{LABEL_MANAGED_BY, LABEL_SERVICE_NAME, LABEL_ZONE};
 
-use self::plan::{MANAGER, Step, Surroundings, is_ours, plan};
+use self::plan::{MANAGER, Step, Surroundings, plan};
 use super::mirror::Mirror;
 use super::queue::WorkQueue;
 use super::runtime::{Context, Reconcile, key, queue_of};
@@ -74,7 +74,7 @@ impl Reconcile for Controller {
         let Some(service) = self.context.services.get(&key.namespace, &key.name) else {
             return Ok(None);
         };
-        if !is_ours(&service) {
+        if !objects::selects_pods(&service) {
             return Ok(None);
         }
         let pods = self.context.pods.in_namespace(&key.namespace);

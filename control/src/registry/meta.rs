@@ -68,9 +68,14 @@ pub(super) fn settle_namespace(
 /// A name from `generateName`.
 pub(super) fn generate_name(base: &str) -> String {
     let mut rng = rand::rng();
-    let mut name: String = base.chars().take(MAX_BASE).collect();
+    let mut name = generated_start(base);
     name.extend((0..GENERATED).map(|_| ALPHABET[rng.random_range(0..ALPHABET.len())] as char));
     name
+}
+
+/// What all names from that `generateName` begin with.
+pub(super) fn generated_start(base: &str) -> String {
+    base.chars().take(MAX_BASE).collect()
 }
 
 fn uid() -> String {

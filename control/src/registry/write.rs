@@ -133,7 +133,9 @@ impl Registry {
         check(object, None)?;
         let open = self.open_namespace::<K>(ns.as_deref(), &name)?;
         let key = key(K::kind(), ns.as_deref(), &name);
-        if self.0.store.get(&key).is_some() {
+        let is_there =
+            self.0.store.get(&key).is_some() || self.is_made(K::kind(), ns.as_deref(), &name);
+        if is_there {
             return Err(ApiError::AlreadyExists { kind: K::kind(), name });
         }
         let mut object = object.clone();

@@ -4,6 +4,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::support::*;
+use super::watches::Events;
 
 const ENDPOINTS: &str = "/api/v1/namespaces/default/endpoints";
 const SERVICES: &str = "/api/v1/namespaces/default/services";
@@ -81,4 +82,124 @@ async fn endpoints_are_written_as_any_object() {
     assert_eq!((&owner["kind"], &owner["name"]), (&json!("Endpoints"), &json!("db")));
     assert_eq!(control.delete(&path).await.code, 200);
     until(&control, &mirrored, |list| names(&list.body).is_empty()).await;
+}
+
+/// A pod of the Service of that name, with an address.
+async fn serving(control: &Control, name: &str, ready: bool) {
+    let ready = if ready { "True" } else { "False" };
+    let status = json!({"status": {"phase": "Running", "podIP": "10.244.0.9",
+        "podIPs": [{"ip": "10.244.0.9"}], "conditions": [{"type": "Ready", "status": ready}]}});
+    let answer = control.patch(&format!("{PODS}/{name}/status"), MERGE, status).await;
+    assert_eq!(answer.code, 200, "{}", answer.body);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn endpoints_of_a_service_with_pods_are_read_and_not_written() {
+    let control = Control::start().await;
+    control.create(SERVICES, service("web")).await;
+    control.create(PODS, pod("web", Some("n1"))).await;
+    serving(&control, "web", true).await;
+    let path = format!("{ENDPOINTS}/web");
+    let made = until(&control, &path, |answer| !answer.body["subsets"].is_null()).await;
+    let address = &made["subsets"][0]["addresses"][0];
+    assert_eq!(
+        (&address["ip"], &address["targetRef"]["name"]),
+        (&json!("10.244.0.9"), &json!("web"))
+    );
+    assert_eq!(made["subsets"][0]["ports"], json!([{"port": 8080, "protocol": "TCP"}]));
+    assert_eq!(rows(&control, &path).await[0]["cells"][1], "10.244.0.9:8080");
+    serving(&control, "web", false).await;
+    let gone = |answer: &Answer| answer.body["subsets"][0]["addresses"].is_null();
+    let waiting = until(&control, &path, gone).await;
+    assert_eq!(waiting["subsets"][0]["notReadyAddresses"][0]["ip"], "10.244.0.9");
+    assert_eq!(waiting["metadata"]["uid"], made["metadata"]["uid"], "the same object");
+
+    assert_eq!(control.post(ENDPOINTS, by_hand("web")).await.code, 409);
+    let refused = [
+        control.put(&path, &by_hand("web")).await,
+        control.patch(&path, MERGE, json!({"metadata": {"labels": {"a": "b"}}})).await,
+        control.patch(&format!("{path}?fieldManager=x"), APPLY, by_hand("web")).await,
+        control.delete(&path).await,
+    ];
+    for answer in refused {
+        let message = answer.body["message"].as_str().unwrap_or_default();
+        assert!(answer.code == 403 && message.contains("selects"), "{message}");
+    }
+    control.delete(&format!("{SERVICES}/web")).await;
+    assert_eq!(control.get(&path).await.code, 404);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lists_have_what_is_made_and_what_is_written_in_one_order() {
+    let control = Control::start().await;
+    control.create(SERVICES, service("a")).await;
+    control.create(ENDPOINTS, by_hand("b")).await;
+    control.create(SERVICES, service("c")).await;
+    let all = |list: &Answer| names(&list.body) == ["a", "b", "c"];
+    until(&control, ENDPOINTS, all).await;
+    assert!(all(&control.get("/api/v1/endpoints").await));
+    let first = control.get(&format!("{ENDPOINTS}?limit=2")).await.body;
+    assert_eq!(names(&first), ["a", "b"]);
+    let token = first["metadata"]["continue"].as_str().unwrap();
+    let rest = control.get(&format!("{ENDPOINTS}?limit=2&continue={token}")).await.body;
+    assert_eq!(names(&rest), ["c"]);
+    assert_eq!(rest["metadata"]["continue"], Value::Null);
+    for (selector, wanted) in [
+        ("labelSelector=team%3Da", ["a"]),
+        ("labelSelector=!team", ["b"]),
+        ("fieldSelector=metadata.name%3Dc", ["c"]),
+    ] {
+        let found = control.get(&format!("{ENDPOINTS}?{selector}")).await.body;
+        assert_eq!(names(&found), wanted, "{selector}");
+    }
+    let nowhere = control.get("/api/v1/namespaces/kube-system/endpoints").await.body;
+    assert_eq!(names(&nowhere), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_tells_of_both() {
+    let control = Control::start().await;
+    control.create(PODS, pod("web", Some("n1"))).await;
+    let version = control.registry.revision();
+    let path = format!("{ENDPOINTS}?watch=1&resourceVersion={version}");
+    let mut events = Events::of(&control, &path, JSON).await;
+    let only = format!("{ENDPOINTS}?watch=1&resourceVersion={version}&labelSelector=team%3Dweb");
+    let mut only = Events::of(&control, &only, JSON).await;
+    control.create(SERVICES, service("web")).await;
+    let first = events.expect("ADDED", "web").await;
+    assert_eq!(first["subsets"], Value::Null);
+    only.expect("ADDED", "web").await;
+    serving(&control, "web", true).await;
+    let second = events.expect("MODIFIED", "web").await;
+    assert_eq!(second["subsets"][0]["addresses"][0]["ip"], "10.244.0.9");
+    control.create(ENDPOINTS, by_hand("db")).await;
+    events.expect("ADDED", "db").await;
+    control.patch(&format!("{ENDPOINTS}/db"), MERGE, json!({"subsets": null})).await;
+    events.expect("MODIFIED", "db").await;
+    serving(&control, "web", false).await;
+    let third = events.expect("MODIFIED", "web").await;
+    assert_eq!(third["subsets"][0]["notReadyAddresses"][0]["ip"], "10.244.0.9");
+    control.delete(&format!("{ENDPOINTS}/db")).await;
+    events.expect("DELETED", "db").await;
+    control.delete(&format!("{SERVICES}/web")).await;
+    events.expect("DELETED", "web").await;
+    // Several changes may be one to who is slow.
+    while only.next().await.unwrap()["type"] != "DELETED" {}
+
+    // Who comes back from there hears the rest.
+    let version = second["metadata"]["resourceVersion"].as_str().unwrap();
+    let mut late =
+        Events::of(&control, &format!("{ENDPOINTS}?watch=1&resourceVersion={version}"), JSON).await;
+    let mut last = Vec::new();
+    while last != ["db DELETED", "web DELETED"] {
+        let event = late.next().await.unwrap();
+        let name = event["object"]["metadata"]["name"].as_str().unwrap();
+        last.retain(|seen: &String| !seen.starts_with(name));
+        last.push(format!("{name} {}", event["type"].as_str().unwrap()));
+        last.sort();
+    }
+    let everything = format!("{ENDPOINTS}?watch=1&resourceVersion=0");
+    control.create(SERVICES, service("new")).await;
+    until(&control, ENDPOINTS, |list| names(&list.body) == ["new"]).await;
+    Events::of(&control, &everything, JSON).await.expect("ADDED", "new").await;
 }

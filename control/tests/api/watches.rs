@@ -13,10 +13,10 @@ use super::support::*;
 /// No event takes so long unless it does not come at all.
 const LIMIT: Duration = Duration::from_secs(20);
 
-struct Events(Lines<Box<dyn tokio::io::AsyncBufRead + Unpin + Send>>);
+pub(crate) struct Events(Lines<Box<dyn tokio::io::AsyncBufRead + Unpin + Send>>);
 
 impl Events {
-    async fn of(control: &Control, path: &str, accept: &str) -> Self {
+    pub(crate) async fn of(control: &Control, path: &str, accept: &str) -> Self {
         let request =
             Request::builder().uri(path).header("accept", accept).body(Body::empty()).unwrap();
         let response = control.client.send(request).await.unwrap();
@@ -28,12 +28,12 @@ impl Events {
     }
 
     /// The next event; `None` at the end of the watch.
-    async fn next(&mut self) -> Option<Value> {
+    pub(crate) async fn next(&mut self) -> Option<Value> {
         let line = tokio::time::timeout(LIMIT, self.0.next_line()).await.expect("an event in time");
         line.unwrap().map(|line| serde_json::from_str(&line).unwrap())
     }
 
-    async fn expect(&mut self, type_: &str, name: &str) -> Value {
+    pub(crate) async fn expect(&mut self, type_: &str, name: &str) -> Value {
         let event = self.next().await.expect("an event");
         let found = (event["type"].as_str(), event["object"]["metadata"]["name"].as_str());
         assert_eq!(found, (Some(type_), Some(name)), "{event}");

@@ -22,7 +22,7 @@ use crate::controllers::availability::{LostNodes, serving_since};
 use crate::objects::{self, Labels};
 
 /// Value of the managed-by label on the slices that this controller owns.
-pub(in crate::controllers) const MANAGER: &str = "endpointslice-controller.k8s.io";
+pub(in crate::controllers) const MANAGER: &str = objects::SLICE_MANAGER;
 /// More endpoints than this do not go into one slice.
 pub(in crate::controllers) const MAX_ENDPOINTS: usize = 100;
 
@@ -62,14 +62,6 @@ pub(in crate::controllers) struct Surroundings {
     pub(in crate::controllers) zones: BTreeMap<String, String>,
 }
 
-/// Whether slices of the Service are ours to keep: it selects pods.
-pub(in crate::controllers) fn is_ours(service: &Service) -> bool {
-    service.spec.as_ref().is_some_and(|spec| {
-        spec.type_.as_deref() != Some("ExternalName")
-            && spec.selector.as_ref().is_some_and(|selector| !selector.is_empty())
-    })
-}
-
 /// Plans for `service`. `pods` may hold foreign pods of the namespace; `existing` its slices that carry our
 /// [`MANAGER`] label. Both in any order.
 pub(in crate::controllers) fn plan(
@@ -78,7 +70,7 @@ pub(in crate::controllers) fn plan(
     surroundings: &Surroundings,
     existing: &[Arc<EndpointSlice>],
 ) -> Vec<Step> {
-    if !is_ours(service) || objects::is_terminating(&service.metadata) {
+    if !objects::selects_pods(service) || objects::is_terminating(&service.metadata) {
         return Vec::new();
     }
     let wanted = wanted(service, pods, surroundings);

@@ -151,7 +151,7 @@ fn a_service_without_selector_is_the_users_own() {
     let mut own = service(json!({}));
     own.spec.as_mut().unwrap().selector = None;
     assert!(make(&own, &[pod(1, json!({}))], &[]).is_empty());
-    assert!(!is_ours(&service(json!({"spec": {"type": "ExternalName"}}))));
+    assert!(!objects::selects_pods(&service(json!({"spec": {"type": "ExternalName"}}))));
 }
 
 #[test]
