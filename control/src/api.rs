@@ -8,6 +8,7 @@ use axum::body::Body;
 use axum::response::{IntoResponse as _, Response};
 use http::{HeaderMap, Method, Request, StatusCode};
 use hyper::upgrade::OnUpgrade;
+use mesh_model::certificate::RENEW_PATH;
 use mesh_model::join::JOIN_PATH;
 use mesh_model::preshared::PRESHARED_KEYS_PATH;
 use tokio_util::sync::CancellationToken;
@@ -31,6 +32,7 @@ mod protobuf;
 mod proxy;
 pub mod query;
 mod read;
+mod renew;
 mod respond;
 pub mod role;
 mod selector;
@@ -42,7 +44,7 @@ mod watch;
 mod write;
 
 use body::Raw;
-use caller::{Access, Caller, Verb};
+use caller::{Access, Caller, Shown, Verb};
 use patch::Patch;
 pub use preshared::Channel;
 pub use proxy::Agents;
@@ -123,8 +125,13 @@ impl Api {
         }
         let caller = match caller {
             Some(caller) => caller,
-            None => self.authenticate(request.headers())?,
+            None => self
+                .authenticate(request.headers())
+                .map_err(|error| run_out(&request).unwrap_or(error))?,
         };
+        if path == RENEW_PATH {
+            return self.renew(&caller, request).await;
+        }
         if path == PRESHARED_KEYS_PATH {
             let channel = request.extensions().get::<Channel>().copied();
             return self.preshared_keys(&caller, channel, request.method());
@@ -298,4 +305,10 @@ impl Api {
         let pod: k8s_openapi::api::core::v1::Pod = self.0.registry.get(access.ns, name).ok()?;
         pod.spec?.node_name
     }
+}
+
+/// Why the certificate that the client has shown does not count.
+fn run_out(request: &Request<Body>) -> Option<ApiError> {
+    let _shown = request.extensions().get::<Arc<Shown>>()?;
+    Some(ApiError::Unauthorized("the client certificate has run out".to_owned()))
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use mesh_control::pki::DEFAULT_LIFETIME;
 use mesh_control::preshared::DEFAULT_ROTATION;
 use mesh_control::server::{DEFAULT_LISTEN, Options, Server};
 use tokio::signal::unix::{SignalKind, signal};
@@ -68,6 +69,9 @@ struct Serve {
     /// How often the keys that pairs of nodes share are replaced
     #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_ROTATION.as_secs(), value_parser = clap::value_parser!(u64).range(1..=86_400))]
     preshared_key_rotation: u64,
+    /// For how long certificates are made: shorter ones show in a test how they are renewed
+    #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_LIFETIME.as_secs(), value_parser = clap::value_parser!(u64).range(1..=DEFAULT_LIFETIME.as_secs()), hide = true)]
+    certificate_lifetime: u64,
     /// What to log, such as info or mesh_control=debug
     #[arg(long, value_name = "FILTER", default_value = "info", env = "MESH_LOG")]
     log: String,
@@ -116,6 +120,7 @@ async fn serve(args: Serve) -> anyhow::Result<()> {
         advertise: args.advertise_address,
         cluster_config: args.cluster_config,
         preshared_key_rotation: Duration::from_secs(args.preshared_key_rotation),
+        certificate_lifetime: Duration::from_secs(args.certificate_lifetime),
     };
     let server = Server::start(options).await?;
     tokio::select! {

@@ -10,7 +10,9 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use mesh_model::NodeName;
+use mesh_model::certificate::Validity;
 use mesh_model::join::JoinToken;
 use mesh_model::wellknown::{CONTROL_USER, GROUP_ADMINS, GROUP_NODES, NODE_USER_PREFIX};
 use rand::Rng as _;
@@ -21,14 +23,16 @@ use rcgen::{
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer};
 use sha2::{Digest as _, Sha256};
+use x509_parser::certificate::X509Certificate;
 
 mod kubeconfig;
 
 const DAY: Duration = Duration::from_secs(86_400);
-const CA_DAYS: u32 = 3650;
-const LEAF_DAYS: u32 = 365;
+const CA_LIFETIME: Duration = Duration::from_secs(3650 * DAY.as_secs());
+/// For how long certificates are made, but for the CA's own.
+pub const DEFAULT_LIFETIME: Duration = Duration::from_secs(365 * DAY.as_secs());
 /// Clocks of nodes may be behind.
-const BACKDATED_DAYS: u32 = 1;
+const BACKDATED: Duration = DAY;
 
 /// The authority or one of its certificates could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +84,8 @@ pub struct Authority {
     certificate: CertificateDer<'static>,
     certificate_pem: String,
     issuer: Issuer<'static, KeyPair>,
+    /// Of what it signs.
+    lifetime: Duration,
 }
 
 /// A certificate with its key.
@@ -103,8 +109,8 @@ struct Subject<'a> {
 }
 
 impl Authority {
-    /// The authority of the data folder; made at the first start.
-    pub fn open(dir: &Path) -> Result<Self, PkiError> {
+    /// The authority of the data folder; made at the first start. What it signs is good for `lifetime`.
+    pub fn open(dir: &Path, lifetime: Duration) -> Result<Self, PkiError> {
         let (key_path, certificate_path) = (dir.join("ca.key"), dir.join("ca.crt"));
         if !certificate_path.exists() || !key_path.exists() {
             create_ca(&key_path, &certificate_path)?;
@@ -118,7 +124,7 @@ impl Authority {
             .map_err(|e| damaged(&certificate_path, e.to_string()))?;
         let issuer = Issuer::from_ca_cert_der(&certificate, key)
             .map_err(|e| damaged(&certificate_path, e.to_string()))?;
-        Ok(Self { dir: dir.to_owned(), certificate, certificate_pem, issuer })
+        Ok(Self { dir: dir.to_owned(), certificate, certificate_pem, issuer, lifetime })
     }
 
     /// The CA's certificate.
@@ -167,9 +173,10 @@ impl Authority {
     pub fn admin_kubeconfig(&self, server: &str) -> Result<PathBuf, PkiError> {
         let path = self.dir.join("admin.kubeconfig");
         let current = path.exists().then(|| read(&path)).transpose()?;
-        if current.is_none_or(|text| !kubeconfig::is_good(&text, server, &self.certificate_pem)) {
+        let (ca_pem, now) = (&self.certificate_pem, Timestamp::now().as_second());
+        if current.is_none_or(|text| !kubeconfig::is_good(&text, server, ca_pem, now)) {
             let admin = self.issue(client_subject("admin", Some(GROUP_ADMINS)))?;
-            write(&path, kubeconfig::text(server, &self.certificate_pem, &admin), 0o600)?;
+            write(&path, kubeconfig::text(server, ca_pem, &admin), 0o600)?;
         }
         Ok(path)
     }
@@ -187,12 +194,13 @@ impl Authority {
             CertificateSigningRequestParams::from_der(&der).map_err(SigningError::Request)?;
         let name = node.as_str().to_owned().try_into().map_err(SigningError::Certificate)?;
         let addresses = addresses.iter().copied().map(SanType::IpAddress);
-        request.params = params(Subject {
+        let subject = Subject {
             common_name: format!("{NODE_USER_PREFIX}{node}"),
             organisation: Some(GROUP_NODES),
             names: addresses.chain([SanType::DnsName(name)]).collect(),
             usages: vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth],
-        });
+        };
+        request.params = params(subject, self.lifetime);
         let signed = request.signed_by(&self.issuer).map_err(SigningError::Certificate)?;
         Ok(signed.pem())
     }
@@ -201,7 +209,7 @@ impl Authority {
         let name = subject.common_name.clone();
         let failed = |source| PkiError::Certificate { subject: name.clone(), source };
         let key = KeyPair::generate().map_err(failed)?;
-        let leaf = params(subject).signed_by(&key, &self.issuer).map_err(failed)?;
+        let leaf = params(subject, self.lifetime).signed_by(&key, &self.issuer).map_err(failed)?;
         Ok(Credential {
             chain: vec![leaf.der().clone(), self.certificate.clone()],
             key: PrivateKeyDer::Pkcs8(key.serialize_der().into()),
@@ -220,7 +228,7 @@ fn client_subject<'a>(common_name: &str, organisation: Option<&'a str>) -> Subje
     }
 }
 
-fn params(subject: Subject<'_>) -> CertificateParams {
+fn params(subject: Subject<'_>, lifetime: Duration) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     if let Some(organisation) = subject.organisation {
@@ -231,7 +239,7 @@ fn params(subject: Subject<'_>) -> CertificateParams {
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = subject.usages;
     params.use_authority_key_identifier_extension = true;
-    limit(&mut params, LEAF_DAYS);
+    limit(&mut params, lifetime);
     params
 }
 
@@ -243,19 +251,25 @@ fn create_ca(key_path: &Path, certificate_path: &Path) -> Result<(), PkiError> {
     params.distinguished_name.push(DnType::CommonName, "mesh-ca");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    limit(&mut params, CA_DAYS);
+    limit(&mut params, CA_LIFETIME);
     let certificate = params.self_signed(&key).map_err(failed)?;
     write(key_path, key.serialize_pem(), 0o600)?;
     write(certificate_path, certificate.pem(), 0o644)
 }
 
-/// Makes the certificate good from yesterday to `days` from today.
-fn limit(params: &mut CertificateParams, days: u32) {
-    let today = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).date();
-    let part = |n: i8| u8::try_from(n).expect("months and days of a date are positive");
-    let today = rcgen::date_time_ymd(today.year().into(), part(today.month()), part(today.day()));
-    params.not_before = today - DAY * BACKDATED_DAYS;
-    params.not_after = today + DAY * days;
+/// Makes the certificate good for `lifetime` from now on, and a while before.
+fn limit(params: &mut CertificateParams, lifetime: Duration) {
+    let since_1970 = u64::try_from(Timestamp::now().as_second()).unwrap_or(0);
+    let now = rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(since_1970);
+    // Of one that is short-lived, most of the life is to come.
+    params.not_before = now - BACKDATED.min(lifetime / 8);
+    params.not_after = now + lifetime;
+}
+
+/// When a certificate is good.
+pub(crate) fn validity(certificate: &X509Certificate<'_>) -> Validity {
+    let validity = certificate.validity();
+    Validity { from: validity.not_before.timestamp(), until: validity.not_after.timestamp() }
 }
 
 fn read(path: &Path) -> Result<String, PkiError> {

@@ -24,12 +24,11 @@ use crate::{bootstrap, controllers};
 
 mod config;
 mod listener;
+mod renewal;
 mod tls;
 
 pub use config::ConfigError;
-
-/// How often the serving certificate is made anew: long before it ends, and without a restart.
-const RENEW_EVERY: Duration = Duration::from_secs(86_400);
+use renewal::Renewal;
 
 /// How often the cluster's own objects are looked after.
 const UPKEEP_EVERY: Duration = Duration::from_secs(15);
@@ -50,6 +49,8 @@ pub struct Options {
     pub cluster_config: Option<PathBuf>,
     /// How often the keys that pairs of nodes share are replaced.
     pub preshared_key_rotation: Duration,
+    /// For how long certificates are made.
+    pub certificate_lifetime: Duration,
 }
 
 /// The service cannot start.
@@ -112,7 +113,7 @@ impl Server {
         make_dir(&options.data_dir)?;
         let store = Arc::new(RedbStore::open(&options.data_dir.join("store.redb"))?);
         let cluster = config::settle(&*store, options.cluster_config.as_deref())?;
-        let authority = Arc::new(Authority::open(&options.data_dir)?);
+        let authority = Arc::new(Authority::open(&options.data_dir, options.certificate_lifetime)?);
         let registry = Registry::new(store, cluster.clone()).map_err(StartError::Objects)?;
         let socket = bind(options.listen)
             .map_err(|source| StartError::Listen { address: options.listen, source })?;
@@ -128,21 +129,22 @@ impl Server {
         let seed = options.data_dir.join("preshared-seed");
         let preshared = Issuer::open(seed, options.preshared_key_rotation);
         let stopping = CancellationToken::new();
-        let renewal = tokio::spawn(tls.clone().renew(Arc::clone(&authority), names, RENEW_EVERY));
         let signer = Signer::open(&options.data_dir, &cluster.domain)?;
         let keys =
             Keys { authority: Arc::clone(&authority), secret: token.secret, preshared, signer };
-        let api = Api::new(registry.clone(), keys, agents, stopping.clone());
+        let api = Api::new(registry.clone(), keys, agents.clone(), stopping.clone());
         let wants = controllers::Options {
             ca_pem: authority.certificate_pem().into(),
             ..controllers::Options::default()
         };
         let controllers = controllers::start_with(registry.clone(), cluster, wants);
         let upkeep = tokio::spawn(keep_up(registry.clone(), advertised.clone(), address.port()));
-        let listener = tokio::spawn(listener::serve(socket, tls, api, stopping.clone()));
+        let listener = tokio::spawn(listener::serve(socket, tls.clone(), api, stopping.clone()));
         let url = url(&advertised, address);
         // Last: who sees the file finds the service answering.
         authority.admin_kubeconfig(&url)?;
+        let renewal = Renewal { authority, tls, names, agents, url: url.clone() };
+        let renewal = tokio::spawn(renewal.run(options.certificate_lifetime));
         tracing::info!(%address, url, data_dir = %options.data_dir.display(), "serving");
         Ok(Self { address, registry, stopping, listener, renewal, upkeep, controllers })
     }

@@ -10,6 +10,8 @@ mod accounts;
 mod agents;
 #[path = "api/apply.rs"]
 mod apply;
+#[path = "api/certificates.rs"]
+mod certificates;
 #[path = "api/clients.rs"]
 mod clients;
 #[path = "api/crash.rs"]

@@ -1,9 +1,57 @@
 //! Who asks, and what they may do.
 
+use std::net::IpAddr;
+
+use mesh_model::certificate::Validity;
 use mesh_model::kinds::Kind;
 use mesh_model::wellknown::{GROUP_ADMINS, GROUP_NODES, LEASE_NAMESPACE, NODE_USER_PREFIX};
 use rustls_pki_types::CertificateDer;
-use x509_parser::prelude::{FromDer as _, X509Certificate};
+use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
+
+use crate::pki::validity;
+
+/// A client certificate that the cluster's CA signed, as a connection began with it.
+///
+/// TLS looks at its dates only then, and not even then where a session is resumed.
+#[derive(Debug, Clone)]
+pub struct Shown {
+    caller: Caller,
+    /// The addresses that it is for.
+    pub addresses: Vec<IpAddr>,
+    validity: Validity,
+}
+
+impl Shown {
+    /// What a verified certificate says; nothing for one without a name.
+    pub fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
+        let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+        let subject = certificate.subject();
+        let user = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
+        let groups = subject.iter_organization().filter_map(|o| o.as_str().ok());
+        let caller = Caller { user, groups: groups.map(str::to_owned).collect(), account: None };
+        Some(Self { caller, addresses: addresses(&certificate), validity: validity(&certificate) })
+    }
+
+    /// Who shows it; nobody once it has run out.
+    pub fn caller(&self, now: i64) -> Option<Caller> {
+        self.validity.holds(now).then(|| self.caller.clone())
+    }
+}
+
+fn addresses(certificate: &X509Certificate<'_>) -> Vec<IpAddr> {
+    let names = certificate.subject_alternative_name().ok().flatten();
+    let names = names.into_iter().flat_map(|names| &names.value.general_names);
+    let octets = names.filter_map(|name| match name {
+        GeneralName::IPAddress(octets) => Some(*octets),
+        _ => None,
+    });
+    octets.filter_map(address).collect()
+}
+
+fn address(octets: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(octets).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from)).ok()
+}
 
 /// Who a client certificate that the cluster's CA signed is for, or a token of a service account.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,15 +127,6 @@ pub struct Access<'a> {
 }
 
 impl Caller {
-    /// The subject of a verified certificate.
-    pub fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
-        let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
-        let subject = certificate.subject();
-        let user = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
-        let groups = subject.iter_organization().filter_map(|o| o.as_str().ok());
-        Some(Self { user, groups: groups.map(str::to_owned).collect(), account: None })
-    }
-
     /// Whether the caller may do everything.
     pub fn is_admin(&self) -> bool {
         let role = self.account.as_ref().map(|account| account.role);

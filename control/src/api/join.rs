@@ -4,6 +4,7 @@ use axum::body::Body;
 use axum::response::Response;
 use http::{Method, Request, StatusCode};
 use mesh_model::join::{JoinRequest, JoinResponse};
+use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 
 use super::body::Raw;
@@ -19,11 +20,7 @@ impl Api {
         if request.method() != Method::POST {
             return Err(ApiError::MethodNotAllowed);
         }
-        let (parts, body) = request.into_parts();
-        let raw = Raw::read(&parts.headers, body).await?;
-        let asked: JoinRequest = serde_path_to_error::deserialize(&raw.value()?).map_err(|e| {
-            ApiError::BadRequest(format!("join request: {}: {}", e.path(), e.inner()))
-        })?;
+        let asked: JoinRequest = read("join request", request).await?;
         if !same(&asked.secret, &self.0.secret) {
             tracing::warn!(node = %asked.node, "a join with a wrong secret was refused");
             return Err(ApiError::Unauthorized(
@@ -38,10 +35,7 @@ impl Api {
             )));
         }
         let signed = self.0.authority.node(&asked.csr_pem, &asked.node, &asked.addresses);
-        let certificate_pem = signed.map_err(|error| match error {
-            SigningError::Request(_) => ApiError::BadRequest(format!("join request: {error}")),
-            SigningError::Certificate(_) => ApiError::Storage(error.to_string()),
-        })?;
+        let certificate_pem = signed.map_err(|error| unsigned("join request", &error))?;
         tracing::info!(node = %asked.node, addresses = ?asked.addresses, "a node joined");
         let response = JoinResponse {
             certificate_pem,
@@ -49,6 +43,25 @@ impl Api {
             cluster: self.0.registry.cluster().clone(),
         };
         Ok(respond::json(StatusCode::OK, &response))
+    }
+}
+
+/// What a node asks for; `name` is what a refusal calls it.
+pub(super) async fn read<T: DeserializeOwned>(
+    name: &str,
+    request: Request<Body>,
+) -> Result<T, ApiError> {
+    let (parts, body) = request.into_parts();
+    let raw = Raw::read(&parts.headers, body).await?;
+    serde_path_to_error::deserialize(&raw.value()?)
+        .map_err(|e| ApiError::BadRequest(format!("{name}: {}: {}", e.path(), e.inner())))
+}
+
+/// Why nothing was signed.
+pub(super) fn unsigned(name: &str, error: &SigningError) -> ApiError {
+    match error {
+        SigningError::Request(_) => ApiError::BadRequest(format!("{name}: {error}")),
+        SigningError::Certificate(_) => ApiError::Storage(error.to_string()),
     }
 }
 

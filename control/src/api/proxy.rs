@@ -1,7 +1,7 @@
 //! Requests that the agent of a node answers: logs, and what people ask a node.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -28,7 +28,7 @@ const LARGEST_ERROR_BYTES: usize = 64 << 10;
 /// The way to the agents: their certificates are verified by the cluster's CA, ours is shown to them.
 #[derive(Clone)]
 pub struct Agents {
-    tls: TlsConnector,
+    tls: Arc<RwLock<TlsConnector>>,
     port: u16,
 }
 
@@ -46,13 +46,18 @@ pub enum AgentsError {
 impl Agents {
     /// With a certificate of `authority`, to the usual port.
     pub fn new(authority: &Authority) -> Result<Self, AgentsError> {
-        let own = authority.client()?;
-        let mut roots = RootCertStore::empty();
-        roots.add(authority.certificate().clone())?;
-        let config = ClientConfig::builder()
-            .with_root_certificates(roots)
-            .with_client_auth_cert(own.chain, own.key)?;
-        Ok(Self { tls: TlsConnector::from(Arc::new(config)), port: AGENT_PORT })
+        Ok(Self { tls: Arc::new(RwLock::new(connector(authority)?)), port: AGENT_PORT })
+    }
+
+    /// Shows a new certificate from now on; connections that there are stay.
+    pub fn renew(&self, authority: &Authority) -> Result<(), AgentsError> {
+        let new = connector(authority)?;
+        *self.tls.write().expect("no code panics while it holds the connector") = new;
+        Ok(())
+    }
+
+    fn tls(&self) -> TlsConnector {
+        self.tls.read().expect("no code panics while it holds the connector").clone()
     }
 
     pub(super) async fn ask(
@@ -77,7 +82,7 @@ impl Agents {
         let connect = async {
             let stream = TcpStream::connect((address, self.port)).await?;
             keep_alive(&stream);
-            self.tls.connect(server, stream).await
+            self.tls().connect(server, stream).await
         };
         let connected = tokio::time::timeout(CONNECT_LIMIT, connect).await.map_err(|_| late())?;
         let stream = connected.map_err(|e| failed(e.to_string()))?;
@@ -93,6 +98,16 @@ impl Agents {
         let answer = answer.map_err(|_| late())?.map_err(|e| failed(e.to_string()))?;
         Ok(answer.map(Body::new))
     }
+}
+
+fn connector(authority: &Authority) -> Result<TlsConnector, AgentsError> {
+    let own = authority.client()?;
+    let mut roots = RootCertStore::empty();
+    roots.add(authority.certificate().clone())?;
+    let config = ClientConfig::builder()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(own.chain, own.key)?;
+    Ok(TlsConnector::from(Arc::new(config)))
 }
 
 impl Api {

@@ -3,7 +3,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::Credential;
+use super::{Credential, validity};
 
 /// A kubeconfig for `server`, with everything inline.
 pub(super) fn text(server: &str, ca_pem: &str, admin: &Credential) -> String {
@@ -33,16 +33,16 @@ current-context: mesh
     )
 }
 
-/// Whether a kubeconfig is for that server and CA, with a certificate that is good for a month or more.
-pub(super) fn is_good(text: &str, server: &str, ca_pem: &str) -> bool {
+/// Whether a kubeconfig is for that server and CA, with a certificate that need not be renewed yet.
+pub(super) fn is_good(text: &str, server: &str, ca_pem: &str, now: i64) -> bool {
     let value =
         |key: &str| text.lines().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix(": "));
-    let fresh = value("client-certificate-data")
+    let validity = value("client-certificate-data")
         .and_then(|data| STANDARD.decode(data).ok())
         .and_then(|pem| x509_parser::pem::parse_x509_pem(&pem).ok().map(|(_, pem)| pem))
-        .and_then(|pem| pem.parse_x509().ok().and_then(|c| c.validity().time_to_expiration()))
-        .is_some_and(|left| left.whole_days() > 30);
-    fresh
+        .and_then(|pem| pem.parse_x509().ok().map(|certificate| validity(&certificate)));
+    // As late as possible: whoever has copied the file has to copy it again.
+    validity.is_some_and(|validity| validity.holds(now) && now < validity.renew_at(u8::MAX))
         && value("server") == Some(server)
         && value("certificate-authority-data") == Some(STANDARD.encode(ca_pem).as_str())
         && value("client-key-data").is_some()

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::tls::Tls;
-use crate::api::caller::Caller;
+use crate::api::caller::Shown;
 use crate::api::{Api, Channel};
 
 const CONNECTIONS: usize = 8192;
@@ -75,12 +75,17 @@ async fn converse(stream: TcpStream, tls: Tls, api: Api, stopping: CancellationT
         Err(_) => return tracing::debug!("TLS handshake took too long"),
     };
     let certificates = stream.get_ref().1.peer_certificates();
-    let caller = certificates.and_then(|chain| chain.first()).and_then(Caller::of);
+    let shown = certificates.and_then(|chain| chain.first()).and_then(Shown::of).map(Arc::new);
     let group = stream.get_ref().1.negotiated_key_exchange_group();
     let post_quantum = group.is_some_and(|g| g.name() == NamedGroup::X25519MLKEM768);
     let service = service_fn(move |mut request: Request<Incoming>| {
-        let (api, caller) = (api.clone(), caller.clone());
+        let api = api.clone();
+        let now = jiff::Timestamp::now().as_second();
+        let caller = shown.as_ref().and_then(|shown| shown.caller(now));
         request.extensions_mut().insert(Channel { post_quantum });
+        if let Some(shown) = &shown {
+            request.extensions_mut().insert(Arc::clone(shown));
+        }
         async move { Ok::<_, Infallible>(api.handle(caller, request.map(Body::new)).await) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());

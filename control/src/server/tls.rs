@@ -2,7 +2,6 @@
 
 use std::net::IpAddr;
 use std::sync::{Arc, RwLock};
-use std::time::Duration;
 
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
@@ -49,19 +48,11 @@ impl Tls {
         Ok(Self { acceptor: TlsAcceptor::from(Arc::new(config)), current })
     }
 
-    /// Replaces the certificate from time to time; never ends.
-    pub(super) async fn renew(self, authority: Arc<Authority>, names: Names, every: Duration) {
-        loop {
-            tokio::time::sleep(every).await;
-            match certificate(&authority, &names.addresses, &names.dns) {
-                Ok(new) => {
-                    let mut current = self.current.0.write();
-                    **current.as_mut().expect("no code panics while it holds the certificate") =
-                        new;
-                }
-                Err(error) => tracing::warn!(%error, "renewing the serving certificate failed"),
-            }
-        }
+    /// Shows a new certificate from now on; connections that there are stay.
+    pub(super) fn renew(&self, authority: &Authority, names: &Names) -> Result<(), StartError> {
+        let new = certificate(authority, &names.addresses, &names.dns)?;
+        *self.current.0.write().expect("no code panics while it holds the certificate") = new;
+        Ok(())
     }
 }
 

@@ -29,7 +29,7 @@ fn token(control: &Control) -> JoinToken {
 }
 
 /// A client of the service that shows no certificate.
-fn stranger(control: &Control) -> Client {
+pub(crate) fn stranger(control: &Control) -> Client {
     let mut config = kube::Config::new(format!("https://{}", control.address).parse().unwrap());
     config.root_cert = Some(vec![ca(control)]);
     Client::try_from(config).unwrap()
@@ -50,16 +50,21 @@ pub(crate) async fn join(control: &Control, node: &str, addresses: &[IpAddr]) ->
     let answer = ask(&stranger(control), &request(control, node, &key, addresses)).await;
     assert_eq!(answer.code, 200, "{}", answer.body);
     let response: JoinResponse = serde_json::from_value(answer.body).unwrap();
+    member(control, response.certificate_pem, &key)
+}
+
+/// A client that shows that certificate.
+pub(crate) fn member(control: &Control, certificate_pem: String, key: &KeyPair) -> Member {
     let dir = tempfile::tempdir().unwrap();
     let (cert_path, key_path) = (dir.path().join("crt"), dir.path().join("key"));
-    fs::write(&cert_path, &response.certificate_pem).unwrap();
+    fs::write(&cert_path, &certificate_pem).unwrap();
     fs::write(&key_path, key.serialize_pem()).unwrap();
     let mut config = kube::Config::new(format!("https://{}", control.address).parse().unwrap());
     config.root_cert = Some(vec![ca(control)]);
     config.auth_info.client_certificate = Some(cert_path.display().to_string());
     config.auth_info.client_key = Some(key_path.display().to_string());
     let client = Client::try_from(config).unwrap();
-    Member { client, certificate_pem: response.certificate_pem, key_pem: key.serialize_pem() }
+    Member { client, certificate_pem, key_pem: key.serialize_pem() }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

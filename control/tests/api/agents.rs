@@ -23,13 +23,13 @@ use super::access::{Member, join};
 use super::support::*;
 
 /// A loopback address of this process and test, so that the agents' one port is free.
-fn own_address(number: u8) -> IpAddr {
+pub(crate) fn own_address(number: u8) -> IpAddr {
     let [_, a, b, c] = std::process::id().to_be_bytes();
     Ipv4Addr::new(127, (a % 120) * 2 + 10, b ^ number, c.clamp(1, 254)).into()
 }
 
 /// Something that answers like an agent, to the control service only.
-async fn pretend(control: &Control, member: &Member, address: IpAddr) {
+pub(crate) async fn pretend(control: &Control, member: &Member, address: IpAddr) {
     let mut roots = RootCertStore::empty();
     let ca = std::fs::read(control.dir.path().join("ca.crt")).unwrap();
     roots.add(CertificateDer::from_pem_slice(&ca).unwrap()).unwrap();

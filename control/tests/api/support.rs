@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Namespace, ServiceAccount};
 use kube::Client;
 use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use mesh_control::pki::DEFAULT_LIFETIME;
 use mesh_control::registry::Registry;
 use mesh_control::server::{Options, Server};
 use serde_json::{Value, json};
@@ -75,6 +76,11 @@ impl Control {
     }
 
     pub(crate) async fn start_in(dir: tempfile::TempDir) -> Self {
+        Self::start_with(dir, DEFAULT_LIFETIME).await
+    }
+
+    /// With certificates that are good for so long.
+    pub(crate) async fn start_with(dir: tempfile::TempDir, lifetime: Duration) -> Self {
         provider();
         let options = Options {
             data_dir: dir.path().to_owned(),
@@ -82,6 +88,7 @@ impl Control {
             advertise: Vec::new(),
             cluster_config: None,
             preshared_key_rotation: Duration::from_secs(1),
+            certificate_lifetime: lifetime,
         };
         let server = Server::start(options).await.unwrap();
         let client = admin(dir.path()).await;
