@@ -12,15 +12,16 @@ use std::time::Duration;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
+use mesh_model::certificate::Validity;
 use mesh_model::join::{InvalidToken, JOIN_PATH, JoinRequest, JoinResponse, JoinToken};
 use mesh_model::{ClusterConfig, NodeName};
 use rcgen::{CertificateParams, KeyPair};
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject as _;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 
 mod pinned;
 
+use crate::credential::{Credential, CredentialError, NotKept};
 use pinned::PinnedCa;
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -29,10 +30,8 @@ const LARGEST_ANSWER_BYTES: usize = 1 << 20;
 /// Who this node is, and whom it believes.
 #[derive(Debug, Clone)]
 pub(crate) struct Identity {
-    /// Certificate chain, PEM.
-    pub(crate) certificate: PathBuf,
-    /// Its private key, PEM.
-    pub(crate) key: PathBuf,
+    /// The certificate and its key, as they are now. Whoever uses them hears of the next ones.
+    pub(crate) credential: watch::Sender<Arc<Credential>>,
     /// The cluster's CA, PEM.
     pub(crate) ca: PathBuf,
     /// Where the API is.
@@ -48,6 +47,15 @@ pub(crate) enum JoinError {
         "this node has not joined yet: give --server and --token (print one with `meshctl token`)"
     )]
     NothingGiven,
+    #[error("no join token: print one with `meshctl token`, give it by --token or --token-file")]
+    NoToken,
+    #[error("the node's certificate is good from {from} to {until} only: it has to join again")]
+    RunOut {
+        from: String,
+        until: String,
+        #[source]
+        source: Box<JoinError>,
+    },
     #[error("read --token-file {path}")]
     TokenFile {
         path: PathBuf,
@@ -76,12 +84,14 @@ pub(crate) enum JoinError {
     Refused { server: String, message: String },
     #[error("make the node's key and signing request")]
     Request(#[source] rcgen::Error),
-    #[error("keep {path}")]
-    Keep {
-        path: PathBuf,
+    #[error("use the certificate that {server} sent")]
+    Certificate {
+        server: String,
         #[source]
-        source: io::Error,
+        source: CredentialError,
     },
+    #[error(transparent)]
+    Keep(#[from] NotKept),
 }
 
 /// What a join needs.
@@ -95,13 +105,41 @@ pub(crate) struct Joining<'a> {
 }
 
 impl Joining<'_> {
-    /// The identity of an earlier join, or a new one. A node that has joined never needs the token again.
+    /// The identity of an earlier join, or a new one. A node needs the token again only when its certificate has run out; without
+    /// one it goes on as it can without the control service.
     pub(crate) async fn identity(&self) -> Result<Identity, JoinError> {
-        let dir = self.state_dir.join("pki");
-        if let Some(identity) = load(&dir, self.server) {
-            return Ok(identity);
+        match load(&self.folder(), self.server) {
+            Some(identity) if identity.validity().holds(now()) => return Ok(identity),
+            Some(identity) => {
+                if let Err(error) = self.again(&identity).await {
+                    tracing::warn!(error = crate::errors::chain(&error), "going on as it can");
+                    return Ok(identity);
+                }
+            }
+            None => drop(self.join(self.server.ok_or(JoinError::NothingGiven)?).await?),
         }
-        let server = self.server.ok_or(JoinError::NothingGiven)?;
+        // The CA may be another one, too.
+        load(&self.folder(), self.server).ok_or(JoinError::NothingGiven)
+    }
+
+    /// Joins where the node had joined before: its certificate has run out.
+    pub(crate) async fn again(&self, identity: &Identity) -> Result<(), JoinError> {
+        let Validity { from, until } = identity.validity();
+        let joined = self.join(&identity.server).await.map_err(|error| JoinError::RunOut {
+            from: date(from),
+            until: date(until),
+            source: Box::new(error),
+        })?;
+        identity.credential.send_replace(Arc::new(joined));
+        Ok(())
+    }
+
+    /// Where all that comes of joining is kept.
+    pub(crate) fn folder(&self) -> PathBuf {
+        self.state_dir.join("pki")
+    }
+
+    async fn join(&self, server: &str) -> Result<Credential, JoinError> {
         let token = self.read_token()?;
         let key = KeyPair::generate().map_err(JoinError::Request)?;
         let request = JoinRequest {
@@ -115,50 +153,57 @@ impl Joining<'_> {
             Ok(answer) => answer?,
             Err(_) => return Err(JoinError::TimedOut { server: server.to_owned() }),
         };
-        keep(&dir, server, &key, &answer)?;
+        let credential = Credential::new(key.serialize_pem(), answer.certificate_pem.clone())
+            .map_err(|source| JoinError::Certificate { server: server.to_owned(), source })?;
+        keep(&self.folder(), server, &credential, &answer)?;
         tracing::info!(node = %self.node, server, "joined");
-        load(&dir, Some(server)).ok_or(JoinError::NothingGiven)
+        Ok(credential)
     }
 
     fn read_token(&self) -> Result<JoinToken, JoinError> {
         if let Some(token) = self.token {
             return Ok(token.parse()?);
         }
-        let path = self.token_file.ok_or(JoinError::NothingGiven)?;
+        let path = self.token_file.ok_or(JoinError::NoToken)?;
         let text = fs::read_to_string(path)
             .map_err(|source| JoinError::TokenFile { path: path.to_owned(), source })?;
         Ok(text.parse()?)
     }
 }
 
-fn signing_request(node: &NodeName, key: &KeyPair) -> Result<String, rcgen::Error> {
+impl Identity {
+    /// When the certificate that is in use is good.
+    pub(crate) fn validity(&self) -> Validity {
+        self.credential.borrow().validity
+    }
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> i64 {
+    jiff::Timestamp::now().as_second()
+}
+
+/// A second since 1970, as people write it.
+pub(crate) fn date(second: i64) -> String {
+    jiff::Timestamp::from_second(second).map_or_else(|_| second.to_string(), |at| at.to_string())
+}
+
+pub(crate) fn signing_request(node: &NodeName, key: &KeyPair) -> Result<String, rcgen::Error> {
     CertificateParams::new(vec![node.to_string()])?.serialize_request(key)?.pem()
 }
 
 /// A complete earlier join; anything less is as if there were none.
-fn load(dir: &Path, server: Option<&str>) -> Option<Identity> {
-    let joined = fs::read(dir.join("joined.json")).ok()?;
+fn load(folder: &Path, server: Option<&str>) -> Option<Identity> {
+    let joined = fs::read(folder.join("joined.json")).ok()?;
     let joined: Joined = serde_json::from_slice(&joined).ok()?;
-    let identity = Identity {
-        certificate: dir.join("node.crt"),
-        key: dir.join("node.key"),
-        ca: dir.join("ca.crt"),
+    let ca = folder.join("ca.crt");
+    let credential = Credential::load(folder).filter(|_| ca.exists())?;
+    Some(Identity {
+        credential: watch::Sender::new(Arc::new(credential)),
+        ca,
         server: server.map_or(joined.server, str::to_owned),
         cluster: joined.cluster,
-    };
-    let complete = identity.key.exists() && identity.ca.exists();
-    (complete && is_valid(&fs::read(&identity.certificate).ok()?)).then_some(identity)
-}
-
-/// Whether the certificate has not run out. One that cannot be read is as good as none.
-fn is_valid(pem: &[u8]) -> bool {
-    let Ok(der) = CertificateDer::from_pem_slice(pem) else { return false };
-    let parsed = x509_parser::parse_x509_certificate(&der);
-    let valid = parsed.is_ok_and(|(_, certificate)| certificate.validity().is_valid());
-    if !valid {
-        tracing::warn!("the node's certificate has run out, joining again");
-    }
-    valid
+    })
 }
 
 #[derive(serde::Serialize, serde::Deserialize)]
@@ -167,23 +212,25 @@ struct Joined {
     cluster: ClusterConfig,
 }
 
-/// Writes the parts, and last the file that makes them count.
-fn keep(dir: &Path, server: &str, key: &KeyPair, answer: &JoinResponse) -> Result<(), JoinError> {
-    fs::create_dir_all(dir).map_err(|source| JoinError::Keep { path: dir.to_owned(), source })?;
+/// Writes the parts, and last the file that makes them count. Where there is one from before, the certificate has run out: half of a
+/// join leaves it so.
+fn keep(
+    folder: &Path,
+    server: &str,
+    credential: &Credential,
+    answer: &JoinResponse,
+) -> Result<(), NotKept> {
+    let not_kept = |path: &Path, source| NotKept { path: path.to_owned(), source };
+    fs::create_dir_all(folder).map_err(|source| not_kept(folder, source))?;
+    let write = |name: &str, content: &str| {
+        let path = folder.join(name);
+        write_private(&path, content.as_bytes()).map_err(|source| not_kept(&path, source))
+    };
     let joined = Joined { server: server.to_owned(), cluster: answer.cluster.clone() };
     let joined = serde_json::to_string(&joined).expect("plain data becomes JSON");
-    let parts = [
-        ("node.key", key.serialize_pem()),
-        ("node.crt", answer.certificate_pem.clone()),
-        ("ca.crt", answer.ca_pem.clone()),
-        ("joined.json", joined),
-    ];
-    for (name, content) in parts {
-        let path = dir.join(name);
-        write_private(&path, content.as_bytes())
-            .map_err(|source| JoinError::Keep { path, source })?;
-    }
-    Ok(())
+    write("ca.crt", &answer.ca_pem)?;
+    credential.keep(folder)?;
+    write("joined.json", &joined)
 }
 
 /// Writes a file that only root can read, whole or not at all, also across a power cut.
@@ -260,31 +307,59 @@ where
 mod tests {
     use super::*;
 
+    /// What comes of a join whose certificate ends with that year.
+    fn joined(folder: &Path, year: i32) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec![]).unwrap();
+        params.not_after = rcgen::date_time_ymd(year, 12, 31);
+        let certificate_pem = params.self_signed(&key).unwrap().pem();
+        let credential = Credential::new(key.serialize_pem(), certificate_pem.clone()).unwrap();
+        let cluster = ClusterConfig::default();
+        let answer = JoinResponse { certificate_pem, ca_pem: "a".into(), cluster };
+        keep(folder, "https://192.0.2.1:6443", &credential, &answer).unwrap();
+    }
+
     #[test]
     fn half_a_join_counts_as_none() {
         let dir = tempfile::tempdir().unwrap();
         assert!(load(dir.path(), None).is_none());
-        let key = KeyPair::generate().unwrap();
-        let certificate = |year| {
-            let mut params = CertificateParams::new(vec![]).unwrap();
-            params.not_after = rcgen::date_time_ymd(year, 1, 1);
-            params.self_signed(&key).unwrap().pem()
-        };
-        let answer = JoinResponse {
-            certificate_pem: certificate(4000),
-            ca_pem: "a".into(),
-            cluster: ClusterConfig::default(),
-        };
-        keep(dir.path(), "https://192.0.2.1:6443", &key, &answer).unwrap();
+        joined(dir.path(), 4000);
         let identity = load(dir.path(), None).unwrap();
         assert_eq!(identity.server, "https://192.0.2.1:6443");
         assert_eq!(load(dir.path(), Some("https://b")).unwrap().server, "https://b");
-        fs::write(dir.path().join("node.crt"), certificate(2001)).unwrap();
-        assert!(load(dir.path(), None).is_none(), "it has run out");
-        fs::write(dir.path().join("node.crt"), certificate(4000)).unwrap();
+        for part in ["node.pem", "ca.crt", "joined.json"] {
+            let path = dir.path().join(part);
+            let content = fs::read(&path).unwrap();
+            fs::remove_file(&path).unwrap();
+            assert!(load(dir.path(), None).is_none(), "{part}");
+            fs::write(path, content).unwrap();
+        }
         assert!(load(dir.path(), None).is_some());
-        fs::remove_file(dir.path().join("node.key")).unwrap();
-        assert!(load(dir.path(), None).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_node_whose_certificate_has_run_out_says_what_it_needs() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = "n".parse().unwrap();
+        let joining = Joining {
+            node: &node,
+            addresses: &[],
+            server: None,
+            token: None,
+            token_file: None,
+            state_dir: dir.path(),
+        };
+        assert!(matches!(joining.identity().await, Err(JoinError::NothingGiven)));
+        joined(&joining.folder(), 2001);
+        let identity = joining.identity().await.unwrap();
+        assert!(
+            !identity.validity().holds(now()),
+            "it is a member, and the API lets it in no more"
+        );
+        let text = crate::errors::chain(&joining.again(&identity).await.unwrap_err());
+        for part in ["2001-12-31", "join again", "`meshctl token`", "--token-file"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `mesh-agent`: makes one node do what the cluster's objects say.
 //!
-//! Owns: joining and registration ([`join`](self), `register`), observation (`observe`), one reconciler per concern
+//! Owns: joining and registration ([`join`](self), `renewal`, `register`), observation (`observe`), one reconciler per concern
 //! (`reconcile`), the CNI server ([`cni`]), the pods of the node (`pods`), the worker processes (`workers`), and what
 //! the node tells about itself (`server`, `check`, `encryption`), the replacement of its key (`rotation`), the paths to the other nodes (`paths`), and
 //! when a pod that is deleted may end ([`drain`]).
@@ -19,6 +19,7 @@ mod capacity;
 mod check;
 mod cli;
 pub mod cni;
+mod credential;
 mod differences;
 pub mod drain;
 mod encryption;
@@ -36,6 +37,7 @@ mod preshared;
 mod readiness;
 mod reconcile;
 mod register;
+mod renewal;
 mod reset;
 mod rotation;
 mod run;

@@ -10,6 +10,9 @@
 //! Needs root, eBPF and `ip`, `nft`, `nsenter`, `bash`.
 #![allow(clippy::unwrap_used, reason = "a failed test panics")]
 
+#[path = "process/certificate.rs"]
+mod certificate;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -43,6 +46,8 @@ struct Node {
     dir: PathBuf,
     cgroup: PathBuf,
     bpf: PathBuf,
+    /// What the agent is started with beside what all are.
+    flags: Vec<String>,
     agent: Option<Child>,
 }
 
@@ -93,6 +98,7 @@ impl Node {
             cgroup: root.join(&name),
             bpf: Path::new("/sys/fs/bpf").join(&name),
             name,
+            flags: vec![],
             agent: None,
         };
         run(&["ip", "netns", "add", &node.name]);
@@ -166,7 +172,7 @@ impl Node {
     fn agent(&self, command: &str) -> Command {
         let settings = self.settings();
         let mut words = vec![env!("CARGO_BIN_EXE_mesh-agent"), command];
-        words.extend(settings.iter().map(String::as_str));
+        words.extend(settings.iter().chain(&self.flags).map(String::as_str));
         self.command(&words)
     }
 

@@ -14,6 +14,7 @@ use crate::pods::{KubeReporter, Runner, RunnerOptions};
 use crate::preshared::Keeper;
 use crate::reconcile::pods::{self, Pods};
 use crate::register::{self, Registration};
+use crate::renewal::Renewal;
 use crate::saved::Saved;
 use crate::settings::PodsChoice;
 use crate::{api, capacity, drain, preshared, server};
@@ -51,6 +52,7 @@ impl Agent {
         let board = self.board.clone();
         tokio::spawn(capacity::announce(client.clone(), node, board, programs, maps_full));
         tokio::spawn(Arc::clone(&self).serve_https(identity.clone()));
+        tokio::spawn(Arc::clone(&self).renew_certificate(identity.clone(), client.clone()));
         let keeper = Keeper {
             client: client.clone(),
             overlay: Arc::clone(&self.overlay),
@@ -93,16 +95,20 @@ impl Agent {
         runner
     }
 
-    async fn identity(&self) -> Result<Identity, JoinError> {
+    fn joining(&self) -> Joining<'_> {
         let options = &self.options;
-        let joining = Joining {
+        Joining {
             node: &options.node,
             addresses: &options.addresses,
             server: options.server.as_deref(),
             token: options.token.as_deref(),
             token_file: options.token_file.as_deref(),
             state_dir: self.paths.state(),
-        };
+        }
+    }
+
+    async fn identity(&self) -> Result<Identity, JoinError> {
+        let joining = self.joining();
         let mut pause = Duration::from_millis(200);
         loop {
             match joining.identity().await {
@@ -124,6 +130,11 @@ impl Agent {
             tokio::time::sleep(pause).await;
             pause = longer(pause);
         }
+    }
+
+    async fn renew_certificate(self: Arc<Self>, identity: Identity, client: kube::Client) {
+        let (joining, board) = (self.joining(), &self.board);
+        Renewal { identity: &identity, client: &client, joining, board }.keep().await;
     }
 
     async fn serve_https(self: Arc<Self>, identity: Identity) {

@@ -15,13 +15,14 @@ use hyper_util::service::TowerToHyperService;
 use mesh_model::wellknown::{CONTROL_USER, GROUP_ADMINS};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
+use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
+use crate::credential::InUse;
 use crate::join::Identity;
 
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
@@ -39,8 +40,8 @@ pub(crate) enum TlsServerError {
         #[source]
         source: rustls_pki_types::pem::Error,
     },
-    #[error("use the node's certificate for the HTTPS server")]
-    Certificate(#[source] rustls::Error),
+    #[error("trust the cluster's CA")]
+    Ca(#[source] rustls::Error),
     #[error("verify clients by the cluster's CA")]
     Clients(#[source] rustls::server::VerifierBuilderError),
     #[error("listen on port {port}")]
@@ -99,24 +100,18 @@ pub(crate) fn listen(port: u16) -> Result<TcpListener, TlsServerError> {
 }
 
 fn config(identity: &Identity) -> Result<ServerConfig, TlsServerError> {
-    let read = |path: &PathBuf| {
-        let certificates = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
-        certificates.map_err(|source| TlsServerError::Read { path: path.clone(), source })
-    };
-    let chain: Vec<CertificateDer<'static>> = read(&identity.certificate)?;
-    let key = PrivateKeyDer::from_pem_file(&identity.key)
-        .map_err(|source| TlsServerError::Read { path: identity.key.clone(), source })?;
+    let cas = CertificateDer::pem_file_iter(&identity.ca).and_then(Iterator::collect);
+    let cas: Vec<CertificateDer<'static>> =
+        cas.map_err(|source| TlsServerError::Read { path: identity.ca.clone(), source })?;
     let mut roots = RootCertStore::empty();
-    let cas: Vec<CertificateDer<'static>> = read(&identity.ca)?;
     for ca in cas {
-        roots.add(ca).map_err(TlsServerError::Certificate)?;
+        roots.add(ca).map_err(TlsServerError::Ca)?;
     }
     let clients =
         WebPkiClientVerifier::builder(Arc::new(roots)).build().map_err(TlsServerError::Clients)?;
     let mut config = ServerConfig::builder()
         .with_client_cert_verifier(clients)
-        .with_single_cert(chain, key)
-        .map_err(TlsServerError::Certificate)?;
+        .with_cert_resolver(Arc::new(InUse(identity.credential.subscribe())));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }
@@ -145,11 +140,14 @@ async fn converse(
     server.serve_connection_with_upgrades(TokioIo::new(stream), service).await
 }
 
-/// By the name in a certificate that the cluster's CA signed.
+/// By the name in a certificate that the cluster's CA signed. Where a session is resumed, nobody has looked at its dates.
 fn may_read(certificate: &CertificateDer<'_>) -> bool {
     let Ok((_, certificate)) = x509_parser::parse_x509_certificate(certificate) else {
         return false;
     };
+    if !certificate.validity().is_valid() {
+        return false;
+    }
     let subject = certificate.subject();
     let named = |mut values: Vec<&str>, wanted: &str| {
         values.retain(|value| *value == wanted);

@@ -2,36 +2,14 @@ use axum::routing::get;
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Bytes;
 use mesh_model::ClusterConfig;
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair,
-};
+use mesh_model::certificate::Validity;
+use rcgen::DnType;
 use rustls::ClientConfig;
+use tokio::sync::watch;
 
 use super::*;
-
-struct Ca {
-    issuer: Issuer<'static, KeyPair>,
-    pem: String,
-}
-
-impl Ca {
-    fn new() -> Self {
-        let mut params = CertificateParams::new(vec![]).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().unwrap();
-        let pem = params.self_signed(&key).unwrap().pem();
-        Self { issuer: Issuer::new(params, key), pem }
-    }
-
-    /// Certificate and key, PEM.
-    fn sign(&self, kind: DnType, name: &str) -> (String, String) {
-        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(kind, name);
-        let key = KeyPair::generate().unwrap();
-        (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
-    }
-}
+use crate::credential::Credential;
+use crate::credential::ca::{ALWAYS, Ca};
 
 struct Server {
     address: SocketAddr,
@@ -43,16 +21,12 @@ impl Server {
     async fn start() -> Self {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let (ca, dir) = (Ca::new(), tempfile::tempdir().unwrap());
-        let (certificate, key) = ca.sign(DnType::CommonName, "system:node:n");
-        let file = |name: &str, text: &str| {
-            let path = dir.path().join(name);
-            std::fs::write(&path, text).unwrap();
-            path
-        };
+        let path = dir.path().join("ca.crt");
+        std::fs::write(&path, &ca.pem).unwrap();
+        let own = ca.sign(DnType::CommonName, "system:node:n", ALWAYS);
         let identity = Identity {
-            certificate: file("node.crt", &certificate),
-            key: file("node.key", &key),
-            ca: file("ca.crt", &ca.pem),
+            credential: watch::Sender::new(Arc::new(own)),
+            ca: path,
             server: String::new(),
             cluster: ClusterConfig::default(),
         };
@@ -64,15 +38,12 @@ impl Server {
     }
 
     /// Status of `/healthz` for a client with this certificate; the error text when there is no connection.
-    async fn ask(&self, client: Option<(String, String)>) -> Result<u16, String> {
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(self.ca.pem.as_bytes()).unwrap()).unwrap();
-        let config = ClientConfig::builder().with_root_certificates(roots);
+    async fn ask(&self, client: Option<&Credential>) -> Result<u16, String> {
+        let config = ClientConfig::builder().with_root_certificates(self.ca.roots());
         let config = match client {
             None => config.with_no_client_auth(),
-            Some((certificate, key)) => {
-                let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
-                let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+            Some(client) => {
+                let (chain, key) = client.parts();
                 config.with_client_auth_cert(chain, key).unwrap()
             }
         };
@@ -96,17 +67,24 @@ impl Server {
 #[tokio::test]
 async fn only_control_and_administrators_may_ask() {
     let server = Server::start().await;
-    let mine = |kind, name| Some(server.ca.sign(kind, name));
-    assert_eq!(server.ask(mine(DnType::CommonName, "mesh-control")).await, Ok(200));
-    assert_eq!(server.ask(mine(DnType::OrganizationName, "system:masters")).await, Ok(200));
-    assert_eq!(server.ask(mine(DnType::OrganizationName, "system:nodes")).await, Ok(403));
-    assert_eq!(server.ask(mine(DnType::CommonName, "system:masters")).await, Ok(403));
+    let mine = |kind, name| server.ca.sign(kind, name, ALWAYS);
+    assert_eq!(server.ask(Some(&mine(DnType::CommonName, "mesh-control"))).await, Ok(200));
+    assert_eq!(server.ask(Some(&mine(DnType::OrganizationName, "system:masters"))).await, Ok(200));
+    assert_eq!(server.ask(Some(&mine(DnType::OrganizationName, "system:nodes"))).await, Ok(403));
+    assert_eq!(server.ask(Some(&mine(DnType::CommonName, "system:masters"))).await, Ok(403));
     assert!(server.ask(None).await.is_err(), "without a certificate there is no connection");
-    let stranger = Ca::new().sign(DnType::CommonName, "mesh-control");
-    assert!(server.ask(Some(stranger)).await.is_err(), "nor with one of another CA");
+    let stranger = Ca::new().sign(DnType::CommonName, "mesh-control", ALWAYS);
+    assert!(server.ask(Some(&stranger)).await.is_err(), "nor with one of another CA");
 }
 
 #[test]
-fn what_is_no_certificate_has_no_rights() {
+fn what_is_no_certificate_has_no_rights_nor_has_one_that_has_run_out() {
     assert!(!may_read(&CertificateDer::from(vec![1, 2, 3])));
+    let ca = Ca::new();
+    let ended = Validity { until: 1_000_000_000, ..ALWAYS };
+    let allowed = [ALWAYS, ended].map(|validity| {
+        let (chain, _) = ca.sign(DnType::CommonName, "mesh-control", validity).parts();
+        may_read(&chain[0])
+    });
+    assert_eq!(allowed, [true, false]);
 }
