@@ -447,6 +447,9 @@ pub struct PodWork {
     pub pod: Pod,
     /// Values of the ConfigMaps that it refers to, by name. A name that is absent here does not exist.
     pub config_maps: BTreeMap<String, BTreeMap<String, Vec<u8>>>,
+    /// Of those ConfigMaps, by name: the keys of `binaryData`, whose values are for files and no variables.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub binary_keys: BTreeMap<String, BTreeSet<String>>,
     /// Values of the Secrets that it refers to, by name. A name that is absent here does not exist.
     pub secrets: BTreeMap<String, BTreeMap<String, Vec<u8>>>,
     /// Environment variables for the Services of the pod's namespace (`enableServiceLinks`).

@@ -1,6 +1,6 @@
 //! The environment of a container: Services, `envFrom`, `env`, in that order, a later one wins.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{Container, EnvFromSource, EnvVarSource};
 use mesh_model::snapshot::PodWork;
@@ -83,21 +83,18 @@ fn from_object(
     env: &mut Environment,
 ) -> Result<(), EnvError> {
     let prefix = source.prefix.as_deref().unwrap_or_default();
-    let (kind, name, optional, values) = if let Some(r) = &source.config_map_ref {
-        (CONFIG_MAP, &r.name, r.optional, work.config_maps.get(&r.name))
+    let object = if let Some(r) = &source.config_map_ref {
+        Object::config_map(work, &r.name, r.optional)
     } else if let Some(r) = &source.secret_ref {
-        (SECRET, &r.name, r.optional, work.secrets.get(&r.name))
+        Object::secret(work, &r.name, r.optional)
     } else {
         return Ok(());
     };
-    let Some(values) = values else {
-        return missing(kind, name, optional).map(drop);
-    };
     // A key that cannot be a variable's name is left out; the others still serve.
-    for (key, value) in values.iter().filter(|(key, _)| !key.is_empty() && !key.contains('=')) {
-        match text(kind, name, key, value) {
-            // It is `binaryData`, which is for files.
-            Err(_) if kind == CONFIG_MAP => {}
+    for (key, value) in object.values()?.filter(|(key, _)| !key.is_empty() && !key.contains('=')) {
+        match object.text(key, value) {
+            // It is `binaryData` of a pod that an earlier version saved.
+            Err(_) if object.kind == CONFIG_MAP => {}
             value => env.set(&format!("{prefix}{key}"), value?),
         }
     }
@@ -113,10 +110,10 @@ fn one(
 ) -> Result<Option<String>, EnvError> {
     let fact = |cause| EnvError::Fact { variable: variable.to_owned(), cause };
     if let Some(r) = &source.config_map_key_ref {
-        return key(CONFIG_MAP, &r.name, &r.key, r.optional, work.config_maps.get(&r.name));
+        return Object::config_map(work, &r.name, r.optional).value(&r.key);
     }
     if let Some(r) = &source.secret_key_ref {
-        return key(SECRET, &r.name, &r.key, r.optional, work.secrets.get(&r.name));
+        return Object::secret(work, &r.name, r.optional).value(&r.key);
     }
     if let Some(r) = &source.field_ref {
         return facts::field(&work.pod, facts, r).map(Some).map_err(fact);
@@ -130,38 +127,56 @@ fn one(
     Ok(None)
 }
 
-fn key(
+/// What variables are taken from.
+struct Object<'w> {
     kind: &'static str,
-    name: &str,
-    key: &str,
-    optional: Option<bool>,
-    values: Option<&BTreeMap<String, Vec<u8>>>,
-) -> Result<Option<String>, EnvError> {
-    let Some(values) = values else { return missing(kind, name, optional) };
-    match values.get(key) {
-        Some(value) => text(kind, name, key, value).map(Some),
-        None if optional == Some(true) => Ok(None),
-        None => Err(EnvError::NoKey { kind, name: name.to_owned(), key: key.to_owned() }),
-    }
+    name: &'w str,
+    /// It need not exist, nor have the key.
+    optional: bool,
+    values: Option<&'w BTreeMap<String, Vec<u8>>>,
+    /// Keys that are for files only.
+    binary: Option<&'w BTreeSet<String>>,
 }
 
-fn missing(
-    kind: &'static str,
-    name: &str,
-    optional: Option<bool>,
-) -> Result<Option<String>, EnvError> {
-    if optional == Some(true) {
-        return Ok(None);
+impl<'w> Object<'w> {
+    fn config_map(work: &'w PodWork, name: &'w str, optional: Option<bool>) -> Self {
+        let (values, binary) = (work.config_maps.get(name), work.binary_keys.get(name));
+        Self { kind: CONFIG_MAP, name, optional: optional == Some(true), values, binary }
     }
-    Err(EnvError::NoObject { kind, name: name.to_owned() })
-}
 
-fn text(kind: &'static str, name: &str, key: &str, value: &[u8]) -> Result<String, EnvError> {
-    String::from_utf8(value.to_vec()).map_err(|_| EnvError::NotText {
-        kind,
-        name: name.to_owned(),
-        key: key.to_owned(),
-    })
+    fn secret(work: &'w PodWork, name: &'w str, optional: Option<bool>) -> Self {
+        let values = work.secrets.get(name);
+        Self { kind: SECRET, name, optional: optional == Some(true), values, binary: None }
+    }
+
+    /// Keys and values that may become variables.
+    fn values(&self) -> Result<impl Iterator<Item = (&'w String, &'w Vec<u8>)>, EnvError> {
+        if self.values.is_none() && !self.optional {
+            return Err(EnvError::NoObject { kind: self.kind, name: self.name.to_owned() });
+        }
+        let (values, binary) = (self.values, self.binary);
+        let is_text = move |key: &String| binary.is_none_or(|keys| !keys.contains(key));
+        Ok(values.into_iter().flatten().filter(move |(key, _)| is_text(key)))
+    }
+
+    fn value(&self, key: &str) -> Result<Option<String>, EnvError> {
+        match self.values()?.find(|(name, _)| *name == key) {
+            Some((_, value)) => self.text(key, value).map(Some),
+            None if self.optional => Ok(None),
+            None => {
+                let (kind, name, key) = (self.kind, self.name.to_owned(), key.to_owned());
+                Err(EnvError::NoKey { kind, name, key })
+            }
+        }
+    }
+
+    fn text(&self, key: &str, value: &[u8]) -> Result<String, EnvError> {
+        String::from_utf8(value.to_vec()).map_err(|_| EnvError::NotText {
+            kind: self.kind,
+            name: self.name.to_owned(),
+            key: key.to_owned(),
+        })
+    }
 }
 
 #[cfg(test)]
@@ -179,6 +194,7 @@ mod tests {
             pod: serde_json::from_value(pod).unwrap(),
             config_maps: [("settings".to_owned(), values(&[("color", "green"), ("a=b", "x")]))]
                 .into(),
+            binary_keys: Default::default(),
             secrets: [("keys".to_owned(), values(&[("token", "s3cret")]))].into(),
             service_env: [("WEB_SERVICE_HOST".to_owned(), "10.96.0.9".to_owned())].into(),
             departure: None,
@@ -220,25 +236,52 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_text_is_left_out_of_a_config_map_and_missed_in_a_secret() {
-        let from = |source: &str| {
-            let mut work =
-                work(serde_json::json!({"name": "c", "envFrom": [{source: {"name": "settings"}}]}));
+    fn what_is_for_files_is_no_variable_and_what_is_no_text_is_missed_in_a_secret() {
+        let of = |container: serde_json::Value| {
+            let mut work = work(container);
             let values: BTreeMap<String, Vec<u8>> = [
                 ("color".to_owned(), b"green".to_vec()),
                 ("logo.png".to_owned(), b"\x89PNG\r\n".to_vec()),
+                ("logo.svg".to_owned(), b"<svg/>".to_vec()),
             ]
             .into();
             work.secrets = [("settings".to_owned(), values.clone())].into();
             work.config_maps = [("settings".to_owned(), values)].into();
+            let binary = ["logo.png", "logo.svg"].map(str::to_owned);
+            work.binary_keys = [("settings".to_owned(), binary.into())].into();
             let container = &work.pod.spec.as_ref().unwrap().containers[0];
             let env = environment(&work, container, &Facts::default())?;
-            Ok(env.pairs().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>())
+            Ok::<_, EnvError>(env.pairs().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>())
         };
-        let of_map: Result<_, EnvError> = from("configMapRef");
-        assert_eq!(of_map.unwrap(), ["WEB_SERVICE_HOST=10.96.0.9", "color=green"]);
+        let from = |source: &str| {
+            of(serde_json::json!({"name": "c", "envFrom": [{source: {"name": "settings"}}]}))
+        };
+        let all = from("configMapRef").unwrap();
+        assert_eq!(all, ["WEB_SERVICE_HOST=10.96.0.9", "color=green"]);
         let why = from("secretRef").unwrap_err().to_string();
         assert_eq!(why, "key logo.png in secret \"settings\" is not UTF-8 text");
+        let key = |source: &str, key: &str, optional: bool| {
+            let reference =
+                serde_json::json!({"name": "settings", "key": key, "optional": optional});
+            let env = serde_json::json!([{"name": "X", "valueFrom": {source: reference}}]);
+            of(serde_json::json!({"name": "c", "env": env})).map(|all| all[1..].join(" "))
+        };
+        assert_eq!(key("configMapKeyRef", "color", false).as_deref(), Ok("X=green"));
+        let why = key("configMapKeyRef", "logo.svg", false).unwrap_err().to_string();
+        assert_eq!(why, "couldn't find key logo.svg in configmap \"settings\"");
+        assert_eq!(key("configMapKeyRef", "logo.svg", true).as_deref(), Ok(""));
+        assert_eq!(key("secretKeyRef", "logo.svg", false).as_deref(), Ok("X=<svg/>"));
+    }
+
+    #[test]
+    fn binary_data_that_an_earlier_version_saved_is_no_variable() {
+        let mut work =
+            work(serde_json::json!({"name": "c", "envFrom": [{"configMapRef": {"name": "m"}}]}));
+        let values = [("logo.png".to_owned(), b"\x89PNG\r\n".to_vec())].into();
+        work.config_maps = [("m".to_owned(), values)].into();
+        let container = &work.pod.spec.as_ref().unwrap().containers[0];
+        let env = environment(&work, container, &Facts::default()).unwrap();
+        assert_eq!(env.value("logo.png"), None);
     }
 
     #[test]

@@ -118,6 +118,7 @@ fn work(pod: &Pod, mirror: Option<&Pod>) -> PodWork {
     PodWork {
         pod,
         config_maps: Default::default(),
+        binary_keys: Default::default(),
         secrets: Default::default(),
         service_env: Default::default(),
         departure: None,

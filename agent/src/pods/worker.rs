@@ -137,8 +137,9 @@ impl Worker {
             None => self.reported = work.pod.status.clone().unwrap_or_default(),
             Some(before) if Arc::ptr_eq(before, &work) => return,
             Some(before) => {
-                let values =
-                    before.config_maps != work.config_maps || before.secrets != work.secrets;
+                let values = before.config_maps != work.config_maps
+                    || before.binary_keys != work.binary_keys
+                    || before.secrets != work.secrets;
                 let spec = before.pod.spec != work.pod.spec;
                 self.untold |= shown_as(&before.pod) != shown_as(&work.pod);
                 let (a, b) = (&before.pod.metadata, &work.pod.metadata);

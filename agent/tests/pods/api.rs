@@ -81,6 +81,7 @@ impl Api {
             let work = |pod: &Pod| PodWork {
                 pod: pod.clone(),
                 config_maps: state.config_maps.clone(),
+                binary_keys: Default::default(),
                 secrets: state.secrets.clone(),
                 service_env: [("WEB_SERVICE_HOST".to_owned(), "10.96.0.9".to_owned())].into(),
                 departure: pod.metadata.deletion_timestamp.as_ref().map(|_| Departure::Unlisted),

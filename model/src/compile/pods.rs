@@ -93,14 +93,21 @@ fn one(objects: &Objects, directory: &Directory, pod: &Pod) -> PodWork {
     let references = References::of(pod.spec.as_ref());
     let namespace = pod.metadata.namespace.as_deref();
     let links = pod.spec.as_ref().and_then(|s| s.enable_service_links).unwrap_or(true);
+    let config_maps: Vec<(&str, &ConfigMap)> = objects
+        .config_maps
+        .iter()
+        .filter(|c| c.metadata.namespace.as_deref() == namespace)
+        .filter_map(|c| Some((*references.config_maps.get(c.metadata.name.as_deref()?)?, &**c)))
+        .collect();
     PodWork {
         pod: pod.clone(),
-        config_maps: objects
-            .config_maps
+        config_maps: config_maps
             .iter()
-            .filter(|c| c.metadata.namespace.as_deref() == namespace)
-            .filter_map(|c| references.config_maps.get(c.metadata.name.as_deref()?).map(|n| (n, c)))
             .map(|(name, c)| ((*name).to_owned(), config_map_values(c)))
+            .collect(),
+        binary_keys: config_maps
+            .iter()
+            .filter_map(|(name, c)| Some(((*name).to_owned(), binary_keys(c)?)))
             .collect(),
         secrets: objects
             .secrets
@@ -162,6 +169,12 @@ fn config_map_values(map: &ConfigMap) -> BTreeMap<String, Vec<u8>> {
     let text = map.data.iter().flatten().map(|(k, v)| (k.clone(), v.clone().into_bytes()));
     let binary = map.binary_data.iter().flatten().map(|(k, v)| (k.clone(), v.0.clone()));
     text.chain(binary).collect()
+}
+
+/// Nothing for a map that is all text.
+fn binary_keys(map: &ConfigMap) -> Option<BTreeSet<String>> {
+    let keys = map.binary_data.as_ref().filter(|values| !values.is_empty())?.keys();
+    Some(keys.cloned().collect())
 }
 
 fn secret_values(secret: &Secret) -> BTreeMap<String, Vec<u8>> {

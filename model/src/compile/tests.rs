@@ -482,7 +482,8 @@ fn pods_carry_what_they_refer_to_and_nothing_else() {
     for (namespace, name) in [("default", "settings"), ("default", "unused"), ("other", "settings")]
     {
         objects.config_maps.push(object(json!({
-            "metadata": {"namespace": namespace, "name": name}, "data": {"a": namespace}})));
+            "metadata": {"namespace": namespace, "name": name}, "data": {"a": namespace},
+            "binaryData": {"b": "eA=="}})));
         objects.secrets.push(object(json!({
             "metadata": {"namespace": namespace, "name": "token"}, "data": {"t": "eA=="}})));
     }
@@ -491,6 +492,8 @@ fn pods_carry_what_they_refer_to_and_nothing_else() {
     let work = &snapshot.pods[0];
     assert_eq!(work.config_maps.keys().collect::<Vec<_>>(), ["settings"]);
     assert_eq!(work.config_maps["settings"]["a"], b"default");
+    assert_eq!(work.config_maps["settings"]["b"], b"x", "files may have both");
+    assert_eq!(work.binary_keys["settings"].iter().collect::<Vec<_>>(), ["b"]);
     assert_eq!(work.secrets["token"]["t"], b"x");
     assert_eq!(work.service_env["WEB_SERVICE_HOST"], "10.96.0.7");
     assert_eq!(work.service_env["WEB_PORT_80_TCP"], "tcp://10.96.0.7:80");

@@ -13,6 +13,7 @@ fn pods(specs: &[(&str, serde_json::Value)]) -> Desired {
         PodWork {
             pod: serde_json::from_value(pod).unwrap(),
             config_maps: Default::default(),
+            binary_keys: Default::default(),
             secrets: Default::default(),
             service_env: Default::default(),
             departure: None,

@@ -155,6 +155,7 @@ mod tests {
         let work = PodWork {
             pod: serde_json::from_value(serde_json::json!({"spec": {"containers": [], "imagePullSecrets": [{"name": "s"}, {"name": "gone"}]}})).unwrap(),
             config_maps: Default::default(),
+            binary_keys: Default::default(),
             secrets: [("s".to_owned(), [(".dockerconfigjson".to_owned(), config.to_string().into_bytes())].into())].into(),
             service_env: Default::default(),
             departure: None,

@@ -31,6 +31,7 @@ fn pod(spec: serde_json::Value) -> PodWork {
     PodWork {
         pod: serde_json::from_value(pod).unwrap(),
         config_maps: Default::default(),
+        binary_keys: Default::default(),
         secrets: Default::default(),
         service_env: Default::default(),
         departure: None,

@@ -14,6 +14,7 @@ fn work(spec: serde_json::Value) -> PodWork {
         pod: serde_json::from_value(pod).unwrap(),
         config_maps: [("settings".to_owned(), values(&[("a.conf", "one"), ("b.conf", "two")]))]
             .into(),
+        binary_keys: Default::default(),
         secrets: [("keys".to_owned(), values(&[("token", "s3cret")]))].into(),
         service_env: BTreeMap::new(),
         departure: None,
