@@ -15,10 +15,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::Router;
-use mesh_cri::Client;
 use mesh_model::NodeName;
 use mesh_model::snapshot::PodWork;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 mod apparmor;
@@ -73,15 +72,9 @@ pub use tokens::{Token, TokenKind, TokenWanted};
 use crate::drain::Drain;
 use crate::register::storage_kib;
 use inputs::Inputs;
-use layout::Layout;
 use logs::Logs;
-use oom::Oom;
 use ops::Context;
-use outbox::Outbox;
-use registry::Registry;
 use statics::{Directory, Mirrored};
-use tokens::Tokens;
-use turns::Turns;
 
 /// Images that are fetched at the same time.
 const PARALLEL_PULLS: usize = 3;
@@ -156,34 +149,16 @@ pub struct Runner {
 impl Runner {
     /// Starts the runner. It does nothing to any pod before [`set_desired`](Self::set_desired). Needs a Tokio runtime.
     pub fn start(options: RunnerOptions, reporter: impl StatusReporter, drain: Drain) -> Self {
-        let outbox = Outbox::default();
         let (desired, receiver) = watch::channel(None);
         let directory = Directory::new(options.static_pods_dir.clone(), options.node_name.clone());
         let inputs = Inputs::new(directory, desired);
         let reporter = Arc::new(Mirrored::new(reporter, Arc::clone(inputs.uids())));
-        let context = Arc::new(Context {
-            client: Client::new(&options.containerd_socket),
-            layout: Layout::new(&options),
-            outbox: outbox.clone(),
-            tokens: Tokens::new(reporter.clone()),
-            registry: Arc::new(Registry::default()),
-            oom: Oom::new(&options.cgroup_parent),
-            evictions: watch::Sender::default(),
-            drain,
-            pulls: Semaphore::new(PARALLEL_PULLS),
-            starts: Turns::new(PARALLEL_STARTS),
-            cpu_millis: cpu_millis(),
-            memory_bytes: memory_bytes(),
-            storage_bytes: storage_bytes(&options.state_dir),
-            has_apparmor: apparmor::is_enabled(),
-            kernel: sysctls::kernel(),
-            options,
-        });
+        let context = Arc::new(Context::new(options, reporter.clone(), drain));
         let (told, pressures) = watch::channel(Pressures::default());
         let mut tasks = JoinSet::new();
         tasks.spawn(evict::run(Arc::clone(&context), inputs.goal(), told));
         tasks.spawn(statics::keep(inputs.mirrors(), Arc::clone(&reporter)));
-        tasks.spawn(outbox.deliver(reporter));
+        tasks.spawn(context.outbox.clone().deliver(reporter));
         tasks.spawn(Arc::clone(&inputs).follow());
         tasks.spawn(supervise::run(Arc::clone(&context), receiver));
         tasks.spawn(logs::rotate::run(Arc::clone(&context)));

@@ -23,7 +23,7 @@ pub(crate) struct Facts {
     pub(crate) memory_bytes: i64,
     /// The disk that the node's pods write to.
     pub(crate) storage_bytes: i64,
-    /// Tokens of its service account, for volumes that hold some.
+    /// Tokens of its service account, for volumes that hold some; or why there is none.
     pub(crate) tokens: super::tokens::Texts,
 }
 

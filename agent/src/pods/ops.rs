@@ -11,7 +11,6 @@ use mesh_model::ephemeral::as_container;
 use mesh_model::snapshot::PodWork;
 use tokio::sync::{Semaphore, watch};
 
-use super::RunnerOptions;
 use super::evict::Evictions;
 use super::facts::Facts;
 use super::layout::Layout;
@@ -20,12 +19,15 @@ use super::oom::Oom;
 use super::outbox::Outbox;
 use super::plan::Step;
 use super::registry::Registry;
-use super::report::PodEvent;
+use super::report::{PodEvent, StatusReporter};
 use super::resolv::ResolvConf;
 use super::sandbox::sandbox_config;
 use super::tokens::Tokens;
 use super::turns::Turns;
-use super::{apparmor, sysctls, volumes};
+use super::{
+    PARALLEL_PULLS, PARALLEL_STARTS, RunnerOptions, apparmor, cpu_millis, memory_bytes,
+    storage_bytes, sysctls, volumes,
+};
 use crate::drain::Drain;
 
 mod start;
@@ -59,6 +61,32 @@ pub(crate) struct Context {
 }
 
 impl Context {
+    /// What there is when nothing has been done yet.
+    pub(crate) fn new(
+        options: RunnerOptions,
+        reporter: Arc<dyn StatusReporter>,
+        drain: Drain,
+    ) -> Self {
+        Self {
+            client: Client::new(&options.containerd_socket),
+            layout: Layout::new(&options),
+            outbox: Outbox::default(),
+            tokens: Tokens::new(reporter),
+            registry: Arc::new(Registry::default()),
+            oom: Oom::new(&options.cgroup_parent),
+            evictions: watch::Sender::default(),
+            drain,
+            pulls: Semaphore::new(PARALLEL_PULLS),
+            starts: Turns::new(PARALLEL_STARTS),
+            cpu_millis: cpu_millis(),
+            memory_bytes: memory_bytes(),
+            storage_bytes: storage_bytes(&options.state_dir),
+            has_apparmor: apparmor::is_enabled(),
+            kernel: sysctls::kernel(),
+            options,
+        }
+    }
+
     /// Why the node must not run the pod: in one word, and for people.
     pub(crate) fn refusal(&self, pod: &Pod) -> Option<(&'static str, String)> {
         let allowed = &self.options.unsafe_sysctls;
@@ -174,9 +202,12 @@ impl Job {
         };
         let work = Arc::clone(self.work()?);
         let (uid, layout) = (self.pod.uid.clone(), self.context.layout.clone());
-        let kept = layout.tokens(&uid);
-        let tokens = self.context.tokens.of(&work.pod, &self.pod, &kept).await.map_err(failed)?;
-        let facts = Facts { tokens, ..self.facts() };
+        let tokens = self.context.tokens.of(&work.pod, &self.pod, &layout.tokens(&uid)).await;
+        // The volumes keep what they had: that is told, and holds nothing up.
+        for why in tokens.refusals {
+            failed(why);
+        }
+        let facts = Facts { tokens: tokens.texts, ..self.facts() };
         let done = blocking(move || volumes::prepare(&work, &uid, &facts, &layout)).await?;
         done.map_err(|error| failed(error.to_string()))
     }
@@ -286,3 +317,6 @@ fn write_changed(path: &Path, text: &str) -> std::io::Result<()> {
     // In place: running containers have this very file mounted.
     std::fs::write(path, text)
 }
+
+#[cfg(test)]
+mod tests;

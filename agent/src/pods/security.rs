@@ -53,7 +53,7 @@ pub(crate) fn of_container(
     let own = container.security_context.as_ref();
     let pod = spec.security_context.as_ref();
     let privileged = is_privileged(container);
-    let user = own.and_then(|c| c.run_as_user).or(pod.and_then(|p| p.run_as_user));
+    let user = user(spec, container);
     let group = own.and_then(|c| c.run_as_group).or(pod.and_then(|p| p.run_as_group));
     let profile = own
         .and_then(|c| c.seccomp_profile.as_ref())
@@ -85,6 +85,25 @@ pub(crate) fn of_container(
         seccomp: Some(seccomp(profile, privileged, profiles)),
         apparmor: None,
     }
+}
+
+/// The user that all containers of the pod run as, when the manifest says so of each; ephemeral ones apart.
+pub(crate) fn only_user(spec: &PodSpec) -> Option<u32> {
+    let mut users = containers(spec).map(|container| user(spec, container));
+    let first = users.next()??;
+    users.all(|user| user == Some(first)).then(|| u32::try_from(first).ok())?
+}
+
+/// The group that the files of the pod's volumes belong to.
+pub(crate) fn fs_group(spec: &PodSpec) -> Option<u32> {
+    let group = spec.security_context.as_ref().and_then(|pod| pod.fs_group);
+    group.and_then(|group| u32::try_from(group).ok())
+}
+
+/// The user that a container runs as, when the manifest says so.
+fn user(spec: &PodSpec, container: &Container) -> Option<i64> {
+    let own = container.security_context.as_ref().and_then(|c| c.run_as_user);
+    own.or_else(|| spec.security_context.as_ref().and_then(|p| p.run_as_user))
 }
 
 /// Whether the container must not run as user 0.

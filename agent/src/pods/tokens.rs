@@ -1,9 +1,10 @@
 //! Tokens of the service accounts that pods run as: asked of the API, kept with the pod, renewed in time.
 //!
 //! A token is kept on disk until its pod is gone: a pod has to come back after a reboot although the control service is
-//! away. So an old token is better than none; it is tried again to renew it.
+//! away. So an old token is better than none; it is tried again to renew it. Nor does a token that cannot be had, because its
+//! account was deleted, keep anything else from the pod.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
@@ -73,8 +74,25 @@ impl Kept {
     }
 }
 
-/// The tokens of a pod, by kind.
-pub(crate) type Texts = BTreeMap<TokenKind, String>;
+/// The tokens of a pod, by kind; in place of one that was never had, why.
+pub(crate) type Texts = BTreeMap<TokenKind, Result<String, String>>;
+
+/// What there is for the volumes of a pod.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    pub(crate) texts: Texts,
+    /// Of each token that is not renewed: why, and what helps. For people. A missing answer is no reason: it comes.
+    pub(crate) refusals: Vec<String>,
+}
+
+/// A token as new as it can be had.
+struct Had {
+    kept: Kept,
+    /// When it is to be renewed.
+    due: Timestamp,
+    /// Why it is the old one.
+    refusal: Option<String>,
+}
 
 /// Which tokens the pod's volumes hold.
 fn kinds(spec: &PodSpec) -> impl Iterator<Item = TokenKind> + '_ {
@@ -113,59 +131,80 @@ impl Tokens {
         self.due.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
     }
 
-    /// All tokens of a pod's volumes; `file` is where they are kept. An error when one was never had.
-    pub(crate) async fn of(
-        &self,
-        pod: &Pod,
-        identity: &PodRef,
-        file: &Path,
-    ) -> Result<Texts, String> {
-        let Some(spec) = pod.spec.as_ref() else { return Ok(Texts::new()) };
-        let mut wanted: Vec<TokenKind> = kinds(spec).collect();
-        wanted.sort();
-        wanted.dedup();
+    /// All tokens of a pod's volumes; `file` is where they are kept.
+    pub(crate) async fn of(&self, pod: &Pod, identity: &PodRef, file: &Path) -> Found {
+        let mut found = Found::default();
+        let Some(spec) = pod.spec.as_ref() else { return found };
+        let wanted: BTreeSet<TokenKind> = kinds(spec).collect();
         if wanted.is_empty() {
-            return Ok(Texts::new());
+            return found;
         }
         let account = spec.service_account_name.clone().filter(|name| !name.is_empty());
         let account = account.unwrap_or_else(|| "default".to_owned());
         let present = read(file);
-        let now = Timestamp::now();
         let (mut all, mut due) = (Vec::new(), Timestamp::MAX);
         for kind in wanted {
-            let kept = present.iter().find(|kept| kept.kind == kind);
-            if let Some(kept) = kept.filter(|kept| now < kept.renew_at()) {
-                due = due.min(kept.renew_at());
-                all.push(kept.clone());
-                continue;
-            }
+            let old = present.iter().find(|kept| kept.kind == kind);
             let wanted =
                 TokenWanted { pod: identity.clone(), account: account.clone(), kind: kind.clone() };
-            let turn = self.asking.acquire().await;
-            let answer = self.issuer.token(&wanted).await;
-            drop(turn);
-            match (answer, kept) {
-                (Ok(token), _) => {
-                    let fresh = Kept { kind, token, made_at: now };
-                    due = due.min(fresh.renew_at());
-                    all.push(fresh);
+            let text = match self.one(&wanted, old, Timestamp::now()).await {
+                Ok(had) => {
+                    due = due.min(had.due);
+                    found.refusals.extend(had.refusal);
+                    let text = had.kept.token.text.clone();
+                    all.push(had.kept);
+                    Ok(text)
                 }
-                (Err(ReportError::Unavailable(why)), Some(old)) => {
-                    tracing::warn!(pod = %identity, account, why, "token not renewed, will retry");
-                    due = due.min(super::restart::after(now, RETRY));
-                    all.push(old.clone());
-                }
-                (Err(error), _) => {
-                    return Err(format!("token of service account {account:?}: {error}"));
-                }
-            }
+                Err(why) => Err(why),
+            };
+            found.texts.insert(kind, text);
         }
-        if all != present {
-            write(file, &all).map_err(|e| format!("keep the tokens: {e}"))?;
+        if all != present
+            && let Err(error) = write(file, &all)
+        {
+            // It is asked for again when it is needed.
+            tracing::warn!(pod = %identity, %error, "tokens not kept for the next start");
         }
         let mut dues = self.due.lock().unwrap_or_else(PoisonError::into_inner);
         dues.insert(identity.uid.clone(), due);
-        Ok(all.into_iter().map(|kept| (kept.kind, kept.token.text)).collect())
+        found
+    }
+
+    /// One token, or why there is none. `old` is what is kept of it.
+    async fn one(
+        &self,
+        wanted: &TokenWanted,
+        old: Option<&Kept>,
+        now: Timestamp,
+    ) -> Result<Had, String> {
+        if let Some(old) = old.filter(|old| now < old.renew_at()) {
+            return Ok(Had { kept: old.clone(), due: old.renew_at(), refusal: None });
+        }
+        let turn = self.asking.acquire().await;
+        let answer = self.issuer.token(wanted).await;
+        drop(turn);
+        let (pod, account) = (&wanted.pod, &wanted.account);
+        match (answer, old) {
+            (Ok(token), _) => {
+                let fresh = Kept { kind: wanted.kind.clone(), token, made_at: now };
+                Ok(Had { due: fresh.renew_at(), kept: fresh, refusal: None })
+            }
+            (Err(error), Some(old)) => {
+                tracing::warn!(%pod, account, %error, "token not renewed, will retry");
+                let is_refused = !matches!(error, ReportError::Unavailable(_));
+                let refusal = is_refused.then(|| {
+                    let (namespace, ends_at) = (&pod.namespace, old.token.expires_at);
+                    format!(
+                        "token of service account {account:?} not renewed: {error}. The pod keeps the old one, which ends at \
+                         {ends_at}: make the account again (kubectl create serviceaccount {account} --namespace {namespace}), \
+                         or replace the pod"
+                    )
+                });
+                let due = super::restart::after(now, RETRY);
+                Ok(Had { kept: old.clone(), due, refusal })
+            }
+            (Err(error), None) => Err(format!("token of service account {account:?}: {error}")),
+        }
     }
 }
 
@@ -195,12 +234,13 @@ mod tests {
     use super::*;
     use crate::pods::report::PodEvent;
 
-    /// Issues tokens with a number, that live so many seconds; or is away.
+    /// Issues tokens with a number, that live so many seconds; or is away, or refuses those for an audience.
     #[derive(Default)]
     struct Issuer {
         asked: Mutex<Vec<TokenWanted>>,
         life: Mutex<i64>,
         away: Mutex<bool>,
+        refused: Mutex<Option<&'static str>>,
     }
 
     #[async_trait]
@@ -220,6 +260,10 @@ mod tests {
         async fn token(&self, wanted: &TokenWanted) -> Result<Token, ReportError> {
             if *self.away.lock().unwrap() {
                 return Err(ReportError::Unavailable("away".to_owned()));
+            }
+            let refused = *self.refused.lock().unwrap();
+            if refused.is_some() && wanted.kind.audience.as_deref() == refused {
+                return Err(ReportError::Refused("serviceaccounts \"web\" not found".to_owned()));
             }
             let mut asked = self.asked.lock().unwrap();
             asked.push(wanted.clone());
@@ -249,7 +293,7 @@ mod tests {
         let tokens = Tokens::new(issuer.clone());
         let (pod, identity) = pod();
         let before = Timestamp::now();
-        let first = tokens.of(&pod, &identity, &file).await.unwrap();
+        let first = tokens.of(&pod, &identity, &file).await.texts;
         assert_eq!(first.len(), 2, "equal sources share a token");
         assert_eq!(issuer.asked.lock().unwrap()[0].account, "web");
         let due = tokens.due("u").unwrap().duration_since(before).as_secs();
@@ -257,7 +301,7 @@ mod tests {
         // A new agent goes on with what there is, also without the API.
         *issuer.away.lock().unwrap() = true;
         let again = Tokens::new(issuer.clone());
-        assert_eq!(again.of(&pod, &identity, &file).await.unwrap(), first);
+        assert_eq!(again.of(&pod, &identity, &file).await.texts, first);
         assert_eq!(issuer.asked.lock().unwrap().len(), 2);
         let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(&file).unwrap());
         assert_eq!(mode & 0o777, 0o600);
@@ -271,17 +315,60 @@ mod tests {
         let tokens = Tokens::new(issuer.clone());
         let (pod, identity) = pod();
         *issuer.away.lock().unwrap() = true;
-        let none = tokens.of(&pod, &identity, &file).await.unwrap_err();
-        assert!(none.contains("\"web\"") && none.contains("away"), "{none}");
+        let none = tokens.of(&pod, &identity, &file).await.texts;
+        let why = none.values().next().unwrap().clone().unwrap_err();
+        assert!(why.contains("\"web\"") && why.contains("away"), "{why}");
         *issuer.away.lock().unwrap() = false;
         // It has expired when it is made.
-        let old = tokens.of(&pod, &identity, &file).await.unwrap();
+        let old = tokens.of(&pod, &identity, &file).await.texts;
         *issuer.away.lock().unwrap() = true;
-        assert_eq!(tokens.of(&pod, &identity, &file).await.unwrap(), old);
+        let kept = tokens.of(&pod, &identity, &file).await;
+        assert_eq!(kept.texts, old);
+        assert!(kept.refusals.is_empty(), "nobody could be told now: {:?}", kept.refusals);
         assert!(tokens.due("u").unwrap() > Timestamp::now());
         *issuer.away.lock().unwrap() = false;
-        assert_ne!(tokens.of(&pod, &identity, &file).await.unwrap(), old);
+        assert_ne!(tokens.of(&pod, &identity, &file).await.texts, old);
         tokens.forget("u");
         assert_eq!(tokens.due("u"), None);
+    }
+
+    #[tokio::test]
+    async fn a_token_that_is_refused_keeps_nothing_else_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("u/tokens.json");
+        let issuer = Arc::new(Issuer::default());
+        let tokens = Tokens::new(issuer.clone());
+        let (pod, identity) = pod();
+        let texts = async || {
+            let found = tokens.of(&pod, &identity, &file).await;
+            let [own, vault] = [None, Some("vault")].map(|audience: Option<&str>| {
+                let kind = TokenKind { audience: audience.map(str::to_owned), secs: 3607 };
+                found.texts[&kind].clone()
+            });
+            (own, vault, found.refusals)
+        };
+        *issuer.refused.lock().unwrap() = Some("vault");
+        let (own, vault, refusals) = texts().await;
+        assert!(own.is_ok() && refusals.is_empty(), "{own:?}, {refusals:?}");
+        assert!(vault.unwrap_err().contains("serviceaccounts \"web\" not found"));
+        *issuer.refused.lock().unwrap() = None;
+        // They have expired when they are made.
+        let (own, vault, _) = texts().await;
+        *issuer.refused.lock().unwrap() = Some("vault");
+        *issuer.life.lock().unwrap() = 3600;
+        let (renewed, kept, refusals) = texts().await;
+        assert_ne!(renewed, own);
+        assert_eq!(kept, vault);
+        assert_eq!(refusals.len(), 1);
+        let why = &refusals[0];
+        assert!(why.contains("serviceaccounts \"web\" not found"), "{why}");
+        assert!(why.contains("kubectl create serviceaccount web --namespace d"), "{why}");
+        let due = tokens.due("u").unwrap();
+        assert!(due > Timestamp::now(), "it is asked for again, not at once");
+        assert!(due <= crate::pods::restart::after(Timestamp::now(), RETRY), "but soon");
+        // An agent that comes next has it, too.
+        let next = Tokens::new(issuer.clone());
+        let found = next.of(&pod, &identity, &file).await;
+        assert!(found.texts.values().any(|text| *text == vault), "{:?}", found.texts);
     }
 }

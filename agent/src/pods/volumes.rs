@@ -14,8 +14,8 @@ use super::env::Environment;
 use super::expand::expand;
 use super::facts::{FactError, Facts};
 use super::layout::Layout;
-use super::quantity;
 use super::resources::memory_limit;
+use super::{quantity, security};
 
 mod content;
 mod mounts;
@@ -37,8 +37,8 @@ pub(crate) enum VolumeError {
     BadPath { volume: String, path: String },
     #[error("volume {volume:?}: {cause}")]
     Fact { volume: String, cause: FactError },
-    #[error("volume {volume:?}: there is no token for {path:?}")]
-    NoToken { volume: String, path: String },
+    #[error("volume {volume:?}: {cause}")]
+    Token { volume: String, cause: String },
     #[error("volume {volume:?}: its type is not served by this node")]
     NotServed { volume: String },
     #[error("volume {volume:?}: host path {path:?} is not a {kind}")]
@@ -73,8 +73,7 @@ pub(crate) fn prepare(
     for directory in layout.pod(uid) {
         private_directory(&directory).map_err(io_error("", "make the pod's directory"))?;
     }
-    let group = spec.security_context.as_ref().and_then(|s| s.fs_group);
-    let group = group.and_then(|g| u32::try_from(g).ok());
+    let group = security::fs_group(spec);
     let mut all = Ok(());
     for volume in spec.volumes.iter().flatten() {
         let path = layout.volume(uid, &volume.name, content::has_secret(volume));

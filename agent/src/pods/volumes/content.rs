@@ -3,20 +3,26 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path};
 
-use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, Volume, VolumeProjection};
+use k8s_openapi::api::core::v1::{
+    DownwardAPIVolumeFile, KeyToPath, ServiceAccountTokenProjection, Volume, VolumeProjection,
+};
 use mesh_model::snapshot::PodWork;
 
 use super::VolumeError;
 use crate::pods::facts::{self, Facts};
-use crate::pods::tokens;
+use crate::pods::{security, tokens};
 
 const DEFAULT_MODE: i32 = 0o644;
+/// The mode of a token whose readers are known, whatever the volume's is.
+const OWN_MODE: i32 = 0o600;
 
 /// A file of a volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct File {
     pub(crate) bytes: Vec<u8>,
     pub(crate) mode: u32,
+    /// Whose it is, when it matters.
+    pub(crate) user: Option<u32>,
 }
 
 /// Files by relative path.
@@ -57,11 +63,7 @@ pub(crate) fn files(
             } else if let Some(part) = &part.downward_api {
                 maker.downward(part.items.iter().flatten())?;
             } else if let Some(part) = &part.service_account_token {
-                let token = facts.tokens.get(&tokens::kind(part)).ok_or_else(|| {
-                    let (volume, path) = (volume.name.clone(), part.path.clone());
-                    VolumeError::NoToken { volume, path }
-                })?;
-                maker.put(&part.path, token.clone().into_bytes(), None)?;
+                maker.token(part)?;
             } else {
                 return Err(VolumeError::NotServed { volume: volume.name.clone() });
             }
@@ -155,6 +157,24 @@ impl Maker<'_> {
         Ok(())
     }
 
+    /// A token is for the pod alone. Where all of the pod runs as one user, it is that user's; with `fsGroup`, it is the group's, too.
+    fn token(&mut self, source: &ServiceAccountTokenProjection) -> Result<(), VolumeError> {
+        let text = match self.facts.tokens.get(&tokens::kind(source)) {
+            Some(text) => text.clone(),
+            None => Err(format!("there is no token for {:?}", source.path)),
+        };
+        let text =
+            text.map_err(|cause| VolumeError::Token { volume: self.volume.to_owned(), cause })?;
+        let spec = self.work.pod.spec.as_ref();
+        let user = spec.and_then(security::only_user);
+        let is_known = user.is_some() || spec.and_then(security::fs_group).is_some();
+        self.put(&source.path, text.into_bytes(), is_known.then_some(OWN_MODE))?;
+        if let Some(file) = self.files.get_mut(&source.path) {
+            file.user = user;
+        }
+        Ok(())
+    }
+
     fn put(&mut self, path: &str, bytes: Vec<u8>, mode: Option<i32>) -> Result<(), VolumeError> {
         let mut parts = Path::new(path).components();
         // A first part that starts with ".." would collide with the names that the atomic writer uses.
@@ -166,7 +186,7 @@ impl Maker<'_> {
             return Err(VolumeError::BadPath { volume, path });
         }
         let mode = u32::try_from(mode.unwrap_or(self.mode)).unwrap_or(0o644) & 0o777;
-        self.files.insert(path.to_owned(), File { bytes, mode });
+        self.files.insert(path.to_owned(), File { bytes, mode, user: None });
         Ok(())
     }
 }

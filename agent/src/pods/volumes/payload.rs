@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::path::Path;
 
 use super::content::{File, Files};
@@ -18,7 +18,7 @@ pub(crate) fn write(directory: &Path, files: &Files, group: Option<u32>) -> io::
     std::fs::create_dir_all(directory)?;
     std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755))?;
     let files = &with_group(files, group);
-    if read(&directory.join(DATA)).is_ok_and(|present| present == *files) {
+    if read(&directory.join(DATA)).is_ok_and(|present| are_same(&present, files)) {
         return link_names(directory, files);
     }
     let name = fresh_name(directory);
@@ -52,7 +52,7 @@ fn write_one(path: &Path, file: &File, group: Option<u32>) -> io::Result<()> {
         std::fs::create_dir_all(parent)?;
     }
     std::fs::write(path, &file.bytes)?;
-    chown(path, None, group)?;
+    chown(path, file.user, group)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(file.mode))
 }
 
@@ -65,7 +65,18 @@ fn with_group(files: &Files, group: Option<u32>) -> Files {
     files
 }
 
-/// The files below a directory, with their modes.
+/// Whether those that are there are those that are wanted; not every file has to be somebody's.
+fn are_same(present: &Files, wanted: &Files) -> bool {
+    let is_same = |(path, file): (&String, &File)| {
+        present.get(path).is_some_and(|there| {
+            let user = file.user.or(there.user);
+            *there == File { user, ..file.clone() }
+        })
+    };
+    present.len() == wanted.len() && wanted.iter().all(is_same)
+}
+
+/// The files below a directory, with their modes and owners.
 fn read(directory: &Path) -> io::Result<Files> {
     let mut files = Files::new();
     let mut pending = vec![(directory.to_owned(), String::new())];
@@ -78,7 +89,8 @@ fn read(directory: &Path) -> io::Result<Files> {
                 pending.push((entry.path(), format!("{name}/")));
             } else {
                 let mode = metadata.permissions().mode() & 0o777;
-                files.insert(name, File { bytes: std::fs::read(entry.path())?, mode });
+                let user = Some(metadata.uid());
+                files.insert(name, File { bytes: std::fs::read(entry.path())?, mode, user });
             }
         }
     }

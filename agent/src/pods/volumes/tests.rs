@@ -112,6 +112,52 @@ fn files_of_a_group_are_not_written_again_without_a_reason() {
 }
 
 #[test]
+fn a_token_is_for_those_that_the_pod_runs_as() {
+    if !may_mount() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let layout = layout(directory.path());
+    let token = serde_json::json!({"path": "token"});
+    let kind = crate::pods::tokens::kind(&serde_json::from_value(token.clone()).unwrap());
+    let facts = Facts { tokens: [(kind, Ok("t".to_owned()))].into(), ..Facts::default() };
+    let mut pods = 0;
+    let mut found = |pod: serde_json::Value, containers: [serde_json::Value; 2]| {
+        let [first, second] =
+            containers.map(|context| serde_json::json!({"name": "c", "securityContext": context}));
+        let work = work(serde_json::json!({
+            "securityContext": pod, "initContainers": [first], "containers": [second],
+            "volumes": [{"name": "v", "projected": {"defaultMode": 0o400, "sources": [
+                {"serviceAccountToken": token}, {"configMap": {"name": "settings"}}]}}]}));
+        pods += 1;
+        let uid = format!("u{pods}");
+        prepare(&work, &uid, &facts, &layout).unwrap();
+        let volume = layout.volume(&uid, "v", true);
+        let written = std::fs::read_link(volume.join("..data")).unwrap();
+        prepare(&work, &uid, &facts, &layout).unwrap();
+        assert_eq!(std::fs::read_link(volume.join("..data")).unwrap(), written, "nothing changed");
+        let of = |name: &str| {
+            let file = std::fs::metadata(volume.join(name)).unwrap();
+            (file.uid(), file.gid(), file.mode() & 0o777)
+        };
+        (of("token"), of("a.conf"))
+    };
+    let none = || serde_json::json!({});
+    let user = |id: u32| serde_json::json!({"runAsUser": id});
+    let root_only = (0, 0, 0o400);
+    assert_eq!(found(none(), [none(), none()]), (root_only, root_only), "as it is asked for");
+    assert_eq!(found(user(1000), [none(), none()]), ((1000, 0, 0o600), root_only));
+    assert_eq!(found(none(), [user(7), user(7)]), ((7, 0, 0o600), root_only));
+    assert_eq!(found(user(1000), [none(), user(7)]), (root_only, root_only), "two users");
+    assert_eq!(found(none(), [user(7), none()]), (root_only, root_only), "the image decides");
+    let grouped = (0, 2000, 0o440);
+    let group = serde_json::json!({"fsGroup": 2000});
+    assert_eq!(found(group, [none(), none()]), ((0, 2000, 0o640), grouped));
+    let both = serde_json::json!({"fsGroup": 2000, "runAsUser": 1000});
+    assert_eq!(found(both, [none(), none()]), ((1000, 2000, 0o640), grouped));
+}
+
+#[test]
 fn a_sub_path_that_names_no_file_does_not_stop_updates() {
     let directory = tempfile::tempdir().unwrap();
     let layout = layout(directory.path());
