@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::observed::Instance;
 use super::outcome::Cause;
-use super::restart::{after, retry_delay};
+use super::restart::{Policy, after, retry_delay};
 
 /// Why a start failed when the runtime has the container, but could not run it.
 pub(crate) const RUN_FAILED: &str = "RunContainerError";
@@ -86,6 +87,9 @@ pub(crate) struct Memory {
     pub(crate) verdicts: BTreeMap<String, Verdicts>,
     /// When runs that are being stopped are killed, by identifier.
     pub(crate) killed_at: BTreeMap<String, Timestamp>,
+    /// Runs that are stopped in order to run anew, by identifier. What they say at their end, such as that they have done their work,
+    /// says only that they were stopped.
+    pub(crate) renewed: BTreeSet<String>,
     /// Sandboxes that have given back their network.
     pub(crate) stopped: BTreeSet<String>,
     /// The volumes of the pod, which has ended, are gone.
@@ -116,6 +120,12 @@ impl Memory {
         let count = self.failures.get(&task).map_or(0, |f| f.count).saturating_add(1);
         let until = after(now, wait(&task, reason, count));
         self.failures.insert(task, Failure { reason, message, at: now, until, count });
+    }
+
+    /// Whether another run follows one that has ended.
+    pub(crate) fn is_followed(&self, run: &Instance, policy: Policy) -> bool {
+        let by_policy = run.exit().is_none_or(|exit| policy.restarts(exit.code));
+        by_policy || self.renewed.contains(&run.id)
     }
 
     /// Why the start of that container failed last.

@@ -138,7 +138,7 @@ impl Job {
             Step::Start { name, sandbox, attempt, delay } => {
                 self.start(name, sandbox, *attempt, *delay).await
             }
-            Step::Stop { id, name, grace, why } => self.stop(id, name, *grace, why).await,
+            Step::Stop { id, name, grace, why, .. } => self.stop(id, name, *grace, why).await,
             // Its hook runs already, and the signal is sent once: only the kill comes sooner.
             Step::Hurry { id, grace } => {
                 tracing::info!(pod = %self.pod, id, grace_secs = grace.as_secs(), "stopping sooner");

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use mesh_model::containers::is_sidecar;
 
+use super::memory::Memory;
 use super::observed::{Instance, Observed};
 use super::restart::{Policy, after};
 
@@ -40,13 +41,7 @@ impl Cause {
 }
 
 /// The pod's outcome. What was reported once stays, whatever the runtime still has.
-/// `ended_by` tells why the node does not run it.
-pub(crate) fn outcome(
-    pod: &Pod,
-    observed: &Observed,
-    ended_by: Option<&Cause>,
-    now: Timestamp,
-) -> Outcome {
+pub(crate) fn outcome(pod: &Pod, observed: &Observed, memory: &Memory, now: Timestamp) -> Outcome {
     let ended = |succeeded| Outcome::Ended { succeeded, cause: None };
     let failed = |cause: Cause| Outcome::Ended { succeeded: false, cause: Some(cause) };
     match pod.status.as_ref().and_then(|s| s.phase.as_deref()) {
@@ -54,7 +49,7 @@ pub(crate) fn outcome(
         Some("Failed") => return ended(false),
         _ => {}
     }
-    if let Some(cause) = ended_by {
+    if let Some(cause) = &memory.ended_by {
         return failed(cause.clone());
     }
     let Some(spec) = pod.spec.as_ref() else { return Outcome::Open { deadline: None } };
@@ -63,7 +58,7 @@ pub(crate) fn outcome(
         let message = "Pod was active on the node longer than the specified deadline".to_owned();
         return failed(Cause { reason: "DeadlineExceeded", message });
     }
-    match of_containers(spec, observed) {
+    match of_containers(spec, observed, memory) {
         Some(succeeded) => ended(succeeded),
         None => Outcome::Open { deadline },
     }
@@ -75,7 +70,7 @@ fn deadline(pod: &Pod, spec: &PodSpec) -> Option<Timestamp> {
     Some(after(start, Duration::from_secs(limit)))
 }
 
-fn of_containers(spec: &PodSpec, observed: &Observed) -> Option<bool> {
+fn of_containers(spec: &PodSpec, observed: &Observed, memory: &Memory) -> Option<bool> {
     let inits = spec.init_containers.iter().flatten().filter(|c| !is_sidecar(c));
     for init in inits {
         let code = observed.newest(&init.name).and_then(Instance::exit).map(|e| e.code);
@@ -86,8 +81,9 @@ fn of_containers(spec: &PodSpec, observed: &Observed) -> Option<bool> {
     let policy = Policy::of(spec);
     let mut succeeded = true;
     for container in &spec.containers {
-        let code = observed.newest(&container.name)?.exit()?.code;
-        if policy.restarts(code) {
+        let run = observed.newest(&container.name)?;
+        let code = run.exit()?.code;
+        if memory.is_followed(run, policy) {
             return None;
         }
         succeeded &= code == 0;

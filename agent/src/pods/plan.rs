@@ -46,8 +46,8 @@ pub(crate) enum Step {
     Start { name: String, sandbox: String, attempt: u32, delay: Duration },
     /// Give up a start that is under way.
     CancelStart { name: String },
-    /// Stop a run of a container.
-    Stop { id: String, name: String, grace: Duration, why: String },
+    /// Stop a run of a container; to `renew` it is to let another one follow, whatever its end says.
+    Stop { id: String, name: String, grace: Duration, why: String, renew: bool },
     /// Give a run that is being stopped less time.
     Hurry { id: String, grace: Duration },
     /// Delete a run of a container that has ended.
@@ -149,7 +149,7 @@ impl Planner<'_> {
                 }
             };
         }
-        match outcome(&work.pod, self.observed, self.memory.ended_by.as_ref(), self.now) {
+        match outcome(&work.pod, self.observed, self.memory, self.now) {
             Outcome::Open { deadline } => {
                 if let Some(deadline) = deadline {
                     self.wake(deadline);
@@ -179,7 +179,7 @@ impl Planner<'_> {
         self.cancel_starts();
         let busy = |task| self.memory.busy.contains(&task);
         // Also sandboxes that are not ready: after a reboot their network is still held.
-        if self.stop_all(grace, None, sidecars, "the pod has ended")
+        if self.stop_all(grace, None, sidecars, "the pod has ended", false)
             && self.stop_sandboxes(|_| true)
             && !self.memory.freed
             && !busy(Task::Volumes)
@@ -200,7 +200,7 @@ impl Planner<'_> {
         {
             return;
         }
-        if !self.stop_all(grace, ends_at, sidecars, "") {
+        if !self.stop_all(grace, ends_at, sidecars, "", false) {
             return;
         }
         if !self.observed.is_empty() {
@@ -232,6 +232,7 @@ impl Planner<'_> {
         ends_at: Option<Timestamp>,
         sidecars: &[&str],
         why: &str,
+        renew: bool,
     ) -> bool {
         let alive: Vec<&Instance> =
             self.observed.instances.iter().filter(|i| is_alive(i)).collect();
@@ -253,7 +254,8 @@ impl Planner<'_> {
                 format!("Stopping container {}: {why}", run.name)
             };
             self.hurry(&run.id, grace);
-            self.push(Step::Stop { id: run.id.clone(), name: run.name.clone(), grace, why });
+            let (id, name) = (run.id.clone(), run.name.clone());
+            self.push(Step::Stop { id, name, grace, why, renew });
         }
         alive.is_empty()
     }
@@ -308,7 +310,7 @@ impl Planner<'_> {
             Some(at) => self.wake(at),
             None => {}
         }
-        let Some(sandbox) = self.observed.sandbox() else { return self.replace_sandbox() };
+        let Some(sandbox) = self.observed.sandbox() else { return self.replace_sandbox(spec) };
         let current = sandbox.id.as_str();
         self.stop_sandboxes(|s| s.ready && s.id != current);
         for added in spec.ephemeral_containers.iter().flatten() {
@@ -334,15 +336,17 @@ impl Planner<'_> {
             State::Running { .. } | State::Unknown if run.sandbox != sandbox => {
                 let why = format!("Container {name} is in an old sandbox");
                 let (id, name) = (run.id.clone(), name.to_owned());
-                self.push(Step::Stop { id, name, grace: LOST_GRACE, why });
+                self.push(Step::Stop { id, name, grace: LOST_GRACE, why, renew: false });
             }
             _ => {}
         }
     }
 
     /// There is no sandbox that works: what is left of an old one is ended first.
-    fn replace_sandbox(&mut self) {
-        if !self.stop_all(LOST_GRACE, None, &[], "its sandbox is gone")
+    fn replace_sandbox(&mut self, spec: &PodSpec) {
+        // Whatever ran there was not done.
+        let renew = Policy::of(spec) != Policy::Never;
+        if !self.stop_all(LOST_GRACE, None, &[], "its sandbox is gone", renew)
             || !self.stop_sandboxes(|_| true)
         {
             return;
@@ -382,6 +386,8 @@ impl Planner<'_> {
     ) -> bool {
         match self.observed.newest(&init.name) {
             Some(run) if run.sandbox == sandbox && run.exit().is_some_and(|e| e.code == 0) => true,
+            // Another image is for its next run, if it needs one.
+            Some(run) if run.sandbox == sandbox && run.is_running() => false,
             // A new sandbox is a new start: files of the old one may be gone.
             Some(run) if run.sandbox != sandbox && !is_alive(run) => {
                 self.start(&init.name, sandbox, run.attempt + 1, Duration::ZERO);
@@ -406,12 +412,14 @@ impl Planner<'_> {
         let Some(run) = self.observed.newest(name) else {
             return self.start(name, sandbox, 0, Duration::ZERO);
         };
-        let stop = |grace, why: String| Step::Stop {
+        let stop = |grace, why: String, renew| Step::Stop {
             id: run.id.clone(),
             name: name.to_owned(),
             grace,
             why,
+            renew,
         };
+        let again = policy != Policy::Never;
         match &run.state {
             State::Created => {
                 if !self.memory.busy.contains(&Task::Start(name.to_owned())) {
@@ -419,29 +427,31 @@ impl Planner<'_> {
                 }
             }
             State::Unknown => {
-                self.push(stop(LOST_GRACE, format!("Container {name} is in an unknown state")))
+                let why = format!("Container {name} is in an unknown state");
+                self.push(stop(LOST_GRACE, why, again));
             }
             State::Running { .. } if run.sandbox != sandbox => {
-                self.push(stop(LOST_GRACE, format!("Container {name} is in an old sandbox")));
+                let why = format!("Container {name} is in an old sandbox");
+                self.push(stop(LOST_GRACE, why, again));
             }
             State::Running { .. } => {
                 let verdicts = self.memory.verdicts.get(&run.id);
                 let dead = verdicts.and_then(|v| Some((v.dead.clone()?, v.started)));
                 if run.hash != spec_hash(wanted) {
-                    self.push(stop(
-                        grace,
-                        format!("Container {name} definition changed, will be restarted"),
-                    ));
+                    let why = format!("Container {name} definition changed, will be restarted");
+                    // Its policy is about its ends, and this one is not its own.
+                    self.push(stop(grace, why, true));
                 } else if let Some((why, started)) = dead {
-                    self.push(stop(grace_of_probe(wanted, started).unwrap_or(grace), why));
+                    let grace = grace_of_probe(wanted, started).unwrap_or(grace);
+                    self.push(stop(grace, why, again));
                 }
             }
-            State::Exited(exit) if run.sandbox != sandbox => {
-                if policy.restarts(exit.code) {
+            State::Exited(_) if run.sandbox != sandbox => {
+                if self.memory.is_followed(run, policy) {
                     self.start(name, sandbox, run.attempt + 1, Duration::ZERO);
                 }
             }
-            State::Exited(_) => match fate(run, policy, wanted) {
+            State::Exited(_) => match fate(run, policy, wanted, self.memory) {
                 Fate::Restart { at, delay } if at <= self.now => {
                     self.start(name, sandbox, run.attempt + 1, delay);
                 }

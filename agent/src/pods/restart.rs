@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{Container, PodSpec};
 use mesh_model::containers::is_sidecar;
 
 use super::container::spec_hash;
+use super::memory::Memory;
 use super::observed::Instance;
 
 /// The first wait.
@@ -71,11 +72,11 @@ pub(crate) enum Fate {
 
 /// The fate of the newest run of a container. It must have ended; one whose state is unknown counts as failed. `wanted` is the container
 /// as it is to be now: what it was before may have failed for reasons that it no longer has, and makes nobody wait.
-pub(crate) fn fate(run: &Instance, policy: Policy, wanted: &Container) -> Fate {
+pub(crate) fn fate(run: &Instance, policy: Policy, wanted: &Container, memory: &Memory) -> Fate {
     let Some(exit) = run.exit() else {
         return Fate::Restart { at: run.created_at, delay: Duration::ZERO };
     };
-    if !policy.restarts(exit.code) {
+    if !memory.is_followed(run, policy) {
         return Fate::Final;
     }
     if run.hash != spec_hash(wanted) {

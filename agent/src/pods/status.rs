@@ -35,7 +35,7 @@ impl View<'_> {
     /// The status that is true now.
     pub(crate) fn status(&self) -> PodStatus {
         let Some(spec) = self.pod.spec.as_ref() else { return self.previous.clone() };
-        let outcome = outcome(self.pod, self.observed, self.memory.ended_by.as_ref(), self.now);
+        let outcome = outcome(self.pod, self.observed, self.memory, self.now);
         let ended = matches!(outcome, Outcome::Ended { .. });
         let init = containers::init_statuses(self, spec, ended);
         let main = containers::statuses(self, spec, ended);

@@ -165,6 +165,7 @@ impl Worker {
         let exists = |id: &str| self.observed.sandboxes.iter().any(|s| s.id == id);
         self.memory.stopped.retain(|id| exists(id));
         self.memory.killed_at.retain(|run, _| self.observed.has(run));
+        self.memory.renewed.retain(|run| self.observed.has(run));
         Ok(())
     }
 
@@ -305,8 +306,9 @@ impl Worker {
         }
         for (container, policy) in Policy::of_all(spec) {
             let Some(run) = self.observed.newest(&container.name) else { continue };
+            let fate = fate(run, policy, container, &self.memory);
             let waits = run.exit().is_some()
-                && matches!(fate(run, policy, container), Fate::Restart { delay, .. } if !delay.is_zero());
+                && matches!(fate, Fate::Restart { delay, .. } if !delay.is_zero());
             if waits && self.announced.insert(run.id.clone()) {
                 let message = format!(
                     "Back-off restarting failed container {} in pod {}",
@@ -387,6 +389,9 @@ impl Worker {
         if let Step::Stop { id, grace, .. } | Step::Hurry { id, grace } = &job.step {
             let at = super::restart::after(Timestamp::now(), *grace);
             self.memory.killed_at.insert(id.clone(), at);
+        }
+        if let Step::Stop { id, renew: true, .. } = &job.step {
+            self.memory.renewed.insert(id.clone());
         }
         self.memory.busy.insert(task.clone());
         if task == Task::Volumes {

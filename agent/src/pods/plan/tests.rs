@@ -17,6 +17,8 @@ struct World {
     now: Timestamp,
     next: u32,
     starts: Vec<String>,
+    /// How containers end that are stopped.
+    stop_code: i32,
 }
 
 fn pod(spec: serde_json::Value) -> PodWork {
@@ -47,6 +49,7 @@ impl World {
             now: "2026-01-01T00:00:00Z".parse().unwrap(),
             next: 0,
             starts: Vec::new(),
+            stop_code: 137,
         }
     }
 
@@ -104,7 +107,13 @@ impl World {
             Step::Start { name, sandbox, attempt, delay } => {
                 self.start(name, sandbox, *attempt, *delay)
             }
-            Step::Stop { id, .. } | Step::Hurry { id, .. } => self.exit(id, 137),
+            Step::Stop { id, renew, .. } => {
+                if *renew {
+                    self.memory.renewed.insert(id.clone());
+                }
+                self.exit(id, self.stop_code);
+            }
+            Step::Hurry { id, .. } => self.exit(id, 137),
             Step::RemoveContainer { id } => {
                 let run = self.observed.instances.iter().find(|i| i.id == *id).unwrap();
                 assert!(!run.is_running(), "it runs");
@@ -178,6 +187,14 @@ impl World {
 
     fn pass(&mut self, time: Duration) {
         self.now = after(self.now, time);
+    }
+
+    fn change_image(&mut self, name: &str) {
+        let spec = self.work.as_mut().and_then(|w| w.pod.spec.as_mut()).unwrap();
+        let all = spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten());
+        for container in all.filter(|c| c.name == name) {
+            container.image = Some("image:2".to_owned());
+        }
     }
 
     fn delete(&mut self) {
@@ -364,12 +381,8 @@ fn a_pod_that_the_node_cannot_keep_ends_soon_and_gives_back_its_disk() {
     world.settle();
     assert!(world.memory.freed && world.observed.sandbox().is_none());
     assert_eq!(world.observed.instances.len(), 1, "its log can be read");
-    let outcome = outcome(
-        &world.work.as_ref().unwrap().pod,
-        &world.observed,
-        world.memory.ended_by.as_ref(),
-        world.now,
-    );
+    let outcome =
+        outcome(&world.work.as_ref().unwrap().pod, &world.observed, &world.memory, world.now);
     let Outcome::Ended { succeeded: false, cause: Some(cause) } = outcome else {
         panic!("{outcome:?}")
     };
@@ -441,9 +454,7 @@ fn a_lost_sandbox_is_replaced() {
 fn a_changed_image_and_a_bad_probe_restart_a_container() {
     let mut world = World::new(two());
     world.settle();
-    if let Some(spec) = world.work.as_mut().and_then(|w| w.pod.spec.as_mut()) {
-        spec.containers[0].image = Some("image:2".to_owned());
-    }
+    world.change_image("a");
     let steps = world.plan().steps;
     assert!(matches!(&steps[..], [Step::Stop { name, .. }] if name == "a"), "{steps:?}");
     world.settle();
@@ -469,12 +480,63 @@ fn a_changed_image_does_not_wait_for_the_failures_of_the_one_before() {
     world.exit_named("a", 1);
     world.settle();
     assert_eq!(world.running(), [""; 0], "it waits");
-    if let Some(spec) = world.work.as_mut().and_then(|w| w.pod.spec.as_mut()) {
-        spec.containers[0].image = Some("image:2".to_owned());
-    }
+    world.change_image("a");
     world.settle();
     assert_eq!(world.running(), ["a"]);
     assert_eq!(world.observed.newest("a").map(|run| run.attempt), Some(5));
+}
+
+#[test]
+fn what_is_stopped_to_run_anew_does_so_whatever_it_says_at_its_end() {
+    for policy in ["Always", "OnFailure", "Never"] {
+        let running_after = |happens: fn(&mut World)| {
+            let mut world = World::new(
+                serde_json::json!({"restartPolicy": policy, "containers": [{"name": "a"}]}),
+            );
+            // As a good program does at SIGTERM.
+            world.stop_code = 0;
+            world.settle();
+            happens(&mut world);
+            world.settle();
+            world.running().len()
+        };
+        assert_eq!(running_after(|world| world.change_image("a")), 1, "{policy}: another image");
+        let sick = running_after(|world| {
+            let run = world.observed.newest("a").map(|i| i.id.clone()).unwrap();
+            world.memory.verdicts.get_mut(&run).unwrap().dead = Some("sick".to_owned());
+        });
+        let lost = running_after(|world| world.observed.sandboxes[0].ready = false);
+        let expected = usize::from(policy != "Never");
+        assert_eq!((sick, lost), (expected, expected), "{policy}: a bad probe, a lost sandbox");
+    }
+}
+
+#[test]
+fn another_image_does_not_start_what_has_done_its_work() {
+    let mut spec = two();
+    spec["restartPolicy"] = "OnFailure".into();
+    let mut world = World::new(spec);
+    world.settle();
+    world.exit_named("a", 0);
+    world.change_image("a");
+    world.settle();
+    assert_eq!(world.starts, ["a", "b"]);
+}
+
+#[test]
+fn another_image_leaves_an_init_container_to_its_work() {
+    let mut world = World::new(
+        serde_json::json!({"initContainers": [{"name": "i"}], "containers": [{"name": "a"}]}),
+    );
+    world.settle();
+    world.change_image("i");
+    assert_eq!(world.plan(), Plan::default());
+    world.exit_named("i", 1);
+    world.settle();
+    assert_eq!(world.running(), ["i"], "its next run has it");
+    world.exit_named("i", 0);
+    world.settle();
+    assert_eq!(world.running(), ["a"]);
 }
 
 #[test]

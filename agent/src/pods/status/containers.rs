@@ -10,7 +10,7 @@ use mesh_model::ephemeral::as_container;
 
 use super::{View, whole_second};
 use crate::pods::memory::{Failure, RUN_FAILED, Task};
-use crate::pods::observed::{Exit, Instance, State};
+use crate::pods::observed::{Instance, State};
 use crate::pods::plan::{FRESH_FAILURE, is_deleting};
 use crate::pods::restart::{Fate, Policy, after, fate};
 
@@ -108,7 +108,7 @@ fn one(
         None => wait(view, container, waiting),
         Some(run) => match &run.state {
             State::Running { started_at } => running(*started_at),
-            State::Exited(exit) => match pause(view, container, run, exit, policy, ended) {
+            State::Exited(_) => match pause(view, container, run, policy, ended) {
                 Some(pause) => {
                     last = terminated(run);
                     pause
@@ -139,11 +139,10 @@ fn pause(
     view: &View<'_>,
     container: &Container,
     run: &Instance,
-    exit: &Exit,
     policy: Policy,
     ended: bool,
 ) -> Option<ContainerState> {
-    if ended || is_deleting(view.pod) || !policy.restarts(exit.code) {
+    if ended || is_deleting(view.pod) || !view.memory.is_followed(run, policy) {
         return None;
     }
     let failure = view.memory.start_failure(&container.name);
@@ -151,7 +150,7 @@ fn pause(
     if let Some(failure) = failure.filter(|failure| failure.reason != RUN_FAILED) {
         return Some(failed(view, container, failure));
     }
-    match fate(run, policy, container) {
+    match fate(run, policy, container, view.memory) {
         Fate::Restart { at, delay } if at > view.now => {
             let name = view.pod.metadata.name.as_deref().unwrap_or_default();
             let namespace = view.pod.metadata.namespace.as_deref().unwrap_or_default();

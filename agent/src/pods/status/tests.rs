@@ -215,6 +215,14 @@ fn a_container_with_another_image_is_no_crash_loop() {
 }
 
 #[test]
+fn a_pod_whose_container_is_stopped_to_run_anew_has_not_succeeded() {
+    let mut case = Case::new(one("OnFailure"), vec![run("a", 0, exited(0))]);
+    assert_eq!(case.status().phase.as_deref(), Some("Succeeded"));
+    case.memory.renewed.insert("a-0".to_owned());
+    check(&case, "Running", BASE, "exit 0");
+}
+
+#[test]
 fn a_deleted_pod_ends_with_its_last_container() {
     for (codes, phase) in [([0, 0], "Succeeded"), ([0, 143], "Failed")] {
         let spec = serde_json::json!({"containers": [{"name": "a"}, {"name": "b"}]});
