@@ -81,8 +81,39 @@ fn subscript(path: &str) -> Option<(&str, &str)> {
 }
 
 fn pairs(map: Option<&BTreeMap<String, String>>) -> String {
-    let line = |(key, value): (&String, &String)| format!("{key}={value:?}");
+    let line = |(key, value): (&String, &String)| format!("{key}={}", quoted(value));
     map.into_iter().flatten().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// As the kubelet quotes a value: in Go's notation, which is what programs read.
+fn quoted(value: &str) -> String {
+    let mut text = String::from('"');
+    for c in value.chars() {
+        match c {
+            '"' | '\\' => text.extend(['\\', c]),
+            '\x07' => text.push_str("\\a"),
+            '\x08' => text.push_str("\\b"),
+            '\t' => text.push_str("\\t"),
+            '\n' => text.push_str("\\n"),
+            '\x0b' => text.push_str("\\v"),
+            '\x0c' => text.push_str("\\f"),
+            '\r' => text.push_str("\\r"),
+            _ if is_printable(c) => text.push(c),
+            _ => text.push_str(&match u32::from(c) {
+                code @ 0..0x80 => format!("\\x{code:02x}"),
+                code @ 0x80..0x1_0000 => format!("\\u{code:04x}"),
+                code => format!("\\U{code:08x}"),
+            }),
+        }
+    }
+    text.push('"');
+    text
+}
+
+fn is_printable(c: char) -> bool {
+    // Marks, such as accents, are only shown as they are behind something else.
+    let behind: String = ['a', c].into_iter().collect();
+    c == '\'' || behind.escape_debug().count() == 2
 }
 
 fn first(ips: &[IpAddr]) -> String {
@@ -183,6 +214,22 @@ mod tests {
         let selector =
             ObjectFieldSelector { field_path: "spec.secret".to_owned(), ..Default::default() };
         assert!(field(&pod(), &facts(), &selector).is_err());
+    }
+
+    #[test]
+    fn values_are_quoted_as_go_reads_them() {
+        for (value, expected) in [
+            ("it's \"x\" \\", r#""it's \"x\" \\""#),
+            ("a\tb\r\n", r#""a\tb\r\n""#),
+            ("\x07\x08\x0b\x0c\0\x1b\x7f", r#""\a\b\v\f\x00\x1b\x7f""#),
+            (
+                "gr\u{fc}n e\u{301} \u{2764}\u{fe0f} \u{1f600}",
+                "\"gr\u{fc}n e\u{301} \u{2764}\u{fe0f} \u{1f600}\"",
+            ),
+            ("\u{200b}\u{a0}\u{e000}\u{e0001}", r#""\u200b\u00a0\ue000\U000e0001""#),
+        ] {
+            assert_eq!(quoted(value), expected);
+        }
     }
 
     #[test]

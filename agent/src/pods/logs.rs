@@ -158,6 +158,9 @@ pub(crate) fn last_bytes(path: &Path, most: u64) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// How many lines of a log are last words, as with the kubelet.
+const LAST_LINES: usize = 80;
+
 /// The last words of a log file, as people read them: at most so many bytes. Blocks.
 pub(crate) fn last_text(path: &Path, most: usize) -> std::io::Result<Vec<u8>> {
     let bytes = last_bytes(path, LAST_BLOCK)?;
@@ -165,9 +168,16 @@ pub(crate) fn last_text(path: &Path, most: usize) -> std::io::Result<Vec<u8>> {
     for line in bytes.split(|byte| *byte == b'\n') {
         renderer.render(line, &mut text);
     }
-    let surplus = text.len().saturating_sub(most);
+    let surplus = text.len().saturating_sub(most).max(before_last_lines(&text));
     text.drain(..surplus);
     Ok(text)
+}
+
+/// Where the last lines begin.
+fn before_last_lines(text: &[u8]) -> usize {
+    let whole = text.strip_suffix(b"\n").unwrap_or(text);
+    let mut feeds = (0..whole.len()).rev().filter(|at| whole[*at] == b'\n');
+    feeds.nth(LAST_LINES - 1).map_or(0, |at| at + 1)
 }
 
 #[cfg(test)]

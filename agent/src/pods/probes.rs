@@ -130,7 +130,12 @@ pub(crate) struct Finding {
     pub(crate) verdict: Option<bool>,
     /// Why this answer was a failure.
     pub(crate) failure: Option<String>,
+    /// What people should know although it was none.
+    pub(crate) warning: Option<String>,
 }
+
+/// What a container says: that all is well, perhaps with a warning, or what is wrong.
+type Answer = Result<Option<String>, String>;
 
 /// A container to probe.
 #[derive(Debug, Clone)]
@@ -154,7 +159,9 @@ pub(crate) struct Probers {
 
 struct Prober {
     started: watch::Sender<bool>,
-    _tasks: JoinSet<()>,
+    _readiness: JoinSet<()>,
+    /// What may restart the container.
+    health: JoinSet<()>,
 }
 
 impl Probers {
@@ -175,7 +182,7 @@ impl Probers {
     /// Starts the probes of a run.
     pub(crate) fn start(&mut self, subject: Subject) {
         let (started, _) = watch::channel(subject.started);
-        let mut tasks = JoinSet::new();
+        let (mut readiness, mut health) = (JoinSet::new(), JoinSet::new());
         for kind in Kind::ALL {
             let Some(probe) = kind.of(&subject.container) else { continue };
             if kind == Kind::Startup && subject.started {
@@ -190,9 +197,17 @@ impl Probers {
                 action: Action::of_probe(probe, &subject.container, subject.address),
                 started: started.subscribe(),
             };
+            let tasks = if kind == Kind::Readiness { &mut readiness } else { &mut health };
             tasks.spawn(prober.run());
         }
-        self.running.insert(subject.run, Prober { started, _tasks: tasks });
+        let prober = Prober { started, _readiness: readiness, health };
+        self.running.insert(subject.run, prober);
+    }
+
+    /// The pod is being deleted: its containers are not restarted any more, and what they say while they end is no complaint. Only readiness
+    /// is asked for still.
+    pub(crate) fn leave(&mut self) {
+        self.running.values_mut().for_each(|prober| prober.health.abort_all());
     }
 
     /// The startup probe of that run has passed: the others may begin.
@@ -232,22 +247,31 @@ impl One {
         let mut early = (is_cheap && verdict != Some(true)).then_some(FIRST_LOOK);
         let mut ticks = tokio::time::interval(self.timing.period);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut told = None;
         loop {
-            let failure = self.next_answer(&mut ticks, &mut early).await;
-            let verdict = counter.record(failure.is_none());
+            let answer = self.next_answer(&mut ticks, &mut early).await;
+            let verdict = counter.record(answer.is_ok());
             // Startup ends with its first verdict, liveness with a bad one: a new run is probed anew.
             let last = match self.kind {
                 Kind::Startup => verdict.is_some(),
                 Kind::Readiness => false,
                 Kind::Liveness => verdict == Some(false),
             };
-            if verdict.is_some() || failure.is_some() {
+            let (warning, failure) = match answer {
+                // The same in each period is no news.
+                Ok(warning) => {
+                    (warning.filter(|w| told.replace(w.clone()).as_ref() != Some(w)), None)
+                }
+                Err(why) => (None, Some(why)),
+            };
+            if verdict.is_some() || failure.is_some() || warning.is_some() {
                 let finding = Finding {
                     run: self.subject.run.clone(),
                     container: self.subject.container.name.clone(),
                     kind: self.kind,
                     verdict,
                     failure,
+                    warning,
                 };
                 if self.findings.send(finding).await.is_err() {
                     return;
@@ -259,19 +283,18 @@ impl One {
         }
     }
 
-    /// Why the answer of the next period is a failure. What has just been started seldom answers the first question well:
-    /// it is asked again in between, less and less often, and then only a good answer counts. A period in which the container
+    /// The answer of the next period. What has just been started seldom answers the first question well: it is asked again in between, less and less often, and then only a good answer counts. A period in which the container
     /// could not be asked says nothing about it.
     async fn next_answer(
         &self,
         ticks: &mut tokio::time::Interval,
         early: &mut Option<Duration>,
-    ) -> Option<String> {
+    ) -> Answer {
         loop {
             let Some(pause) = *early else {
                 ticks.tick().await;
                 let Some(answer) = self.ask().await else { continue };
-                return answer.err();
+                return answer;
             };
             let counts = tokio::select! {
                 biased;
@@ -279,23 +302,22 @@ impl One {
                 () = tokio::time::sleep(pause) => false,
             };
             let Some(answer) = self.ask().await else { continue };
-            let failure = answer.err();
             // After two periods at most everything is as it was asked for.
-            *early = Some(2 * pause).filter(|next| failure.is_some() && *next < self.timing.period);
-            if counts || failure.is_none() {
-                return failure;
+            *early = Some(2 * pause).filter(|next| answer.is_err() && *next < self.timing.period);
+            if counts || answer.is_ok() {
+                return answer;
             }
         }
     }
 
     /// The container's answer; none when the runtime, which would ask it, is away.
-    async fn ask(&self) -> Option<Result<(), String>> {
+    async fn ask(&self) -> Option<Answer> {
         let action = match &self.action {
             Ok(action) => action,
             Err(why) => return Some(Err(why.clone())),
         };
         match action.run(&self.client, &self.subject.run, self.timing.timeout).await {
-            Ok(()) => Some(Ok(())),
+            Ok(warning) => Some(Ok(warning)),
             Err(Trouble::Failed(why)) => Some(Err(why)),
             Err(Trouble::NotAsked(why)) => {
                 let (kind, run) = (self.kind, &self.subject.run);

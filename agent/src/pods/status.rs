@@ -132,15 +132,16 @@ fn phase(
     let initialized = spec.init_containers.iter().flatten().zip(init).all(|(container, status)| {
         if is_sidecar(container) { status.started == Some(true) } else { status.ready }
     });
-    let begun = |status: &ContainerStatus| {
-        let is = |state: &Option<_>| state.is_some();
-        let now = status.state.as_ref();
-        now.is_some_and(|s| s.running.is_some() || s.terminated.is_some())
-            || is(&status.last_state.as_ref().and_then(|s| s.terminated.as_ref()))
-    };
     // Once containers have begun, a crashed sidecar does not take the pod back to its start.
-    let all_begun = main.iter().all(begun);
-    if all_begun && (initialized || main.iter().any(begun)) { "Running" } else { "Pending" }
+    let all_begun = main.iter().all(has_begun);
+    if all_begun && (initialized || main.iter().any(has_begun)) { "Running" } else { "Pending" }
+}
+
+/// The container runs, or has run.
+fn has_begun(status: &ContainerStatus) -> bool {
+    let now = status.state.as_ref();
+    now.is_some_and(|s| s.running.is_some() || s.terminated.is_some())
+        || status.last_state.as_ref().is_some_and(|s| s.terminated.is_some())
 }
 
 #[cfg(test)]

@@ -175,6 +175,7 @@ impl Worker {
         let work = self.work.clone().filter(|_| known);
         if work.as_ref().is_some_and(|w| is_deleting(&w.pod)) {
             self.memory.deleting_since.get_or_insert(now);
+            self.probers.leave();
         }
         self.memory.ended_by = self.ended_by(work.as_deref());
         if let Some(departure) = work.as_ref().and_then(|w| w.departure) {
@@ -282,6 +283,10 @@ impl Worker {
         if let Some(failure) = finding.failure {
             let message = format!("{} probe failed: {failure}", finding.kind.title());
             self.event(true, &finding.container, "Unhealthy", message);
+        }
+        if let Some(warning) = finding.warning {
+            let message = format!("{} probe warning: {warning}", finding.kind.title());
+            self.event(true, &finding.container, "ProbeWarning", message);
         }
     }
 

@@ -31,7 +31,8 @@ fn hooks_run_at_their_time() {
             "preStop": shell("echo leaving >> /notes/good; sleep 0.5")});
         api.apply("good", pod(good));
         let mut bad = container("sleep 1000");
-        bad["lifecycle"] = serde_json::json!({"postStart": shell("exit 9")});
+        bad["lifecycle"] = serde_json::json!({"postStart": shell("exit 9"),
+            "preStop": shell("echo leaving >> /notes/bad")});
         api.apply("bad", pod(bad));
         let mut slow =
             container("trap 'touch /notes/slow-end; exit 0' TERM; while true; do sleep 0.1; done");
@@ -47,6 +48,7 @@ fn hooks_run_at_their_time() {
         .await;
         let notes =
             |name: &str| std::fs::read_to_string(rig.path("notes").join(name)).unwrap_or_default();
+        assert!(notes("bad").starts_with("leaving\n"), "whoever ends, it is asked first");
         let asked = std::time::SystemTime::now();
         for name in ["good", "bad", "slow"] {
             api.delete(name);

@@ -85,6 +85,12 @@ fn the_end_of_a_log_is_the_end_of_its_text() {
     std::fs::write(file.path(), LOG.repeat(100)).unwrap();
     assert_eq!(last_text(file.path(), 11).unwrap(), b"ps\no\n\nfour\n");
     assert!(last_text(Path::new("/nonexistent"), 10).is_err());
+    let lines = |numbers: std::ops::Range<u32>, before: &str| -> String {
+        numbers.map(|n| format!("{before}{n}\n")).collect()
+    };
+    std::fs::write(file.path(), lines(0..100, "2026-01-01T00:00:01Z stdout F ")).unwrap();
+    let text = String::from_utf8(last_text(file.path(), 2048).unwrap()).unwrap();
+    assert_eq!(text, lines(20..100, ""), "no more lines than the kubelet takes");
 }
 
 #[tokio::test]

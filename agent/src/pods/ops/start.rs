@@ -182,8 +182,11 @@ impl Job {
         );
         let grace = self.work.as_ref().map_or(Duration::ZERO, |work| grace_of(&work.pod));
         // The restart policy decides what follows.
-        if let Err(error) = self.context.client.stop_container(id, grace.max(LEAST_GRACE)).await {
-            tracing::warn!(pod = %self.pod, container = container.name, %error, "not stopped after its hook failed");
+        let stopped =
+            self.stop(id, &container.name, grace.max(LEAST_GRACE), "FailedPostStartHook").await;
+        if let Err(error) = stopped {
+            let why = error.message;
+            tracing::warn!(pod = %self.pod, container = container.name, why, "not stopped after its hook failed");
         }
     }
 }

@@ -108,26 +108,28 @@ impl Action {
         Ok(Self::Tcp { host: host(tcp.host.as_deref(), address)?, port })
     }
 
-    /// Asks.
+    /// Asks. A good answer may come with a warning for people.
     pub(crate) async fn run(
         &self,
         client: &Client,
         run: &str,
         limit: Duration,
-    ) -> Result<(), Trouble> {
+    ) -> Result<Option<String>, Trouble> {
         if let Self::Exec(command) = self {
-            return exec(client, run, command.clone(), limit).await;
+            return exec(client, run, command.clone(), limit).await.map(|()| None);
         }
         let question = async {
             match self {
                 Self::Http(request) => http::get(request).await,
-                Self::Tcp { host, port } => connect(host, *port).await.map(drop),
-                Self::Grpc { address, service } => grpc::check(*address, service).await,
+                Self::Tcp { host, port } => connect(host, *port).await.map(|_| None),
+                Self::Grpc { address, service } => {
+                    grpc::check(*address, service).await.map(|()| None)
+                }
                 Self::Sleep(time) => {
                     tokio::time::sleep(*time).await;
-                    Ok(())
+                    Ok(None)
                 }
-                Self::Exec(_) => Ok(()),
+                Self::Exec(_) => Ok(None),
             }
         };
         tokio::time::timeout(limit, question)

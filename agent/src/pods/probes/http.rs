@@ -56,15 +56,21 @@ impl Request {
     }
 }
 
-/// Passes for a status from 200 to 399.
-pub(super) async fn get(request: &Request) -> Result<(), String> {
+/// Passes for a status from 200 to 399; with a warning when it leads to where nobody is asked.
+pub(super) async fn get(request: &Request) -> Result<Option<String>, String> {
     let mut request = request.clone();
     for _ in 0..=REDIRECTS {
-        let answer = ask(&request).await?;
-        match answer.location.and_then(|location| redirect::next(&request, &location)) {
+        let Answer { status, location } = ask(&request).await?;
+        let next = location.as_deref().and_then(|location| redirect::next(&request, location));
+        match next {
             Some(next) => request = next,
-            None if request.any_status || (200..400).contains(&answer.status) => return Ok(()),
-            None => return Err(format!("HTTP probe failed with statuscode: {}", answer.status)),
+            None if request.any_status || (200..300).contains(&status) => return Ok(None),
+            None if (300..400).contains(&status) => {
+                let location = location.unwrap_or_default();
+                let text = "the container does not answer itself, and counts as good";
+                return Ok(Some(format!("statuscode {status} leads to {location:?}: {text}")));
+            }
+            None => return Err(format!("HTTP probe failed with statuscode: {status}")),
         }
     }
     Err(format!("HTTP: stopped after {REDIRECTS} redirects"))
@@ -167,12 +173,18 @@ mod tests {
         let of = async |path: &str, any_status| {
             get(&Request { path: path.to_owned(), any_status, ..request(port) }).await
         };
-        for path in ["/good", "/away", "/nowhere"] {
-            assert_eq!(of(path, false).await, Ok(()), "{path}");
+        assert_eq!(of("/good", false).await, Ok(None));
+        for (path, leads_to) in [
+            ("/away", "307 leads to \"https://elsewhere.example/\""),
+            ("/nowhere", "302 leads to \"\""),
+        ] {
+            let warning = of(path, false).await.unwrap().unwrap_or_default();
+            assert!(warning.contains(leads_to), "{path}: {warning}");
+            assert_eq!(of(path, true).await, Ok(None), "{path}");
         }
         let failed = "HTTP probe failed with statuscode: 500".to_owned();
         assert_eq!(of("/bad", false).await, Err(failed));
-        assert_eq!(of("/bad", true).await, Ok(()), "a hook is heard, whatever comes of it");
+        assert_eq!(of("/bad", true).await, Ok(None), "a hook is heard, whatever comes of it");
         let round = Err("HTTP: stopped after 10 redirects".to_owned());
         assert_eq!(of("/round", false).await, round);
     }
@@ -180,7 +192,7 @@ mod tests {
     #[tokio::test]
     async fn the_status_decides() {
         let (port, served) = once(b"HTTP/1.1 204 No Content\r\n\r\n").await;
-        assert_eq!(get(&request(port)).await, Ok(()));
+        assert_eq!(get(&request(port)).await, Ok(None));
         let seen = served.await.unwrap().to_lowercase();
         assert!(seen.starts_with("get /healthz http/1.1\r\n"), "{seen}");
         assert!(seen.contains("x-a: b") && seen.contains("kube-probe"), "{seen}");

@@ -118,7 +118,7 @@ mod tests {
             headers: Vec::new(),
             any_status: false,
         };
-        assert_eq!(get(&request).await, Ok(()));
+        assert_eq!(get(&request).await, Ok(None));
         server.await.unwrap();
     }
 

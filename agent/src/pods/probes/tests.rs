@@ -72,6 +72,73 @@ async fn a_container_is_ready_soon_after_it_answers() {
     assert_eq!((next.verdict, next.failure), (Some(true), None));
 }
 
+#[tokio::test]
+async fn a_probe_that_is_led_elsewhere_passes_and_says_so_once() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (heard, mut asked) = mpsc::channel(1);
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 1024]).await;
+            let answer = "HTTP/1.1 302 F\r\nlocation: http://elsewhere.example/\r\ncontent-length: 0\r\n\r\n";
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            heard.send(()).await.unwrap();
+        }
+    });
+    let container = serde_json::json!({"name": "c",
+        "readinessProbe": {"httpGet": {"port": port}, "periodSeconds": 1, "timeoutSeconds": 30}});
+    let (sender, mut findings) = mpsc::channel(8);
+    let mut probers = Probers::new(Client::new(std::path::Path::new("/none")), sender);
+    probers.start(Subject {
+        run: "r".to_owned(),
+        container: serde_json::from_value(container).unwrap(),
+        address: Some("127.0.0.1".parse().unwrap()),
+        started_at: Timestamp::now(),
+        started: true,
+        ready: false,
+    });
+    let first = findings.recv().await.unwrap();
+    assert_eq!((first.verdict, first.failure), (Some(true), None));
+    assert!(first.warning.unwrap().contains("elsewhere.example"));
+    for _ in 0..3 {
+        asked.recv().await.unwrap();
+    }
+    assert!(findings.try_recv().is_err(), "it is known");
+}
+
+#[tokio::test]
+async fn a_container_that_is_to_end_is_asked_only_whether_it_is_ready() {
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let probe = serde_json::json!({"tcpSocket": {"port": closed.port()}, "periodSeconds": 1, "failureThreshold": 1000});
+    let container =
+        serde_json::json!({"name": "c", "readinessProbe": probe.clone(), "livenessProbe": probe});
+    let (sender, mut findings) = mpsc::channel(8);
+    let mut probers = Probers::new(Client::new(std::path::Path::new("/none")), sender);
+    probers.start(Subject {
+        run: "r".to_owned(),
+        container: serde_json::from_value(container).unwrap(),
+        address: Some("127.0.0.1".parse().unwrap()),
+        started_at: Timestamp::now(),
+        started: true,
+        ready: true,
+    });
+    let mut kinds = async |count: usize| {
+        let mut kinds = Vec::new();
+        while kinds.len() < count {
+            kinds.push(findings.recv().await.unwrap().kind);
+        }
+        kinds
+    };
+    let before = kinds(4).await;
+    assert!(before.contains(&Kind::Liveness) && before.contains(&Kind::Readiness), "{before:?}");
+    probers.leave();
+    // One more may have been on its way.
+    let after = kinds(5).await;
+    assert!(after[2..].iter().all(|kind| *kind == Kind::Readiness), "{after:?}");
+}
+
 /// A runtime that is being restarted must not end the containers that it looks after.
 #[tokio::test(start_paused = true)]
 async fn a_container_that_could_not_be_asked_has_not_failed() {

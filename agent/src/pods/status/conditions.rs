@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use mesh_model::containers::is_sidecar;
 
-use super::{View, whole_second};
+use super::{View, has_begun, whole_second};
 
 /// The conditions that follow from the pod's containers; all others are kept as they are.
 const OURS: [&str; 4] = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady"];
@@ -47,7 +47,7 @@ pub(super) fn conditions(
         let here = Verdict { ok: true, reason: None, message: None };
         all.push(condition(view, SCHEDULED, here));
     }
-    let initialized = initialized(spec, phase, init);
+    let initialized = initialized(spec, phase, init, main);
     let containers = containers_ready(spec, phase, init, main);
     let ready = ready(spec, &containers, &all);
     let sandbox = Verdict { ok: view.observed.sandbox().is_some(), reason: None, message: None };
@@ -73,7 +73,12 @@ fn condition(view: &View<'_>, name: &str, verdict: Verdict) -> PodCondition {
     }
 }
 
-fn initialized(spec: &PodSpec, phase: &str, init: &[ContainerStatus]) -> Verdict {
+fn initialized(
+    spec: &PodSpec,
+    phase: &str,
+    init: &[ContainerStatus],
+    main: &[ContainerStatus],
+) -> Verdict {
     let missing: Vec<&str> = spec
         .init_containers
         .iter()
@@ -86,8 +91,9 @@ fn initialized(spec: &PodSpec, phase: &str, init: &[ContainerStatus]) -> Verdict
         return Verdict { ok: true, reason: Some("PodCompleted"), message: None };
     }
     let message = format!("containers with incomplete status: {}", names(&missing));
-    // Sidecars that crash later do not undo the initialisation.
-    Verdict::of(missing.is_empty() || phase == "Running", "ContainersNotInitialized", message)
+    // Sidecars that crash later, or end with the pod, do not undo the initialisation.
+    let is_done = missing.is_empty() || main.iter().any(has_begun);
+    Verdict::of(is_done, "ContainersNotInitialized", message)
 }
 
 fn containers_ready(

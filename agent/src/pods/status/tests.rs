@@ -330,7 +330,11 @@ fn init_containers_hold_up_the_pod() {
     check(&Case::new(spec.clone(), both), "Running", ALL, "running");
     // A sidecar that crashed takes readiness away, not the phase.
     let crashed = vec![run("i", 0, exited(0)), run("s", 0, exited(1)), run("a", 0, running())];
-    check(&Case::new(spec, crashed), "Running", BASE, "running");
+    check(&Case::new(spec.clone(), crashed), "Running", BASE, "running");
+    let mut spec = spec;
+    spec["restartPolicy"] = "Never".into();
+    let ended = vec![run("i", 0, exited(0)), run("s", 0, exited(137)), run("a", 0, exited(1))];
+    check(&Case::new(spec, ended), "Failed", BASE, "exit 1");
 }
 
 #[test]
