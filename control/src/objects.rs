@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, PodCondition, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
 use k8s_openapi::jiff::Timestamp;
+pub(crate) use mesh_model::containers::have_ended;
 
 /// Value of the managed-by label on the EndpointSlices of Services that select pods.
 pub(crate) const SLICE_MANAGER: &str = "endpointslice-controller.k8s.io";
@@ -62,14 +63,9 @@ pub(crate) fn phase(pod: &Pod) -> &str {
     pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or("Pending")
 }
 
-/// Whether all containers ended for good.
-pub(crate) fn is_finished(pod: &Pod) -> bool {
-    matches!(phase(pod), "Succeeded" | "Failed")
-}
-
 /// Whether the pod neither ended nor is being deleted.
 pub(crate) fn is_active(pod: &Pod) -> bool {
-    !is_finished(pod) && !is_terminating(&pod.metadata)
+    !have_ended(pod) && !is_terminating(&pod.metadata)
 }
 
 /// The condition of that type.

@@ -44,14 +44,10 @@ impl Outlook {
     ) -> Vec<Cow<'s, Frontend>> {
         let away = Away::of(self, snapshot);
         let narrowed = |frontend: &'s Frontend| {
-            let gone = |b: &Backend| match &b.node {
-                Some(node) => self.away.contains(node),
-                None => away.covers(b.address),
-            };
-            match fewer(&frontend.backends, gone) {
+            match fewer(&frontend.backends, |b| away.has(b)) {
                 Some(backends) => Cow::Owned(Frontend {
                     // They are there: what is established may come back with their node.
-                    leaving: with_away(frontend, gone),
+                    leaving: with_away(frontend, |b| away.has(b)),
                     backends,
                     ..frontend.clone()
                 }),
@@ -68,16 +64,11 @@ impl Outlook {
         services: impl IntoIterator<Item = &'s Arc<EdgeService>>,
     ) -> impl Iterator<Item = Cow<'s, EdgeService>> {
         let away = Away::of(self, snapshot);
-        let narrowed = move |service: &'s Arc<EdgeService>| {
-            let gone = |b: &Backend| match &b.node {
-                Some(node) => self.away.contains(node),
-                None => away.covers(b.address),
-            };
-            match fewer(&service.backends, gone) {
+        let narrowed =
+            move |service: &'s Arc<EdgeService>| match fewer(&service.backends, |b| away.has(b)) {
                 Some(backends) => Cow::Owned(EdgeService { backends, ..(**service).clone() }),
                 None => Cow::Borrowed(&**service),
-            }
-        };
+            };
         services.into_iter().map(narrowed)
     }
 
@@ -110,18 +101,28 @@ fn fewer<T: Clone>(all: &[T], gone: impl Fn(&T) -> bool) -> Option<Vec<T>> {
     (!left.is_empty() && left.len() < all.len()).then_some(left)
 }
 
-/// Addresses of nodes that are away, and of their pods.
-struct Away {
+/// Nodes that are away, and their addresses and those of their pods.
+struct Away<'o> {
+    names: &'o BTreeSet<NodeName>,
     blocks: Vec<IpNet>,
     nodes: Vec<IpAddr>,
 }
 
-impl Away {
-    fn of(outlook: &Outlook, snapshot: &Snapshot) -> Self {
+impl<'o> Away<'o> {
+    fn of(outlook: &'o Outlook, snapshot: &Snapshot) -> Self {
         let away = || snapshot.peers.iter().filter(|peer| outlook.away.contains(&peer.node));
         Self {
+            names: &outlook.away,
             blocks: away().flat_map(|peer| peer.allowed_ips.iter().copied()).collect(),
             nodes: away().flat_map(|peer| peer.endpoints.iter().map(SocketAddr::ip)).collect(),
+        }
+    }
+
+    /// By the node that the backend names, or else by its address.
+    fn has(&self, backend: &Backend) -> bool {
+        match &backend.node {
+            Some(node) => self.names.contains(node),
+            None => self.covers(backend.address),
         }
     }
 

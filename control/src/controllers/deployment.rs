@@ -70,7 +70,7 @@ impl Controller {
         let running = |set: &ReplicaSet| {
             let uid = objects::uid(&set.metadata);
             let own = pods.iter().filter(|p| objects::is_controlled_by(&p.metadata, uid));
-            own.filter(|pod| !objects::is_finished(pod)).count()
+            own.filter(|pod| !objects::have_ended(pod)).count()
         };
         plan(deployment, &self.context.sets.in_namespace(ns), running, Timestamp::now())
     }

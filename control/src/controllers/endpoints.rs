@@ -156,7 +156,7 @@ fn matters(old: &Pod, new: &Pod) -> bool {
             pod.metadata.deletion_timestamp.is_some(),
             pod.metadata.uid.clone(),
             objects::node_of(pod).map(str::to_owned),
-            objects::is_finished(pod),
+            objects::have_ended(pod),
             objects::ready_since(pod).is_some(),
             plan::weight(pod),
             status.and_then(|s| s.pod_ips.clone()),

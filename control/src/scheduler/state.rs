@@ -103,7 +103,7 @@ impl ClusterState {
     pub fn set_pod(&mut self, pod: &Pod) -> bool {
         let uid = objects::uid(&pod.metadata);
         match objects::node_of(pod) {
-            Some(node) if !objects::is_finished(pod) => {
+            Some(node) if !objects::have_ended(pod) => {
                 self.assumed.remove(uid);
                 let placed = Placed::new(pod, node);
                 let before = self.pods.get(uid).map(|p| (p.node == placed.node, p.labels.clone()));

@@ -7,6 +7,7 @@ use k8s_openapi::jiff::Timestamp;
 use super::rules::forbidden;
 use super::{Causes, Object};
 use crate::error::ApiError;
+use crate::objects::have_ended;
 
 pub(super) mod defaults;
 pub(super) mod spec;
@@ -75,8 +76,7 @@ impl Object for Pod {
     fn grace_period_secs(&self, requested: Option<i64>) -> Option<i64> {
         let spec = self.spec.as_ref();
         let bound = spec.and_then(|s| s.node_name.as_deref()).is_some_and(|n| !n.is_empty());
-        let phase = self.status.as_ref().and_then(|s| s.phase.as_deref());
-        if !bound || matches!(phase, Some("Succeeded" | "Failed")) {
+        if !bound || have_ended(self) {
             return Some(0);
         }
         let own = spec.and_then(|s| s.termination_grace_period_seconds);

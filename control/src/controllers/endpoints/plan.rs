@@ -170,7 +170,7 @@ fn wanted(
     let mut result: BTreeMap<String, Groups> = BTreeMap::new();
     let selector = service.spec.as_ref().and_then(|s| s.selector.clone()).unwrap_or_default();
     for pod in pods {
-        if objects::is_finished(pod)
+        if objects::have_ended(pod)
             || !objects::selects_all(&selector, pod.metadata.labels.as_ref())
         {
             continue;

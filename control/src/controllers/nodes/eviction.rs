@@ -38,7 +38,7 @@ pub(super) fn evictions<'a>(
             result.force.push(name());
             continue;
         }
-        if objects::is_terminating(meta) || objects::is_finished(pod) {
+        if objects::is_terminating(meta) || objects::have_ended(pod) {
             continue;
         }
         match taints.iter().filter_map(|taint| due(pod, taint, patience, now)).min() {

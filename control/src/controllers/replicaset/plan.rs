@@ -207,7 +207,7 @@ fn status(
             look_again = Some(look_again.map_or(until, |t| t.min(until)));
         }
     }
-    let dying = |pod: &&&Pod| objects::is_terminating(&pod.metadata) && !objects::is_finished(pod);
+    let dying = |pod: &&&Pod| objects::is_terminating(&pod.metadata) && !objects::have_ended(pod);
     let terminating = claims.owned.iter().filter(dying).count();
     let status = ReplicaSetStatus {
         replicas,
