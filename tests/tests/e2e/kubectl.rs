@@ -10,6 +10,7 @@ use crate::world::{PATIENCE, World, expect};
 
 tests![
     kubectl_shows,
+    endpoints_by_hand_lead_where_they_say,
     kubectl_changes,
     kubectl_applies_on_the_server,
     meshctl_shows,
@@ -29,6 +30,7 @@ fn kubectl_shows(world: &World) -> Result<()> {
         expect("get all", &all, part)?;
     }
     let pod = world.pods()?.remove(0);
+    expect("get endpoints", &kubectl.run(&["get", "endpoints", "web", "-o", "yaml"])?, pod.v4()?)?;
     expect("describe pod", &kubectl.run(&["describe", "pod", &pod.name])?, "Started")?;
     expect("describe node", &kubectl.run(&["describe", "node", "node-1"])?, "PodCIDR")?;
     expect("describe service", &kubectl.run(&["describe", "service", "web"])?, "Endpoints")?;
@@ -45,6 +47,36 @@ fn kubectl_shows(world: &World) -> Result<()> {
     let jsonpath = "jsonpath={.items[*].status.podIP}";
     expect("jsonpath", &kubectl.run(&["get", "pods", "-o", jsonpath])?, "10.244.")?;
     expect("events", &kubectl.run(&["get", "events"])?, "Scheduled")
+}
+
+/// A Service without a selector, and Endpoints beside it.
+fn endpoints_by_hand_lead_where_they_say(world: &World) -> Result<()> {
+    let both = ["service/outside-db", "endpoints/outside-db"];
+    world.clean(&both)?;
+    let (from, to) = world.two_pods()?;
+    world.kubectl.apply(&format!(
+        "
+apiVersion: v1
+kind: Service
+metadata: {{name: outside-db}}
+spec: {{ports: [{{port: 80}}]}}
+---
+apiVersion: v1
+kind: Endpoints
+metadata: {{name: outside-db}}
+subsets: [{{addresses: [{{ip: {}}}], ports: [{{port: 8080}}]}}]
+",
+        to.v4()?
+    ))?;
+    wait_until("it answers", PATIENCE, || {
+        expect("the Service", &from.get("http://outside-db/")?, &to.name)
+    })?;
+    world.clean(&both[1..])?;
+    wait_until("it leads nowhere", PATIENCE, || {
+        ensure!(from.get("http://outside-db/").is_err(), "it still answers");
+        Ok(())
+    })?;
+    world.clean(&both)
 }
 
 fn kubectl_changes(world: &World) -> Result<()> {
