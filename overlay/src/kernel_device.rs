@@ -158,11 +158,12 @@ impl KernelDevice {
         state.carriers.tend(now, &config.peers, &observed);
         let wanted = self.wanted(config, &observed, &state, &BTreeMap::new());
         self.device.apply(&wireguard::plan(&wanted, &observed))?;
-        self.device.apply(&calls(&wanted, &observed))?;
         if self.mtu.load(Relaxed) != config.mtu {
             (self.bring_up)(&self.name, config.mtu)?;
             self.mtu.store(config.mtu, Relaxed);
         }
+        // The kernel makes no call of a device that is down.
+        self.device.apply(&calls(&wanted, &observed))?;
         state.config = Some(config.clone());
         self.following.send_replace(state.carriers.is_needed());
         Ok(())
@@ -454,6 +455,8 @@ fn status(name: &WgKey, peer: &wireguard::ObservedPeer, state: &State) -> PeerSt
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use super::*;
     use crate::config::PresharedKey;
 
@@ -474,6 +477,26 @@ mod tests {
         let fake = Arc::new(FakeWireGuard::new());
         let key = NodeKey::from_bytes([0xff; 32]);
         (fake.clone(), KernelDevice::in_memory(fake, "/nonexistent".into(), key.clone()), key)
+    }
+
+    thread_local! {
+        /// What a test that brings a device up looks at: a plain function knows no other.
+        static BROUGHT_UP: RefCell<Arc<FakeWireGuard>> = RefCell::new(Arc::new(FakeWireGuard::new()));
+    }
+
+    #[test]
+    fn peers_are_called_once_the_device_is_up() {
+        let (fake, device, _) = device();
+        BROUGHT_UP.set(Arc::clone(&fake));
+        let bring_up = |_: &str, _: u16| {
+            assert_eq!(BROUGHT_UP.with_borrow(|fake| fake.called()), [], "the device is down");
+            Ok(())
+        };
+        let device = KernelDevice { bring_up, ..device };
+        let config =
+            OverlayConfig { listen_port: 51900, mtu: 1420, peers: vec![peer(1)], own_keys: vec![] };
+        device.configure(&config).unwrap();
+        assert_eq!(fake.called(), [WgKey([1; 32])]);
     }
 
     #[test]
