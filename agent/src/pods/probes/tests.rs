@@ -47,14 +47,9 @@ fn defaults_are_those_of_the_api() {
 }
 
 /// Whoever has just been started is not left alone for its first period.
-#[tokio::test]
-async fn a_container_is_ready_soon_after_it_answers() {
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let container = serde_json::json!({
-        "name": "c",
-        "readinessProbe": {"tcpSocket": {"port": free.port()}, "periodSeconds": 3600},
-    });
-    let (sender, mut findings) = mpsc::channel(8);
+/// Probes a container that has started, on this host. Ends when the first of the two is dropped.
+fn probed(container: serde_json::Value) -> (Probers, mpsc::Receiver<Finding>) {
+    let (sender, findings) = mpsc::channel(8);
     let mut probers = Probers::new(Client::new(std::path::Path::new("/none")), sender);
     probers.start(Subject {
         run: "r".to_owned(),
@@ -64,6 +59,17 @@ async fn a_container_is_ready_soon_after_it_answers() {
         started: true,
         ready: false,
     });
+    (probers, findings)
+}
+
+#[tokio::test]
+async fn a_container_is_ready_soon_after_it_answers() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let container = serde_json::json!({
+        "name": "c",
+        "readinessProbe": {"tcpSocket": {"port": free.port()}, "periodSeconds": 3600},
+    });
+    let (_probers, mut findings) = probed(container);
     let first = findings.recv().await.unwrap();
     assert!(first.failure.is_some() && first.verdict.is_none(), "{first:?}");
     let _listener = std::net::TcpListener::bind(free).unwrap();
@@ -89,16 +95,7 @@ async fn a_probe_that_is_led_elsewhere_passes_and_says_so_once() {
     });
     let container = serde_json::json!({"name": "c",
         "readinessProbe": {"httpGet": {"port": port}, "periodSeconds": 1, "timeoutSeconds": 30}});
-    let (sender, mut findings) = mpsc::channel(8);
-    let mut probers = Probers::new(Client::new(std::path::Path::new("/none")), sender);
-    probers.start(Subject {
-        run: "r".to_owned(),
-        container: serde_json::from_value(container).unwrap(),
-        address: Some("127.0.0.1".parse().unwrap()),
-        started_at: Timestamp::now(),
-        started: true,
-        ready: false,
-    });
+    let (_probers, mut findings) = probed(container);
     let first = findings.recv().await.unwrap();
     assert_eq!((first.verdict, first.failure), (Some(true), None));
     assert!(first.warning.unwrap().contains("elsewhere.example"));
