@@ -114,6 +114,8 @@ pub struct RunnerOptions {
     pub eviction: Thresholds,
     /// What pods may set beyond what is safe.
     pub unsafe_sysctls: AllowedSysctls,
+    /// A container that runs out of memory loses one process, and not all of them as the kernel can do with cgroup v2.
+    pub single_process_oom_kill: bool,
     /// The node's resolv.conf, for pods that want the node's DNS and for its search domains.
     pub host_resolv_conf: PathBuf,
 }
@@ -251,6 +253,7 @@ mod tests {
             dns_servers: vec!["10.96.0.10".parse().unwrap()],
             eviction: Thresholds::default(),
             unsafe_sysctls: AllowedSysctls::default(),
+            single_process_oom_kill: false,
             host_resolv_conf: "/etc/resolv.conf".into(),
         }
     }

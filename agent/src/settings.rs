@@ -101,6 +101,9 @@ pub(crate) struct Settings {
     /// Sysctls that pods may set beyond the safe ones, as the kubelet's allowedUnsafeSysctls, such as net.core.* [default: none]
     #[arg(long, value_name = "SYSCTL,..")]
     pub(crate) allowed_unsafe_sysctls: Option<String>,
+    /// Let a container that runs out of memory lose one process instead of all, as the kubelet's singleProcessOOMKill (cgroup v2) [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) single_process_oom_kill: Option<bool>,
     /// Which WireGuard to use [default: auto]
     #[arg(long, value_enum)]
     pub(crate) overlay: Option<OverlayChoice>,
@@ -205,6 +208,8 @@ pub(crate) struct Options {
     pub(crate) eviction: Thresholds,
     /// What pods may set beyond what is safe.
     pub(crate) unsafe_sysctls: AllowedSysctls,
+    /// A container that runs out of memory loses one process.
+    pub(crate) single_process_oom_kill: bool,
     pub(crate) overlay: OverlayChoice,
     pub(crate) pods: PodsChoice,
     pub(crate) dns_upstreams: Vec<SocketAddr>,
@@ -254,6 +259,7 @@ impl Settings {
             static_pods_dir: dir(all.static_pods_dir, "/etc/mesh/static-pods"),
             eviction: all.eviction_hard.as_deref().unwrap_or(DEFAULT_EVICTION).parse()?,
             unsafe_sysctls: all.allowed_unsafe_sysctls.as_deref().unwrap_or_default().parse()?,
+            single_process_oom_kill: all.single_process_oom_kill.unwrap_or(false),
             overlay: all.overlay.unwrap_or(OverlayChoice::Auto),
             pods: all.pods.unwrap_or(PodsChoice::Cri),
             dns_upstreams: upstreams(all.dns_upstream)?,
@@ -303,6 +309,7 @@ impl Settings {
             static_pods_dir: self.static_pods_dir.or(file.static_pods_dir),
             eviction_hard: self.eviction_hard.or(file.eviction_hard),
             allowed_unsafe_sysctls: self.allowed_unsafe_sysctls.or(file.allowed_unsafe_sysctls),
+            single_process_oom_kill: self.single_process_oom_kill.or(file.single_process_oom_kill),
             overlay: self.overlay.or(file.overlay),
             pods: self.pods.or(file.pods),
             dns_upstream: self.dns_upstream.or(file.dns_upstream),
@@ -429,6 +436,9 @@ mod tests {
         let global = parse(&["--allowed-unsafe-sysctls", "net.core.*,vm.*"]).settings.resolve();
         let global = global.unwrap_err().to_string();
         assert!(global.starts_with("--allowed-unsafe-sysctls: \"vm.*\""), "{global}");
+        let single = parse(&["--single-process-oom-kill"]).settings.resolve().unwrap();
+        let kills = (single.single_process_oom_kill, options.single_process_oom_kill);
+        assert_eq!(kills, (true, false));
         let error = parse(&["--node-name", "Not A Name"]).settings.resolve().unwrap_err();
         assert!(error.to_string().contains("--node-name"), "{error}");
         let ranges = parse(&["--no-masquerade", "10.0.0.0/8", "--no-masquerade", "2001:db8::/32"]);

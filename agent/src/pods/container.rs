@@ -1,5 +1,6 @@
 //! The configuration of a container.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use k8s_openapi::api::core::v1::{Container, PodSpec};
@@ -60,6 +61,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) seccomp_profiles: &'a Path,
     /// The profile of AppArmor that it asks for.
     pub(crate) apparmor: Option<v1::SecurityProfile>,
+    /// Settings of its control group beyond its resources.
+    pub(crate) unified: HashMap<String, String>,
 }
 
 /// The environment of a container; separate, because mounts depend on it (`subPathExpr`).
@@ -74,11 +77,13 @@ pub(crate) fn container_environment(
 /// The configuration of one run of a container.
 pub(crate) fn container_config(mut parts: Parts<'_>) -> Result<v1::ContainerConfig, ConfigError> {
     let mounts = std::mem::take(&mut parts.mounts);
+    let unified = std::mem::take(&mut parts.unified);
     let Parts { spec, container, environment, .. } = &parts;
     let expanded = |words: &Option<Vec<String>>| -> Vec<String> {
         words.iter().flatten().map(|word| expand(word, |name| environment.value(name))).collect()
     };
     let security_context = security_context(&parts)?;
+    let resources = resources::resources(spec, container, parts.facts.memory_bytes)?;
     let mut labels = parts.identity.labels();
     labels.insert(LABEL_CONTAINER.to_owned(), container.name.clone());
     let annotations = [
@@ -111,7 +116,7 @@ pub(crate) fn container_config(mut parts: Parts<'_>) -> Result<v1::ContainerConf
         stdin_once: container.stdin_once == Some(true),
         tty: container.tty == Some(true),
         linux: Some(v1::LinuxContainerConfig {
-            resources: Some(resources::resources(spec, container, parts.facts.memory_bytes)?),
+            resources: Some(v1::LinuxContainerResources { unified, ..resources }),
             security_context: Some(security_context),
         }),
     })

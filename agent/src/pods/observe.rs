@@ -15,6 +15,8 @@ use super::ops::{Context, find_container};
 const MAX_MESSAGE: u64 = 4096;
 /// The same, when they are taken from its log.
 const LOG_MESSAGE: usize = 2048;
+/// Of all containers of a pod together (Kubernetes, "Determine the Reason for Pod Failure"); each has an equal share.
+const POD_MESSAGES: u64 = 12 << 10;
 
 /// The pod's sandboxes and containers. What `before` has of something that did not change is taken from there, so
 /// that a look at an unchanged pod costs two calls.
@@ -59,7 +61,8 @@ pub(crate) async fn observe(
         cause_of_end(&mut instance, pod, &context.oom).await;
         let wanted = spec.and_then(|s| find_container(s, &instance.name));
         let policy = wanted.as_deref().and_then(|c| c.termination_message_policy.as_deref());
-        last_words(&mut instance, pod, &context.layout, policy == Some("FallbackToLogsOnError"));
+        let or_log = policy == Some("FallbackToLogsOnError");
+        last_words(&mut instance, pod, &context.layout, or_log, longest_message(spec));
         if let Some(limit) = wanted.as_deref().and_then(memory_limit) {
             name_the_limit(&mut instance, limit);
         }
@@ -118,16 +121,25 @@ fn name_the_limit(instance: &mut Instance, limit: &str) {
     }
 }
 
+/// How long the last words of each of the pod's containers may be.
+fn longest_message(spec: Option<&PodSpec>) -> u64 {
+    let containers = spec.map_or(1, |spec| {
+        let init = spec.init_containers.iter().flatten().count();
+        spec.containers.len() + init + spec.ephemeral_containers.iter().flatten().count()
+    });
+    (POD_MESSAGES / containers.max(1) as u64).min(MAX_MESSAGE)
+}
+
 /// What the container wrote to its termination log is the message of its end; of one that failed without a word it
 /// may be the end of its log.
-fn last_words(instance: &mut Instance, pod: &PodRef, layout: &Layout, or_log: bool) {
+fn last_words(instance: &mut Instance, pod: &PodRef, layout: &Layout, or_log: bool, longest: u64) {
     let State::Exited(exit) = &mut instance.state else { return };
     let path = layout.termination(&pod.uid, &instance.name, instance.attempt);
     // What cannot be read is not said. Of a long message the end counts: there programs say what went wrong.
-    let mut text = logs::last_bytes(&path, MAX_MESSAGE).unwrap_or_default();
+    let mut text = logs::last_bytes(&path, longest).unwrap_or_default();
     if text.is_empty() && or_log && exit.code != 0 {
         let log = layout.logs(pod).join(&instance.name).join(format!("{}.log", instance.attempt));
-        text = logs::last_text(&log, LOG_MESSAGE).unwrap_or_default();
+        text = logs::last_text(&log, LOG_MESSAGE.min(longest as usize)).unwrap_or_default();
     }
     if !text.is_empty() {
         exit.message = String::from_utf8_lossy(&text).into_owned();
@@ -192,7 +204,7 @@ mod tests {
                 hash: String::new(),
                 delay_secs: 0,
             };
-            last_words(&mut run, &pod, &layout, true);
+            last_words(&mut run, &pod, &layout, true, longest_message(None));
             run.exit().map(|exit| exit.message.clone()).unwrap()
         };
         let file = layout.termination("u", "c", 2);
@@ -209,5 +221,20 @@ mod tests {
             "no such table\n"
         );
         assert_eq!(message(&file, "", 0), "the runtime's");
+    }
+
+    #[test]
+    fn many_containers_share_what_a_pod_may_say() {
+        let longest = |containers: usize, init: usize| {
+            let named = |n: usize| Container { name: format!("c{n}"), ..Container::default() };
+            let spec = PodSpec {
+                containers: (0..containers).map(named).collect(),
+                init_containers: Some((0..init).map(named).collect()),
+                ..PodSpec::default()
+            };
+            longest_message(Some(&spec))
+        };
+        let all = [longest(1, 0), longest(2, 1), longest(2, 2), longest(10, 2)];
+        assert_eq!(all, [4096, 4096, 3072, 1024]);
     }
 }

@@ -11,6 +11,9 @@
 //!   group is made and listened to before the runtime gets to it ([`v1`]).
 //!
 //! Where neither works, the runtime's word is all there is.
+//!
+//! A container without the process that was killed is seldom of use, and nobody restarts what still runs. So with cgroup v2 the kernel
+//! ends all of it ([`Oom::unified`]), as the kubelet has it, unless the node is told otherwise.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -30,6 +33,8 @@ pub(crate) struct Oom {
     hierarchy: Option<Hierarchy>,
     /// The group of all pods, in the notation of the runtime.
     pods: String,
+    /// The kernel ends one process, not the container.
+    single: bool,
     /// By container, where one has to listen.
     listeners: Mutex<HashMap<String, Arc<Listener>>>,
 }
@@ -42,14 +47,27 @@ enum Hierarchy {
 }
 
 impl Oom {
-    /// For containers below that group, in the notation of the runtime.
-    pub(crate) fn new(pods: &str) -> Self {
+    /// For containers below that group, in the notation of the runtime, that lose a `single` process or all.
+    pub(crate) fn new(pods: &str, single: bool) -> Self {
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         Self {
             hierarchy: memory_hierarchy(&mounts),
             pods: pods.to_owned(),
+            single,
             listeners: Mutex::default(),
         }
+    }
+
+    /// What the runtime sets of a container's own group as it is written here (OCI runtime specification, "Unified"). Nothing that the kernel
+    /// does not have: the container could not be made.
+    pub(crate) fn unified(&self) -> HashMap<String, String> {
+        let Some(Hierarchy::V2(root)) = &self.hierarchy else { return HashMap::new() };
+        let controllers = std::fs::read_to_string(root.join("cgroup.controllers"));
+        let controllers = controllers.unwrap_or_default();
+        if self.single || !controllers.split_whitespace().any(|name| name == "memory") {
+            return HashMap::new();
+        }
+        [("memory.oom.group".to_owned(), "1".to_owned())].into()
     }
 
     /// The group in which a run of a container gets its own.
@@ -220,11 +238,34 @@ mod tests {
         }
     }
 
+    fn oom(hierarchy: Option<Hierarchy>) -> Oom {
+        let (pods, listeners) = ("/mesh/pods".to_owned(), Mutex::default());
+        Oom { hierarchy, pods, single: false, listeners }
+    }
+
+    #[test]
+    fn the_end_of_memory_ends_a_whole_container_where_the_kernel_can_do_that() {
+        let root = tempfile::tempdir().unwrap();
+        let v2 = || Some(Hierarchy::V2(root.path().to_owned()));
+        let set = |oom: &Oom| oom.unified().into_iter().collect::<Vec<_>>();
+        assert_eq!(set(&oom(v2())), [], "no controllers");
+        let controllers = |names: &str| {
+            std::fs::write(root.path().join("cgroup.controllers"), names).unwrap();
+        };
+        controllers("cpuset cpu pids\n");
+        assert_eq!(set(&oom(v2())), [], "none for memory");
+        controllers("cpuset cpu memory pids\n");
+        let group = ("memory.oom.group".to_owned(), "1".to_owned());
+        assert_eq!(set(&oom(v2())), [group]);
+        assert_eq!(set(&Oom { single: true, ..oom(v2()) }), [], "the node is told otherwise");
+        assert_eq!(set(&oom(Some(Hierarchy::V1(root.path().to_owned())))), []);
+        assert_eq!(set(&oom(None)), []);
+    }
+
     #[test]
     fn groups_of_pods_that_nobody_knows_are_removed() {
         let root = tempfile::tempdir().unwrap();
-        let hierarchy = Some(Hierarchy::V2(root.path().to_owned()));
-        let oom = Oom { hierarchy, pods: "/mesh/pods".to_owned(), listeners: Mutex::default() };
+        let oom = oom(Some(Hierarchy::V2(root.path().to_owned())));
         oom.sweep(&[]);
         let pods = root.path().join("mesh/pods");
         // A pod that is known, one that is not, one whose container still runs, and a sandbox.
@@ -241,8 +282,7 @@ mod tests {
     #[tokio::test]
     async fn a_kill_is_read_from_the_group_around_the_container() {
         let root = tempfile::tempdir().unwrap();
-        let hierarchy = Some(Hierarchy::V2(root.path().to_owned()));
-        let oom = Oom { hierarchy, pods: "/mesh/pods".to_owned(), listeners: Mutex::default() };
+        let oom = oom(Some(Hierarchy::V2(root.path().to_owned())));
         let run = run("web", 2);
         assert_eq!(oom.parent("u1", "web", 2), "/mesh/pods/u1_web_2");
         assert!(!oom.has_killed("u1", &run).await);

@@ -73,7 +73,7 @@ impl Context {
             outbox: Outbox::default(),
             tokens: Tokens::new(reporter),
             registry: Arc::new(Registry::default()),
-            oom: Oom::new(&options.cgroup_parent),
+            oom: Oom::new(&options.cgroup_parent, options.single_process_oom_kill),
             evictions: watch::Sender::default(),
             drain,
             pulls: Semaphore::new(PARALLEL_PULLS),

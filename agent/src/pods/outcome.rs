@@ -28,10 +28,16 @@ pub(crate) struct Cause {
     pub(crate) message: String,
 }
 
+const EVICTED: &str = "Evicted";
+
 impl Cause {
     /// The node could not keep it.
     pub(crate) fn evicted(why: String) -> Self {
-        Self { reason: "Evicted", message: why }
+        Self { reason: EVICTED, message: why }
+    }
+
+    pub(crate) fn is_eviction(&self) -> bool {
+        self.reason == EVICTED
     }
 
     /// The node does not run what asks for this.

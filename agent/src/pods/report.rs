@@ -278,7 +278,7 @@ impl StatusReporter for KubeReporter {
 /// time. The uid is a condition: a new pod of the same name must not get the status of the old one.
 fn status_patch(pod: &PodRef, status: &PodStatus) -> Value {
     let mut status = status.clone();
-    status.conditions.iter_mut().for_each(|all| all.retain(|c| is_ours(&c.type_)));
+    status.conditions.iter_mut().for_each(|all| all.retain(is_ours));
     let mut patch = json!({"metadata": {"uid": pod.uid}, "status": status});
     let Some(fields) = patch["status"].as_object_mut() else { return patch };
     let conditions = fields.get_mut("conditions").and_then(Value::as_array_mut);

@@ -47,12 +47,13 @@ impl View<'_> {
         };
         // A container that was never made has no state; "creating" would not be true any more.
         let told = cause.is_none() || !self.never_began();
+        let conditions = conditions::conditions(self, spec, phase, &init, &main, cause.as_ref());
         let (reason, message) = match cause {
             Some(cause) => (Some(cause.reason.to_owned()), Some(cause.message)),
             None => (self.previous.reason.clone(), self.previous.message.clone()),
         };
         PodStatus {
-            conditions: Some(conditions::conditions(self, spec, phase, &init, &main)),
+            conditions: Some(conditions),
             container_statuses: Some(if told { main } else { Vec::new() }),
             ephemeral_container_statuses: Some(added).filter(|all| !all.is_empty()),
             init_container_statuses: Some(init).filter(|all| told && !all.is_empty()),

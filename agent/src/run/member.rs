@@ -82,6 +82,7 @@ impl Agent {
             dns_servers: identity.cluster.dns_vips.clone(),
             eviction: self.options.eviction.clone(),
             unsafe_sysctls: self.options.unsafe_sysctls.clone(),
+            single_process_oom_kill: self.options.single_process_oom_kill,
             host_resolv_conf: "/etc/resolv.conf".into(),
         };
         self.board.failed(pods::RUNTIME, vec!["not asked yet".to_owned()]);

@@ -20,6 +20,8 @@ fn a_volume_above_its_limit_ends_its_pod_and_is_deleted() {
         let status = rig.api.read(|state| state.pods["greedy"].status.clone().unwrap());
         assert_eq!(status.reason.as_deref(), Some("Evicted"));
         let why = status.message.unwrap();
+        let no_fault = status.conditions.iter().flatten().find(|c| c.type_ == "DisruptionTarget");
+        assert_eq!(no_fault.and_then(|c| c.message.as_deref()), Some(why.as_str()));
         assert_eq!(why, "Usage of EmptyDir volume \"v\" exceeds the limit \"1Mi\".");
         rig.until(&runner, "it is told", |api| {
             api.read(|s| s.events.iter().any(|e| e.reason == "Evicted" && e.message == why))

@@ -139,6 +139,7 @@ impl Rig {
             // The disk is the machine's own, and others fill it.
             eviction: Thresholds::default(),
             unsafe_sysctls: "net.core.somaxconn".parse().unwrap(),
+            single_process_oom_kill: false,
             host_resolv_conf: "/etc/resolv.conf".into(),
         };
         Runner::start(options, self.api.clone(), Drain::alone())

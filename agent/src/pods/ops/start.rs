@@ -115,6 +115,7 @@ impl Job {
             target: self.target(container).await?,
             seccomp_profiles: &self.context.options.seccomp_dir(),
             apparmor: apparmor::profile(&work.pod, self.spec()?, container),
+            unified: self.context.oom.unified(),
         };
         container_config(parts).map_err(refused)
     }

@@ -5,15 +5,23 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use mesh_model::containers::is_sidecar;
 
 use super::{View, has_begun, whole_second};
+use crate::pods::outcome::Cause;
 
 /// The conditions that follow from the pod's containers; all others are kept as they are.
 const OURS: [&str; 4] = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady"];
 
 const SCHEDULED: &str = "PodScheduled";
 
-/// Whether a condition of that type is the runner's to set.
-pub(crate) fn is_ours(type_: &str) -> bool {
-    type_ == SCHEDULED || OURS.contains(&type_)
+/// The pod has to go though it did nothing wrong (Kubernetes, "Pod disruption conditions"): others may say so, too.
+const DISRUPTED: &str = "DisruptionTarget";
+/// As the kubelet calls it that the node could not keep the pod.
+const BY_THE_NODE: &str = "TerminationByKubelet";
+
+/// Whether a condition is the runner's to set.
+pub(crate) fn is_ours(condition: &PodCondition) -> bool {
+    let type_ = condition.type_.as_str();
+    let by_the_node = condition.reason.as_deref() == Some(BY_THE_NODE);
+    type_ == SCHEDULED || OURS.contains(&type_) || type_ == DISRUPTED && by_the_node
 }
 
 struct Verdict {
@@ -38,6 +46,7 @@ pub(super) fn conditions(
     phase: &str,
     init: &[ContainerStatus],
     main: &[ContainerStatus],
+    cause: Option<&Cause>,
 ) -> Vec<PodCondition> {
     let current = view.pod.status.as_ref().and_then(|s| s.conditions.as_ref());
     let foreign = current.into_iter().flatten().filter(|c| !OURS.contains(&c.type_.as_str()));
@@ -46,6 +55,12 @@ pub(super) fn conditions(
     if all.iter().all(|c| c.type_ != SCHEDULED) {
         let here = Verdict { ok: true, reason: None, message: None };
         all.push(condition(view, SCHEDULED, here));
+    }
+    if let Some(cause) = cause.filter(|cause| cause.is_eviction()) {
+        all.retain(|c| c.type_ != DISRUPTED);
+        let message = Some(cause.message.clone());
+        let evicted = Verdict { ok: true, reason: Some(BY_THE_NODE), message };
+        all.push(condition(view, DISRUPTED, evicted));
     }
     let initialized = initialized(spec, phase, init, main);
     let containers = containers_ready(spec, phase, init, main);

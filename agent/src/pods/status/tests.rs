@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::api::core::v1::{Container, PodCondition};
 
 use super::*;
 use crate::pods::container::spec_hash;
@@ -234,6 +234,31 @@ fn a_deleted_pod_ends_with_its_last_container() {
         case.observed.instances[0].state = running();
         assert_eq!(case.status().phase.as_deref(), Some("Running"), "one still runs");
     }
+}
+
+#[test]
+fn an_evicted_pod_says_that_it_was_no_fault_of_its_own() {
+    let spec = serde_json::json!({"containers": [{"name": "a"}]});
+    let mut case = Case::new(spec, vec![run("a", 0, running())]);
+    let disrupted = |case: &Case| {
+        let mut all = case.status().conditions.unwrap();
+        all.retain(|c| c.type_ == "DisruptionTarget");
+        let parts =
+            |c: PodCondition| (c.status.clone(), c.reason.clone(), c.message.clone(), is_ours(&c));
+        all.into_iter().map(parts).collect::<Vec<_>>()
+    };
+    let reason = |text: &str| Some(text.to_owned());
+    assert_eq!(disrupted(&case), []);
+    let drained = serde_json::json!({"conditions": [{"type": "DisruptionTarget", "status": "True",
+        "reason": "EvictionByEvictionAPI", "message": "drained"}]});
+    case.pod.status = Some(serde_json::from_value(drained).unwrap());
+    let others = [("True".to_owned(), reason("EvictionByEvictionAPI"), reason("drained"), false)];
+    assert_eq!(disrupted(&case), others);
+    case.memory.ended_by = Some(Cause::rejected("AppArmor", "no"));
+    assert_eq!(disrupted(&case), others);
+    case.memory.ended_by = Some(Cause::evicted("no room".to_owned()));
+    let evicted = ("True".to_owned(), reason("TerminationByKubelet"), reason("no room"), true);
+    assert_eq!(disrupted(&case), [evicted]);
 }
 
 #[test]

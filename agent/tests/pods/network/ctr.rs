@@ -42,6 +42,7 @@ fn runner(containerd: &Containerd, cgroup: &str) -> Runner {
         dns_servers: vec!["10.96.0.10".parse().unwrap()],
         eviction: Thresholds::default(),
         unsafe_sysctls: AllowedSysctls::default(),
+        single_process_oom_kill: false,
         host_resolv_conf: "/etc/resolv.conf".into(),
     };
     Runner::start(options, Api::default(), Drain::alone())

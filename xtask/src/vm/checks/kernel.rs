@@ -119,8 +119,8 @@ pub(super) fn out_of_memory(lab: &Lab) -> Result<()> {
     };
     let ended = wait_until("the containers have ended for different reasons", PATIENCE, || {
         let pod = lab.kubectl.json(&["pod", NAME])?;
-        let reasons = [reason(&pod, 0), reason(&pod, 1)];
-        ensure!(reasons == ["OOMKilled", "Error"], "{reasons:?}");
+        let reasons = [reason(&pod, 0), reason(&pod, 1), reason(&pod, 2)];
+        ensure!(reasons == ["OOMKilled", "Error", "OOMKilled"], "{reasons:?}");
         Ok(())
     });
     let limit = limits(lab);
@@ -141,7 +141,7 @@ fn limits(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// The same code from both; only the kernel knows the difference.
+/// The same code from the first two; only the kernel knows the difference. The third loses a child, and ends as a whole.
 const EATERS: &str = "
 apiVersion: v1
 kind: Pod
@@ -156,6 +156,10 @@ spec:
   - name: liar
     image: mesh.local/busybox:1
     command: [sh, -c, exit 137]
+  - name: parent
+    image: mesh.local/busybox:1
+    command: [sh, -c, dd if=/dev/zero of=/dev/null bs=200M & exec sleep 100000]
+    resources: {limits: {memory: 24Mi}}
 ";
 
 /// The tests of mesh-kernel that need a kernel, on this one: programs through its verifier, netlink, the WireGuard device. Emulated,
