@@ -28,6 +28,7 @@ mod files;
 mod flows;
 mod join;
 mod link;
+mod listen;
 mod memory;
 mod observe;
 mod originals;

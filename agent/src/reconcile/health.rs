@@ -2,18 +2,17 @@
 //! (Kubernetes, "Preserving the client source IP").
 
 use std::collections::BTreeMap;
-use std::net::Ipv6Addr;
 
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::{Json, Router};
 use mesh_model::snapshot::HealthCheck;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::{Concern, Failures};
+use crate::listen::listen;
 use crate::observe::Desired;
 
 /// By how much load balancers that understand it may prefer this node, as kube-proxy says it.
@@ -51,7 +50,7 @@ impl Concern for HealthChecks {
         for check in slice {
             match self.listeners.get(&check.port) {
                 Some(listener) => drop(listener.check.send_replace(check.clone())),
-                None => match Listener::open(check.clone()).await {
+                None => match Listener::open(check.clone()) {
                     Ok(listener) => drop(self.listeners.insert(check.port, listener)),
                     Err(error) => failures.push(format!(
                         "healthCheckNodePort {} of {}: {error}",
@@ -65,9 +64,8 @@ impl Concern for HealthChecks {
 }
 
 impl Listener {
-    async fn open(check: HealthCheck) -> std::io::Result<Self> {
-        // For both families.
-        let socket = TcpListener::bind((Ipv6Addr::UNSPECIFIED, check.port)).await?;
+    fn open(check: HealthCheck) -> std::io::Result<Self> {
+        let socket = listen(check.port)?;
         let (check, state) = watch::channel(check);
         let router = Router::new().fallback(answer).with_state(state);
         let task = tokio::spawn(async move {

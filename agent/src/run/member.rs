@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use super::{Agent, longer};
 use crate::errors::chain;
 use crate::join::{Identity, JoinError, Joining};
+use crate::listen::listen;
 use crate::observe::Observer;
 use crate::pods::{KubeReporter, Runner, RunnerOptions};
 use crate::preshared::Keeper;
@@ -16,6 +17,7 @@ use crate::reconcile::pods::{self, Pods};
 use crate::register::{self, Registration};
 use crate::renewal::Renewal;
 use crate::saved::Saved;
+use crate::server::tls::TlsServerError;
 use crate::settings::PodsChoice;
 use crate::{api, capacity, drain, preshared, server};
 
@@ -142,7 +144,8 @@ impl Agent {
         let mut pause = Duration::from_millis(200);
         loop {
             let served = async {
-                let listener = server::tls::listen(AGENT_PORT)?;
+                let listener = listen(AGENT_PORT)
+                    .map_err(|source| TlsServerError::Listen { port: AGENT_PORT, source })?;
                 self.board.done("https");
                 server::tls::serve(&identity, listener, server::router(self.sources())).await
             };

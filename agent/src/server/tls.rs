@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,25 +77,6 @@ pub(crate) async fn serve(
             }
         }
     }
-}
-
-/// A socket for both families, or for IPv4 alone where there is no IPv6.
-pub(crate) fn listen(port: u16) -> Result<TcpListener, TlsServerError> {
-    let bind = |address: SocketAddr| {
-        let socket = if address.is_ipv6() {
-            tokio::net::TcpSocket::new_v6()
-        } else {
-            tokio::net::TcpSocket::new_v4()
-        }?;
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        socket.listen(128)
-    };
-    let listener = bind((Ipv6Addr::UNSPECIFIED, port).into()).or_else(|error| match error.kind() {
-        io::ErrorKind::AddrInUse => Err(error),
-        _ => bind((Ipv4Addr::UNSPECIFIED, port).into()),
-    });
-    listener.map_err(|source| TlsServerError::Listen { port, source })
 }
 
 fn config(identity: &Identity) -> Result<ServerConfig, TlsServerError> {

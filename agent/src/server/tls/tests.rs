@@ -1,3 +1,5 @@
+use std::net::SocketAddr;
+
 use axum::routing::get;
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Bytes;
