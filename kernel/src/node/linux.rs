@@ -24,12 +24,13 @@ pub struct LinuxNodeNetwork {
     node: NetNs,
     programs: Arc<Programs>,
     overlay: IfName,
+    table: nft::Reader,
 }
 
 impl LinuxNodeNetwork {
     /// The node whose network namespace is `node` and whose overlay device has the given name.
     pub fn new(node: NetNs, programs: Arc<Programs>, overlay: IfName) -> Self {
-        Self { node, programs, overlay }
+        Self { node, programs, overlay, table: nft::Reader::default() }
     }
 
     /// Everything that needs the calling thread to be in the node's namespace.
@@ -37,7 +38,7 @@ impl LinuxNodeNetwork {
         let mut socket = RouteSocket::open_in(&NetNs::current()).map_err(StepError::Namespace)?;
         let device = self.observe_overlay(&mut socket, overlay)?;
         let local = addresses(&mut socket, LOOPBACK)?.into_iter().filter(is_node_local);
-        let (table_exists, masquerade) = nft::observe()?;
+        let nft::Table { exists: table_exists, masquerade } = self.table.observe()?;
         let own = device.as_ref().map(|device| device.ifindex);
         let (routes, foreign) = routes::observe(&mut socket, own)?;
         let names = sysctls(device.as_ref().map(|_| overlay.as_str())).into_keys();

@@ -1,10 +1,13 @@
 //! Masquerading in an nftables table of our own, replaced as a whole in one transaction.
 
+mod generation;
+
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::net::IpAddr;
 use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use ipnet::{IpNet, IpSubnets, Ipv4Subnets, Ipv6Subnets};
 use serde_json::Value;
@@ -59,17 +62,55 @@ pub enum NftError {
     Decode(#[from] serde_json::Error),
 }
 
-/// Whether the table exists, and what it does if it is as we wrote it. In the calling thread's namespace.
-pub(super) fn observe() -> Result<(bool, Option<Masquerade>), NftError> {
+/// What there is of our table.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Table {
+    pub(super) exists: bool,
+    /// What it does, if it is as we wrote it.
+    pub(super) masquerade: Option<Masquerade>,
+}
+
+/// Reads the table. That takes a process, so it is not read again while the kernel says that no rules have changed.
+#[derive(Debug, Default)]
+pub(super) struct Reader {
+    /// What was read last, and the number of the rules before that.
+    last: Mutex<Option<(u32, Table)>>,
+}
+
+impl Reader {
+    /// What there is, in the calling thread's namespace, which has to be the same each time.
+    pub(super) fn observe(&self) -> Result<Table, NftError> {
+        // Where the number cannot be had, the table is read.
+        self.observe_at(generation::now().ok(), read)
+    }
+
+    fn observe_at(
+        &self,
+        generation: Option<u32>,
+        read: impl FnOnce() -> Result<Table, NftError>,
+    ) -> Result<Table, NftError> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(now), Some((then, table))) = (generation, &*last)
+            && now == *then
+        {
+            return Ok(table.clone());
+        }
+        let table = read()?;
+        *last = generation.map(|generation| (generation, table.clone()));
+        Ok(table)
+    }
+}
+
+fn read() -> Result<Table, NftError> {
     let output = run(&["-j", "list", "table", "inet", "mesh"], "")?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
         if text.contains("No such file or directory") {
-            return Ok((false, None));
+            return Ok(Table::default());
         }
         return Err(refused(&output));
     }
-    Ok((true, parse(&serde_json::from_slice(&output.stdout)?)))
+    Ok(Table { exists: true, masquerade: parse(&serde_json::from_slice(&output.stdout)?) })
 }
 
 /// Replaces the table. In the calling thread's namespace.
@@ -222,5 +263,27 @@ mod tests {
     fn a_table_without_our_rules_is_not_ours() {
         let listing = serde_json::json!({"nftables": [{"table": {"name": "mesh"}}]});
         assert_eq!(parse(&listing), None);
+    }
+
+    #[test]
+    fn the_table_is_read_when_rules_have_changed_and_only_then() {
+        let reader = Reader::default();
+        let reads = std::cell::Cell::new(0);
+        let observe = |generation: Option<u32>, exists: bool| {
+            let read = || {
+                reads.set(reads.get() + 1);
+                Ok(Table { exists, masquerade: None })
+            };
+            (reader.observe_at(generation, read).unwrap().exists, reads.get())
+        };
+        assert_eq!(observe(Some(7), false), (false, 1));
+        assert_eq!(observe(Some(7), true), (false, 1));
+        assert_eq!(observe(Some(8), true), (true, 2));
+        assert_eq!(observe(None, false), (false, 3), "not known whether it has changed");
+        assert_eq!(observe(None, true), (true, 4));
+        assert_eq!(observe(Some(8), true), (true, 5), "nor what there was before");
+        let failing = reader.observe_at(Some(9), || Err(NftError::Refused("no".to_owned())));
+        assert!(failing.is_err());
+        assert_eq!(observe(Some(9), false), (false, 6), "a failure is not remembered");
     }
 }
