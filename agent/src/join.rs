@@ -122,6 +122,11 @@ impl Joining<'_> {
         load(&self.folder(), self.server).ok_or(JoinError::NothingGiven)
     }
 
+    /// The identity of an earlier join, while it is good.
+    pub(crate) fn known(&self) -> Option<Identity> {
+        load(&self.folder(), self.server).filter(|identity| identity.validity().holds(now()))
+    }
+
     /// Joins where the node had joined before: its certificate has run out.
     pub(crate) async fn again(&self, identity: &Identity) -> Result<(), JoinError> {
         let Validity { from, until } = identity.validity();

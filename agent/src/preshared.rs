@@ -24,6 +24,10 @@ use crate::observe::Desired;
 const LOOK: Duration = Duration::from_secs(5);
 /// Nodes ask a little after the new epoch has begun, spread over this time.
 const SPREAD: Duration = Duration::from_millis(500);
+/// Keys that are to be used at once have to be good for longer.
+const SOON: Duration = Duration::from_secs(2);
+/// A slow machine takes seconds to make its first connection.
+const RENEWED_WITHIN: Duration = Duration::from_secs(10);
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LAST_RETRY: Duration = Duration::from_secs(10);
 /// A control service that hands out no keys may do so after an upgrade.
@@ -105,6 +109,29 @@ pub(crate) struct Keeper {
 }
 
 impl Keeper {
+    /// Takes over the keys of today, to be used at once; returns whether it has them. Of an epoch that is about to end the keys are not
+    /// taken: others may go on to the next ones meanwhile.
+    pub(crate) async fn renew(&mut self) -> bool {
+        let renewed = async {
+            loop {
+                let pause = match self.ask().await {
+                    Ok(left) if left > SOON => return,
+                    // All others have asked by then.
+                    Ok(left) => left + SPREAD,
+                    Err(_) => FIRST_RETRY,
+                };
+                tokio::time::sleep(pause).await;
+            }
+        };
+        let renewed = tokio::time::timeout(RENEWED_WITHIN, renewed).await.is_ok();
+        if !renewed {
+            tracing::warn!(
+                "no pre-shared keys from the control service, going on with those of an earlier run"
+            );
+        }
+        renewed
+    }
+
     /// Never ends. Failures are retried: sessions go on with the keys that they have.
     pub(crate) async fn run(mut self) {
         let mut desired = self.desired.subscribe();
@@ -292,5 +319,55 @@ mod tests {
         let file = dir.path().join("preshared.json");
         std::fs::write(&file, "{torn").unwrap();
         assert_eq!(saved(&file), Keyring::default());
+    }
+
+    /// A control service that gives these answers, one after the other; none is a service that is away.
+    fn control(answers: Vec<Option<PresharedKeys>>) -> kube::Client {
+        let answers = std::sync::Mutex::new(answers.into_iter());
+        let service = tower::service_fn(move |_: http::Request<kube::client::Body>| {
+            let answer = answers.lock().unwrap().next().expect("asked no more often");
+            let answer = answer.map(|keys| serde_json::to_vec(&keys).unwrap());
+            let answer = answer.map(|body| http::Response::new(kube::client::Body::from(body)));
+            std::future::ready(answer.ok_or(std::io::Error::other("away")))
+        });
+        kube::Client::new(service, "default")
+    }
+
+    fn keeper(client: kube::Client) -> (Keeper, tempfile::TempDir) {
+        let snapshot = mesh_model::compile(&mesh_model::Objects::default(), &"a".parse().unwrap());
+        let desired = Desired {
+            snapshot: Arc::new(snapshot),
+            outlook: Arc::default(),
+            synced: false,
+            preshared: Arc::default(),
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let keeper = Keeper {
+            client,
+            overlay: Arc::new(Overlay::user("/nonexistent")),
+            desired: watch::Sender::new(Some(desired)),
+            ring: Keyring::default(),
+            file: dir.path().join("preshared.json"),
+        };
+        (keeper, dir)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_that_are_used_at_once_are_those_of_today() {
+        let today = PresharedKeys { renew_after_ms: 90_000, ..epoch(8, 8) };
+        let (mut keeper, _dir) = keeper(control(vec![None, Some(epoch(7, 7)), Some(today)]));
+        let start = Instant::now();
+        assert!(keeper.renew().await);
+        assert_eq!(keeper.desired.borrow().as_ref().unwrap().preshared.epoch, 8);
+        assert_eq!(saved(&keeper.file).epoch, 8, "whoever asks on begins with them");
+        let (least, most) = (Duration::from_millis(1000) + SPREAD, Duration::from_secs(4));
+        assert!((least..most).contains(&start.elapsed()), "not before the epoch had ended");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_control_service_that_is_away_is_not_waited_for() {
+        let (mut keeper, _dir) = keeper(control(vec![None; 100]));
+        assert!(!keeper.renew().await);
+        assert_eq!(*keeper.desired.borrow().as_ref().unwrap().preshared, Keyring::default());
     }
 }

@@ -11,11 +11,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use axum::Router;
-use mesh_kernel::wireguard::KernelWireGuard;
-use mesh_kernel::{NetNs, Programs};
+use mesh_kernel::Programs;
+use mesh_kernel::node::LinuxNodeNetwork;
 use mesh_model::Snapshot;
 use mesh_model::snapshot::WgKey;
-use mesh_model::wellknown::OVERLAY_DEVICE;
 use mesh_overlay::Overlay;
 use mesh_overlay::keys::NodeKeys;
 use mesh_worker::{Client, supervise};
@@ -24,7 +23,6 @@ use tokio::sync::{Notify, watch};
 
 use crate::board::Board;
 use crate::encryption::Checks;
-use crate::errors::chain;
 use crate::flows::Flows;
 use crate::observe::Desired;
 use crate::paths::forward::Forwarder;
@@ -38,17 +36,18 @@ use crate::rotation::{self, Rotation};
 use crate::saved::Saved;
 use crate::server::{self, Sources};
 use crate::settings::Options;
-use crate::switch::{self, Switch, Whereabouts};
+use crate::switch::{self, Whereabouts};
 use crate::trace::Marks;
 use crate::workers::{self, Paths};
 use crate::{cni, link, memory, preshared, readiness, register};
 
+mod change;
 mod kernel;
 mod member;
 
+use self::kernel::overlay_device;
+
 const LONGEST_RETRY: Duration = Duration::from_secs(10);
-/// How long anything else waits for an overlay of another kind.
-const CARRIES_WITHIN: Duration = Duration::from_secs(5);
 
 /// The pause after the next failure.
 fn longer(pause: Duration) -> Duration {
@@ -65,6 +64,7 @@ struct Agent {
     rotation: Rotation,
     overlay: Arc<Overlay>,
     programs: Arc<OnceLock<Arc<Programs>>>,
+    network: OnceLock<Arc<LinuxNodeNetwork>>,
     pod_routes: Arc<OnceLock<Router>>,
     runtime_version: Arc<OnceLock<String>>,
     mtu: u16,
@@ -104,6 +104,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
         marks: Marks::default(),
         board: Board::default(),
         programs: Arc::default(),
+        network: OnceLock::new(),
         pod_routes: Arc::default(),
         runtime_version: Arc::default(),
         name_key,
@@ -115,7 +116,15 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     let engine_started = agent.start_engine(&program);
     let switched = agent.switch().await;
     let is_switched = switched.is_some();
-    agent.start_workers(&program, engine_started, switched.unwrap_or_default());
+    agent.drive_overlay(engine_started, switched.unwrap_or_default());
+    tokio::spawn(Arc::clone(&agent).kernel(is_switched));
+    if is_switched {
+        match agent.carries_again().await {
+            true => tracing::info!("the overlay carries packets again"),
+            false => tracing::warn!("the overlay does not carry packets yet, going on"),
+        }
+    }
+    agent.start_workers(&program);
     agent.watch_paths(&program);
     tokio::spawn(rotation::keep(rotation::Keeper {
         rotation: agent.rotation.clone(),
@@ -128,7 +137,6 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     }));
     let overlay = Arc::clone(&agent.overlay);
     tokio::spawn(async move { tokio::join!(overlay.follow(), overlay.measure()) });
-    tokio::spawn(Arc::clone(&agent).kernel(is_switched));
     tokio::spawn(readiness::judge(
         agent.desired.subscribe(),
         agent.board.clone(),
@@ -140,9 +148,6 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     tokio::spawn(memory::keep_small());
     tracing::info!(node = %agent.options.node, mtu = agent.mtu, overlay = %agent.overlay.kind(), "agent runs");
 
-    if is_switched {
-        agent.carries_again().await;
-    }
     let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
     let member = Arc::clone(&agent).member(saved);
@@ -186,8 +191,7 @@ fn choose_overlay(options: &Options, paths: &Paths) -> anyhow::Result<Overlay> {
     match switch::kind(options.overlay, mesh_overlay::Kind::detect, ahead) {
         mesh_overlay::Kind::User => Ok(Overlay::user(paths.worker_socket(workers::OVERLAY))),
         mesh_overlay::Kind::Kernel => {
-            let device = OVERLAY_DEVICE.parse().context("the overlay's device")?;
-            Overlay::kernel(device, paths.node_key()).context("the overlay's key")
+            Overlay::kernel(overlay_device(), paths.node_key()).context("the overlay's key")
         }
     }
 }
@@ -212,43 +216,6 @@ fn initial(paths: &Paths, snapshot: Arc<Snapshot>) -> Desired {
 }
 
 impl Agent {
-    /// Lets the chosen kind of overlay begin, where it was the other one so far; none where it was not.
-    async fn switch(&self) -> Option<Whereabouts> {
-        let name = OVERLAY_DEVICE.parse().expect("a constant and valid interface name");
-        let switch = Switch {
-            device: Arc::new(KernelWireGuard::new(NetNs::current(), name)),
-            supported: || mesh_overlay::Kind::detect() == mesh_overlay::Kind::Kernel,
-            worker: workers::any(workers::OVERLAY, &self.paths),
-            paths: self.paths.clone(),
-        };
-        if !switch.is_due(self.overlay.kind()).await.unwrap_or(true) {
-            return None;
-        }
-        // It takes seconds on a slow machine, and the new device carries nothing without them.
-        self.load_programs_once().await;
-        // What does not make way shows when the overlay is configured, and the next agent tries again.
-        switch
-            .to(self.overlay.kind())
-            .await
-            .inspect_err(|error| {
-                tracing::error!(error = chain(error), "the other kind of overlay did not make way");
-            })
-            .ok()
-    }
-
-    /// After a change of the overlay's kind: waits until packets go their way again, since whatever else is to be done at a
-    /// start would only make that take longer.
-    async fn carries_again(&self) {
-        let mut standings = self.board.subscribe();
-        let made = |concern| self.board.standing(concern).ever;
-        let both = async {
-            while !["overlay", "node"].into_iter().all(made) && standings.changed().await.is_ok() {}
-        };
-        if tokio::time::timeout(CARRIES_WITHIN, both).await.is_err() {
-            tracing::warn!("the overlay does not carry packets yet, going on");
-        }
-    }
-
     /// Starts our engine where it is to carry the packets: before the kernel's device makes way, so that it is ready by then. Returns
     /// what is told whenever there is another one.
     fn start_engine(&self, program: &Path) -> Arc<Notify> {
@@ -261,7 +228,7 @@ impl Agent {
     }
 
     /// Starts all other workers, and whatever needs nothing of this process but a socket to one of them.
-    fn start_workers(&self, program: &Path, engine: Arc<Notify>, whereabouts: Whereabouts) {
+    fn start_workers(&self, program: &Path) {
         let dns = workers::dns(&self.paths, program);
         let upstreams = self.options.dns_upstreams.clone();
         let (worker, restarted) = (self.worker(workers::DNS), Arc::clone(&dns.started));
@@ -272,6 +239,9 @@ impl Agent {
             self.drive(Ingress { worker, restarted });
             tokio::spawn(supervise::keep(ingress));
         }
+    }
+
+    fn drive_overlay(&self, engine: Arc<Notify>, whereabouts: Whereabouts) {
         let overlay = Arc::clone(&self.overlay);
         let (mtu, own_keys) = (self.mtu, self.rotation.wanted());
         let (proofs, made) = (self.rotation.proofs(), Arc::clone(&self.overlay_made));

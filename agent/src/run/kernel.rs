@@ -37,11 +37,9 @@ impl Agent {
     pub(super) async fn kernel(self: Arc<Self>, is_switched: bool) {
         let programs = self.load_programs().await;
         self.marks.forget(&programs);
-        let device: IfName = OVERLAY_DEVICE.parse().expect("a constant and valid interface name");
-        let disturbed = watch_sysctls(device.clone());
-        let network = LinuxNodeNetwork::new(NetNs::current(), Arc::clone(&programs), device);
+        let disturbed = watch_sysctls(overlay_device());
         self.drive(Node {
-            network: Arc::new(network),
+            network: self.node_network(&programs),
             mtu: self.mtu,
             no_masquerade: self.options.no_masquerade.clone(),
             made: Arc::clone(&self.overlay_made),
@@ -76,6 +74,12 @@ impl Agent {
             tokio::time::sleep(pause).await;
             pause = longer(pause);
         }
+    }
+
+    pub(super) fn node_network(&self, programs: &Arc<Programs>) -> Arc<LinuxNodeNetwork> {
+        let new =
+            || LinuxNodeNetwork::new(NetNs::current(), Arc::clone(programs), overlay_device());
+        Arc::clone(self.network.get_or_init(|| Arc::new(new())))
     }
 
     async fn load_programs(&self) -> Arc<Programs> {
@@ -203,4 +207,8 @@ async fn retire(programs: Arc<Programs>) -> Result<(), String> {
         Err(panic) => return Err(panic.to_string()),
     }
     Ok(())
+}
+
+pub(super) fn overlay_device() -> IfName {
+    OVERLAY_DEVICE.parse().expect("a constant and valid interface name")
 }

@@ -55,18 +55,21 @@ impl Agent {
         tokio::spawn(capacity::announce(client.clone(), node, board, programs, maps_full));
         tokio::spawn(Arc::clone(&self).serve_https(identity.clone()));
         tokio::spawn(Arc::clone(&self).renew_certificate(identity.clone(), client.clone()));
-        let keeper = Keeper {
-            client: client.clone(),
-            overlay: Arc::clone(&self.overlay),
-            desired: self.desired.clone(),
-            ring: preshared::saved(&self.paths.preshared()),
-            file: self.paths.preshared(),
-        };
-        tokio::spawn(keeper.run());
+        tokio::spawn(self.keeper(client.clone()).run());
         let observer =
             Observer { client, node: self.options.node.clone(), cluster: identity.cluster, saved };
         observer.run(self.desired.clone()).await;
         Ok(())
+    }
+
+    pub(super) fn keeper(&self, client: kube::Client) -> Keeper {
+        Keeper {
+            client,
+            overlay: Arc::clone(&self.overlay),
+            desired: self.desired.clone(),
+            ring: preshared::saved(&self.paths.preshared()),
+            file: self.paths.preshared(),
+        }
     }
 
     fn run_pods(&self, identity: &Identity, client: &kube::Client) -> Arc<Runner> {
@@ -98,7 +101,7 @@ impl Agent {
         runner
     }
 
-    fn joining(&self) -> Joining<'_> {
+    pub(super) fn joining(&self) -> Joining<'_> {
         let options = &self.options;
         Joining {
             node: &options.node,

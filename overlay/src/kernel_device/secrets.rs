@@ -14,6 +14,10 @@ use crate::config::{OverlayConfig, PeerConfig, PresharedKey};
 /// A session is renewed after two minutes (WG section 6.1, Rekey-After-Time), give or take a lost message.
 const RENEWED_BY: Duration = Duration::from_secs(130);
 
+/// A key has a turn for so long at least: an answer to the first call of a new device may be on its way, and is not understood with another key.
+/// The kernel calls again after five seconds.
+const TURN: Duration = Duration::from_secs(2);
+
 /// The state of each peer's keys.
 #[derive(Debug, Default)]
 pub(super) struct Secrets(BTreeMap<WgKey, Choice>);
@@ -26,6 +30,8 @@ struct Choice {
     former: Option<PresharedKey>,
     /// When the present key was set last.
     since: SystemTime,
+    /// When the key in use was set.
+    turned: SystemTime,
     /// A handshake with the present key has succeeded.
     agreed: bool,
     former_in_use: bool,
@@ -76,6 +82,7 @@ impl Choice {
             present: peer.preshared_key,
             former: peer.former_preshared_key,
             since: now,
+            turned: now,
             agreed: false,
             former_in_use: false,
         }
@@ -85,15 +92,18 @@ impl Choice {
         // What the kernel noted before the clock was set back says nothing about the present key.
         let handshake = handshake.filter(|at| *at <= now);
         self.since = self.since.min(now);
+        self.turned = self.turned.min(now);
         if !self.former_in_use && handshake.is_some_and(|at| at > self.since) {
             self.agreed = true;
         }
         let age = handshake.and_then(|at| now.duration_since(at).ok());
         let fresh = age.is_some_and(|age| age < RENEWED_BY);
-        if self.former.is_none() || self.agreed || fresh {
+        let early = now.duration_since(self.turned).is_ok_and(|turn| turn < TURN);
+        if self.former.is_none() || self.agreed || fresh || early {
             return false;
         }
         self.former_in_use = !self.former_in_use;
+        self.turned = now;
         if !self.former_in_use {
             self.since = now;
         }
@@ -140,7 +150,7 @@ mod tests {
         assert!(secrets.agreed(&PEER));
         // An hour back; then the key is replaced.
         secrets.configure(at(420), &config(2, Some(1)));
-        for secs in [421, 425] {
+        for secs in [421, 423, 425] {
             secrets.tend(at(secs), &shaken(at(4005)));
             assert!(!secrets.agreed(&PEER), "nobody has used the new one");
         }
@@ -166,17 +176,36 @@ mod tests {
         secrets.configure(at(100), &config(2, Some(1)));
         assert_eq!((in_use(&secrets), secrets.agreed(&PEER)), (2, false));
         assert!(!secrets.tend(at(130), &shaken(at(1))), "not overdue yet");
-        for turn in [1, 2, 1] {
-            assert!(secrets.tend(at(135), &shaken(at(1))));
-            secrets.configure(at(135), &config(2, Some(1)));
+        for (secs, turn) in [(135, 1), (140, 2), (145, 1)] {
+            assert!(secrets.tend(at(secs), &shaken(at(1))));
+            secrets.configure(at(secs), &config(2, Some(1)));
             assert_eq!(in_use(&secrets), turn);
         }
         // The old key was the right one: it stays.
-        assert!(!secrets.tend(at(141), &shaken(at(140))));
+        assert!(!secrets.tend(at(151), &shaken(at(150))));
         assert_eq!((in_use(&secrets), secrets.agreed(&PEER)), (1, false));
         // The next time it is the new one.
-        assert!(secrets.tend(at(275), &shaken(at(140))));
-        assert!(!secrets.tend(at(280), &shaken(at(279))));
+        assert!(secrets.tend(at(285), &shaken(at(150))));
+        assert!(!secrets.tend(at(290), &shaken(at(289))));
         assert_eq!((in_use(&secrets), secrets.agreed(&PEER)), (2, true));
+    }
+
+    #[test]
+    fn the_key_of_the_first_call_stays_until_it_can_have_been_answered() {
+        let start = SystemTime::now();
+        let at = |millis: u64| start + Duration::from_millis(millis);
+        let mut secrets = Secrets::default();
+        let in_use = |secrets: &Secrets| secrets.key(&PEER).unwrap().0.0[0];
+        secrets.configure(at(0), &config(2, Some(1)));
+        let unheard =
+            Observed { peers: [(PEER, ObservedPeer::default())].into(), ..Observed::default() };
+        assert!(!secrets.tend(at(300), &unheard) && !secrets.tend(at(1900), &unheard));
+        assert_eq!(in_use(&secrets), 2);
+        // The kernel's next call is by the other key.
+        assert!(secrets.tend(at(4900), &unheard));
+        assert_eq!(in_use(&secrets), 1);
+        // A clock that was set back does not keep it.
+        assert!(!secrets.tend(at(0), &unheard));
+        assert!(secrets.tend(at(2000), &unheard));
     }
 }

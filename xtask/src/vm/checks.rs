@@ -16,7 +16,7 @@ use crate::say;
 /// A check: its name, and what it does.
 type Check = (&'static str, fn(&Lab) -> Result<()>);
 
-const CHECKS: [Check; 18] = [
+const CHECKS: [Check; 19] = [
     ("kernel-wireguard", kernel::wireguard),
     ("preshared-keys", kernel::preshared_keys),
     ("tc-without-tcx", kernel::tc_without_tcx),
@@ -30,6 +30,7 @@ const CHECKS: [Check; 18] = [
     ("sessions-are-left-alone", traffic::sessions_are_left_alone),
     ("agent-killed", failures::agent_killed),
     ("change-of-engine", failures::change_of_engine),
+    ("change-of-engine-with-old-keys", failures::change_of_engine_with_old_keys),
     ("rotate-key", keys::rotate_key),
     ("narrow-path", narrow::narrow_path),
     ("partition", failures::partition),

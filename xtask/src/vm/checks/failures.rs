@@ -10,6 +10,9 @@ use super::super::PATIENCE;
 use super::super::lab::{Lab, expect, soon, unharmed};
 use super::super::machines::{BOOT, Machine};
 
+/// How long pre-shared keys are used, if the control service is not told otherwise.
+const EPOCH: Duration = Duration::from_secs(120);
+
 /// The agent is killed: its workers stay the same processes, traffic goes on, and the service manager starts it again.
 pub(super) fn agent_killed(lab: &Lab) -> Result<()> {
     let pods = lab.pods()?;
@@ -41,12 +44,29 @@ pub(super) fn agent_killed(lab: &Lab) -> Result<()> {
 
 /// One node changes to the user-space engine and back, under load; in between the engines speak to each other.
 pub(super) fn change_of_engine(lab: &Lab) -> Result<()> {
-    let changed = change(lab, "user", "tun").and_then(|()| {
+    with_ours(lab, || {
         let pods = lab.pods()?;
         let stream =
             pods[1].load(&format!("stream://{}:9000", pods[0].v4), Duration::from_secs(10))?;
         unharmed("a stream from engine to engine", stream).map(drop)
-    });
+    })
+}
+
+/// The same for a node whose agent comes back with pre-shared keys that the others have replaced meanwhile.
+pub(super) fn change_of_engine_with_old_keys(lab: &Lab) -> Result<()> {
+    const KEYS: &str = "/var/lib/mesh/preshared.json";
+    let machine = &lab.machines.all()[1];
+    with_ours(lab, || {
+        machine.run(&format!("sudo cp --preserve {KEYS} {KEYS}.old"))?;
+        thread::sleep(EPOCH + Duration::from_secs(10));
+        machine.run(&format!("sudo systemctl stop mesh-agent; sudo mv {KEYS}.old {KEYS}"))?;
+        Ok(())
+    })
+}
+
+/// Changes a node to the user-space engine, does that, and changes it back to the kernel's.
+fn with_ours(lab: &Lab, between: impl Fn() -> Result<()>) -> Result<()> {
+    let changed = change(lab, "user", "tun").and_then(|()| between());
     // Back also after a failure: other checks need the kernel's.
     let back = change(lab, "kernel", "wireguard");
     let auto = configure(&lab.machines.all()[1], "auto");
