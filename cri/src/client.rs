@@ -12,6 +12,7 @@ use tonic::{Response, Status};
 use tower::service_fn;
 
 use crate::error::CallError;
+use crate::leftover;
 use crate::v1;
 use crate::v1::image_service_client::ImageServiceClient;
 use crate::v1::runtime_service_client::RuntimeServiceClient;
@@ -31,6 +32,7 @@ const MESSAGE_BYTES: usize = 16 << 20;
 /// calls under way.
 #[derive(Debug, Clone)]
 pub struct Client {
+    channel: Channel,
     runtime: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
 }
@@ -49,7 +51,9 @@ impl Client {
         Self {
             runtime: RuntimeServiceClient::new(channel.clone())
                 .max_decoding_message_size(MESSAGE_BYTES),
-            images: ImageServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES),
+            images: ImageServiceClient::new(channel.clone())
+                .max_decoding_message_size(MESSAGE_BYTES),
+            channel,
         }
     }
 
@@ -148,6 +152,14 @@ impl Client {
 
     /// Deletes a container. A container that does not exist is success.
     pub async fn remove_container(&self, id: &str) -> Result<(), CallError> {
+        let mut removed = self.try_to_remove_container(id).await;
+        if leftover::was_in_the_way(&self.channel, id, &removed).await {
+            removed = self.try_to_remove_container(id).await;
+        }
+        removed
+    }
+
+    async fn try_to_remove_container(&self, id: &str) -> Result<(), CallError> {
         let mut runtime = self.runtime.clone();
         let request = v1::RemoveContainerRequest { container_id: id.to_owned() };
         let call = runtime.remove_container(request);
@@ -277,7 +289,7 @@ fn spec(reference: &str) -> v1::ImageSpec {
     v1::ImageSpec { image: reference.to_owned(), ..Default::default() }
 }
 
-async fn limited<T>(
+pub(crate) async fn limited<T>(
     name: &'static str,
     limit: Duration,
     call: impl Future<Output = Result<Response<T>, Status>>,
@@ -289,7 +301,7 @@ async fn limited<T>(
     }
 }
 
-fn missing_is_done<T>(result: Result<T, CallError>) -> Result<(), CallError> {
+pub(crate) fn missing_is_done<T>(result: Result<T, CallError>) -> Result<(), CallError> {
     match result {
         Err(error) if !error.is_not_found() => Err(error),
         _ => Ok(()),

@@ -15,6 +15,8 @@ pub enum Fault {
     TimedOut,
     /// The name is taken: an earlier attempt left something behind.
     Exists,
+    /// Something of it is in a state that does not allow this, such as a process that still runs.
+    Busy,
     /// The runtime answered with an error of its own.
     Refused,
 }
@@ -57,6 +59,7 @@ fn fault(status: &Status) -> Fault {
         Code::Unavailable | Code::Cancelled => Fault::Unavailable,
         Code::DeadlineExceeded => Fault::TimedOut,
         Code::AlreadyExists => Fault::Exists,
+        Code::FailedPrecondition => Fault::Busy,
         _ => Fault::Refused,
     }
 }
@@ -72,6 +75,7 @@ mod tests {
             (Code::Unavailable, Fault::Unavailable),
             (Code::DeadlineExceeded, Fault::TimedOut),
             (Code::AlreadyExists, Fault::Exists),
+            (Code::FailedPrecondition, Fault::Busy),
             (Code::Unknown, Fault::Refused),
         ];
         for (code, expected) in table {

@@ -4,6 +4,8 @@
 //! of every call, and one error type that says whether the thing was missing, the runtime was away, or it
 //! refused.
 //!
+//! Of containerd's own interface it has the few calls without which a deletion can fail for ever (`leftover`).
+//!
 //! Never does: decisions about pods, retries, caching. A call that fails has failed; the pod runner of the agent
 //! knows when to try again.
 //!
@@ -12,6 +14,7 @@
 
 mod client;
 mod error;
+mod leftover;
 
 pub use client::Client;
 pub use error::{CallError, Fault};

@@ -13,6 +13,7 @@ mod failures;
 mod hooks;
 mod image;
 mod jobs;
+mod leftovers;
 mod life;
 mod logs;
 mod machine;

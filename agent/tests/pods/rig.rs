@@ -238,6 +238,13 @@ impl Rig {
         }
     }
 
+    /// What containerd itself knows of CRI's containers or tasks, one identifier a line.
+    pub(crate) fn ctr(&self, arguments: &[&str]) -> String {
+        let output = self.containerd.as_ref().unwrap().ctr().args(arguments).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
     /// Identifiers of all sandboxes and containers.
     pub(crate) async fn everything(&self) -> Vec<String> {
         let sandboxes = self.client.list_sandboxes(Default::default()).await.unwrap();
