@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, PodCondition, Service};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{
+    LabelSelector, ObjectMeta, OwnerReference, Time,
+};
 use k8s_openapi::jiff::Timestamp;
 pub(crate) use mesh_model::containers::have_ended;
 
@@ -71,6 +73,23 @@ pub(crate) fn is_active(pod: &Pod) -> bool {
 /// The condition of that type.
 pub(crate) fn pod_condition<'a>(pod: &'a Pod, type_: &str) -> Option<&'a PodCondition> {
     pod.status.as_ref()?.conditions.iter().flatten().find(|c| c.type_ == type_)
+}
+
+/// The pod with the condition that tells who has it go before its time, and why (KEP-3329).
+pub(crate) fn disrupted(pod: &Pod, reason: &str, message: &str, now: Timestamp) -> Pod {
+    const CONDITION: &str = "DisruptionTarget";
+    let mut pod = pod.clone();
+    let conditions = pod.status.get_or_insert_default().conditions.get_or_insert_default();
+    conditions.retain(|condition| condition.type_ != CONDITION);
+    conditions.push(PodCondition {
+        type_: CONDITION.to_owned(),
+        status: "True".to_owned(),
+        reason: Some(reason.to_owned()),
+        message: Some(message.to_owned()),
+        last_transition_time: Timestamp::from_second(now.as_second()).ok().map(Time),
+        ..PodCondition::default()
+    });
+    pod
 }
 
 /// Since when the pod's Ready condition is true; `None` when it is not.

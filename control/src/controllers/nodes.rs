@@ -216,10 +216,32 @@ impl Controller {
             if let Some(pod) = self.context.pods.get(ns, name) {
                 let message = format!("Marking for deletion Pod {ns}/{name}");
                 self.recorder.normal(&*pod, "TaintManagerEviction", message);
+                self.mark_disrupted(&pod).await?;
                 self.context.delete_pod(&pod, None).await?;
             }
         }
         Ok(plan.next)
+    }
+
+    /// Says in a pod that it goes because of its node: policies of Jobs ask for that.
+    async fn mark_disrupted(&self, pod: &Pod) -> Result<(), ApiError> {
+        let marked = |old: &Pod| {
+            let is_same = old.metadata.uid == pod.metadata.uid && objects::is_active(old);
+            let message = "Taint manager: deleting due to NoExecute taint";
+            let now = Timestamp::now();
+            let marked = || objects::disrupted(old, "DeletionByTaintManager", message, now);
+            Ok(if is_same { marked() } else { old.clone() })
+        };
+        let (ns, name) = (pod.metadata.namespace.as_deref(), objects::name(&pod.metadata));
+        let options = WriteOptions::default();
+        match self.context.registry.modify(ns, name, Part::Status, &options, marked).await {
+            Ok(written) => {
+                self.context.pods.wrote(written);
+                Ok(())
+            }
+            Err(ApiError::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Removes the pods and the lease of a node that no longer exists.

@@ -64,6 +64,17 @@ async fn a_dead_node_loses_its_pods_and_comes_back() {
         })
         .await;
 
+    let told = |pod: &Pod| {
+        let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        conditions.into_iter().any(|c| c.type_ == "DisruptionTarget" && c.status == "True")
+    };
+    let going: Vec<Pod> = cluster
+        .list::<Pod>()
+        .into_iter()
+        .filter(|pod| pod.metadata.deletion_timestamp.is_some())
+        .collect();
+    assert!(!going.is_empty() && going.iter().all(told), "they say why they go: {going:#?}");
+
     // It returns: its old pods are told to go, and it may be used again.
     let _back = FakeNode::start(&cluster.registry, &dead.name).await;
     cluster.eventually("node back", || ready(&node()) == "True" && taints(node()).is_empty()).await;

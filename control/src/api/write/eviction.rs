@@ -3,7 +3,7 @@
 //! A PodDisruptionBudget is asked first, and counted down in the same write.
 
 use http::StatusCode;
-use k8s_openapi::api::core::v1::{Pod, PodCondition};
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::policy::v1::{Eviction, PodDisruptionBudget};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Status, Time};
 use k8s_openapi::jiff::Timestamp;
@@ -14,7 +14,7 @@ use crate::error::ApiError;
 use crate::objects;
 use crate::registry::{Part, Registry, WriteOptions};
 
-const CONDITION: &str = "DisruptionTarget";
+const REASON: &str = "EvictionByEvictionAPI";
 const TOO_MANY: &str = "Cannot evict pod as it would violate the pod's disruption budget.";
 /// How long the controller is given to look at a changed budget.
 const UNPROCESSED_SECS: i32 = 10;
@@ -41,7 +41,7 @@ pub(super) async fn create(writing: &Writing<'_>, name: &str) -> Result<Written,
         let wanted = options.preconditions.as_ref().and_then(|p| p.uid.clone());
         let marked = |old: &Pod| match &wanted {
             Some(uid) if Some(uid) != old.metadata.uid.as_ref() => Ok(old.clone()),
-            _ => Ok(targeted(old, Timestamp::now())),
+            _ => Ok(objects::disrupted(old, REASON, "Eviction API: evicting", Timestamp::now())),
         };
         registry.modify::<Pod>(ns, name, Part::Status, &writing.options()?, marked).await?;
     }
@@ -122,20 +122,4 @@ fn counted(
     let at = Timestamp::from_second(now.as_second()).unwrap_or(now);
     disrupted.insert(objects::name(&pod.metadata).to_owned(), Time(at));
     Ok(new)
-}
-
-/// The pod with the condition that tells why it goes.
-fn targeted(pod: &Pod, now: Timestamp) -> Pod {
-    let mut pod = pod.clone();
-    let conditions = pod.status.get_or_insert_default().conditions.get_or_insert_default();
-    conditions.retain(|condition| condition.type_ != CONDITION);
-    conditions.push(PodCondition {
-        type_: CONDITION.to_owned(),
-        status: "True".to_owned(),
-        reason: Some("EvictionByEvictionAPI".to_owned()),
-        message: Some("Eviction API: evicting".to_owned()),
-        last_transition_time: Timestamp::from_second(now.as_second()).ok().map(Time),
-        ..PodCondition::default()
-    });
-    pod
 }
