@@ -294,9 +294,9 @@ mod tests {
             let found = all.iter().find(|r| r["name"] == format!("pods/{sub}")).unwrap();
             assert_eq!(found["verbs"], json!(["create", "get"]));
         }
-        assert_eq!(resources("batch", "v1"), None);
+        assert_eq!(resources("autoscaling", "v1"), None);
         assert_eq!(group("apps").unwrap()["preferredVersion"]["groupVersion"], "apps/v1");
-        assert_eq!(group("batch"), None);
+        assert_eq!(group("autoscaling"), None);
     }
 
     /// Rows of the first table of docs/API.md: group and version, kinds.

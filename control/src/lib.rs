@@ -4,9 +4,11 @@
 pub mod api;
 pub mod bootstrap;
 pub mod controllers;
+mod cron;
 pub mod discovery;
 pub mod error;
 pub mod fields;
+mod indexes;
 pub mod ipam;
 mod objects;
 pub mod openapi;

@@ -132,7 +132,7 @@ mod tests {
             };
             assert!(document(group, version).is_some(), "{path}");
         }
-        assert!(document("batch", "v1").is_none());
+        assert!(document("autoscaling", "v1").is_none());
     }
 
     #[test]

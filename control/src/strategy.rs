@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::Cause;
 
+mod batch;
 mod cluster;
 mod data;
 pub mod names;
@@ -50,6 +51,9 @@ pub trait Object:
     const GENERATION: bool = false;
     /// Whether an update of the status may change labels and annotations too.
     const STATUS_CARRIES_LABELS: bool = false;
+
+    /// Writes into a new object what follows from its name, which is only now known if the service chooses it.
+    fn settle_name(&mut self) {}
 
     /// Fills in what the user left out. Idempotent.
     fn set_defaults(&mut self) {}
@@ -126,7 +130,7 @@ pub trait Object:
 /// Runs an expression with a type alias for the Rust type of a kind.
 macro_rules! with_kind {
     ($kind:expr, $alias:ident => $body:expr) => {{
-        use k8s_openapi::api::{apps, coordination, core, discovery, networking, policy};
+        use k8s_openapi::api::{apps, batch, coordination, core, discovery, networking, policy};
         match $kind.kind {
             "Namespace" => with_kind!(@ $alias, core::v1::Namespace, $body),
             "Node" => with_kind!(@ $alias, core::v1::Node, $body),
@@ -139,6 +143,8 @@ macro_rules! with_kind {
             "ServiceAccount" => with_kind!(@ $alias, core::v1::ServiceAccount, $body),
             "Deployment" => with_kind!(@ $alias, apps::v1::Deployment, $body),
             "ReplicaSet" => with_kind!(@ $alias, apps::v1::ReplicaSet, $body),
+            "CronJob" => with_kind!(@ $alias, batch::v1::CronJob, $body),
+            "Job" => with_kind!(@ $alias, batch::v1::Job, $body),
             "Lease" => with_kind!(@ $alias, coordination::v1::Lease, $body),
             "EndpointSlice" => with_kind!(@ $alias, discovery::v1::EndpointSlice, $body),
             "Ingress" => with_kind!(@ $alias, networking::v1::Ingress, $body),

@@ -173,6 +173,62 @@ mod tests {
     }
 
     #[test]
+    fn jobs_show_how_far_they_got() {
+        let told = |conditions: Value| json!({"conditions": conditions, "succeeded": 1, "startTime": "2026-01-01T23:58:00Z"});
+        let is = |type_: &str| json!([{"type": "Failed", "status": "False"}, {"type": type_, "status": "True"}]);
+        let job = |spec: Value, status: Value| json!({"metadata": {"name": "j"}, "spec": spec, "status": status});
+        for (type_, shown) in [
+            ("Complete", "Complete"),
+            ("Failed", "Failed"),
+            ("Suspended", "Suspended"),
+            ("FailureTarget", "FailureTarget"),
+            ("Other", "Running"),
+        ] {
+            assert_eq!(cell("jobs", &job(json!({}), told(is(type_))), "Status"), shown);
+        }
+        let mut going = job(json!({}), told(json!([])));
+        going["metadata"]["deletionTimestamp"] = json!("2026-01-02T00:00:00Z");
+        assert_eq!(cell("jobs", &going, "Status"), "Terminating");
+        for (spec, shown) in [
+            (json!({"completions": 3, "parallelism": 2}), "1/3"),
+            (json!({"parallelism": 1}), "1/1"),
+            (json!({"parallelism": 4}), "1/1 of 4"),
+        ] {
+            assert_eq!(cell("jobs", &job(spec, told(json!([]))), "Completions"), shown);
+        }
+        let mut done = job(json!({}), told(json!([])));
+        assert_eq!(cell("jobs", &done, "Duration"), "2m");
+        done["status"]["completionTime"] = json!("2026-01-01T23:58:07Z");
+        assert_eq!(cell("jobs", &done, "Duration"), "7s");
+        assert_eq!(cell("jobs", &job(json!({}), json!({})), "Duration"), "");
+    }
+
+    #[test]
+    fn cron_jobs_show_when_they_ran() {
+        let mut cron = json!({"metadata": {"name": "c"}, "spec": {"schedule": "@hourly", "suspend": false,
+            "jobTemplate": {"spec": {"template": {"spec": {"containers": [{"name": "a", "image": "i"}]}}}}}});
+        for (column, shown) in [
+            ("Schedule", "@hourly"),
+            ("Timezone", "<none>"),
+            ("Suspend", "False"),
+            ("Active", "0"),
+            ("Last Schedule", "<none>"),
+            ("Images", "i"),
+            ("Selector", "<none>"),
+        ] {
+            assert_eq!(cell("cj", &cron, column), shown, "{column}");
+        }
+        cron["spec"]["timeZone"] = json!("Europe/Berlin");
+        cron["status"] =
+            json!({"active": [{"name": "c-1"}], "lastScheduleTime": "2026-01-01T23:59:00Z"});
+        for (column, shown) in
+            [("Timezone", "Europe/Berlin"), ("Active", "1"), ("Last Schedule", "60s")]
+        {
+            assert_eq!(cell("cj", &cron, column), shown, "{column}");
+        }
+    }
+
+    #[test]
     fn network_policies_show_whom_they_select() {
         let policy = |selector: Value| json!({"spec": {"podSelector": selector}});
         let some = json!({"matchLabels": {"a": "b"}, "matchExpressions": [

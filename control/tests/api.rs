@@ -18,6 +18,8 @@ mod clients;
 mod crash;
 #[path = "api/endpoints.rs"]
 mod endpoints;
+#[path = "api/jobs.rs"]
+mod jobs;
 #[path = "api/objects.rs"]
 mod objects;
 #[path = "api/pods.rs"]

@@ -9,6 +9,8 @@ mod deletion;
 mod deployments;
 #[path = "simulation/harness.rs"]
 mod harness;
+#[path = "simulation/jobs.rs"]
+mod jobs;
 #[path = "simulation/placement.rs"]
 mod placement;
 #[path = "simulation/services.rs"]

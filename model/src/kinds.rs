@@ -86,6 +86,12 @@ pub const KINDS: &[Kind] = &[
         categories: ALL,
         ..kind("apps", "ReplicaSet", "replicasets", "replicaset", &["rs"])
     },
+    Kind {
+        status: true,
+        categories: ALL,
+        ..kind("batch", "CronJob", "cronjobs", "cronjob", &["cj"])
+    },
+    Kind { status: true, categories: ALL, ..kind("batch", "Job", "jobs", "job", &[]) },
     kind("coordination.k8s.io", "Lease", "leases", "lease", &[]),
     kind("discovery.k8s.io", "EndpointSlice", "endpointslices", "endpointslice", &[]),
     Kind { status: true, ..kind("networking.k8s.io", "Ingress", "ingresses", "ingress", &["ing"]) },

@@ -53,7 +53,7 @@ fn packages(built: &Artifacts) -> [Package; 3] {
         Package {
             name: "mesh-control",
             description: "Mesh: the control service of a container cluster",
-            depends: "libc6 (>= 2.34), systemd",
+            depends: "libc6 (>= 2.34), systemd, tzdata",
             files: vec![
                 (built.control.clone(), "usr/bin/mesh-control", 0o755),
                 (dist("mesh-control.service"), "lib/systemd/system/mesh-control.service", 0o644),

@@ -210,7 +210,10 @@ mod tests {
             ("get */* shop", [false, true, false]),
             ("* */* shop", [false, false, false]),
             ("list metrics.k8s.io/pods shop", [false, false, false]),
-            ("list batch/jobs shop", [false, false, false]),
+            ("list batch/jobs shop", [true, true, true]),
+            ("create batch/cronjobs shop", [false, true, false]),
+            ("update batch/jobs/status shop", [false, false, false]),
+            ("list batch/frobs shop", [false, false, false]),
             ("impersonate /users", [false, false, false]),
             ("create authorization.k8s.io/selfsubjectaccessreviews", [true, true, true]),
         ] {

@@ -178,9 +178,9 @@ mod tests {
 
     #[test]
     fn an_unknown_kind_is_named_with_those_that_are_served() {
-        let text = parse("batch", "v1", "namespaces/x/jobs").unwrap_err().to_string();
+        let text = parse("batch", "v1", "namespaces/x/frobs").unwrap_err().to_string();
         assert!(
-            text.contains("\"jobs\"") && text.contains("apps/v1 Deployment ReplicaSet"),
+            text.contains("\"frobs\"") && text.contains("apps/v1 Deployment ReplicaSet"),
             "{text}"
         );
     }

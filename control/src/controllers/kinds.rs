@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 
 use async_trait::async_trait;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Endpoints, Event, Namespace, Node, Pod, Secret, Service, ServiceAccount,
@@ -167,6 +168,8 @@ pub(super) fn all() -> Vec<Box<dyn AnyKind>> {
         typed::<ServiceAccount>(),
         typed::<Deployment>(),
         typed::<ReplicaSet>(),
+        typed::<CronJob>(),
+        typed::<Job>(),
         typed::<Lease>(),
         typed::<EndpointSlice>(),
         typed::<Ingress>(),

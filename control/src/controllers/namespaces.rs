@@ -41,8 +41,8 @@ impl Controller {
         kinds.retain(|kind| kind.kind().namespaced);
         // What creates other objects goes first; events last, for they tell the story.
         kinds.sort_by_key(|kind| match kind.kind().kind {
-            "Deployment" => 0,
-            "ReplicaSet" => 1,
+            "CronJob" | "Deployment" => 0,
+            "Job" | "ReplicaSet" => 1,
             "Event" => 9,
             _ => 5,
         });

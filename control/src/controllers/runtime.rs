@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::FutureExt as _;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Endpoints, Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -41,6 +42,8 @@ pub(crate) struct Context {
     pub(crate) endpoints: Arc<Mirror<Endpoints>>,
     pub(crate) sets: Arc<Mirror<ReplicaSet>>,
     pub(crate) deployments: Arc<Mirror<Deployment>>,
+    pub(crate) jobs: Arc<Mirror<Job>>,
+    pub(crate) cron_jobs: Arc<Mirror<CronJob>>,
     pub(crate) ingresses: Arc<Mirror<Ingress>>,
     pub(crate) namespaces: Arc<Mirror<Namespace>>,
     pub(crate) budgets: Arc<Mirror<PodDisruptionBudget>>,
@@ -66,6 +69,8 @@ impl Context {
             endpoints: Mirror::new(),
             sets: Mirror::new(),
             deployments: Mirror::new(),
+            jobs: Mirror::new(),
+            cron_jobs: Mirror::new(),
             ingresses: Mirror::new(),
             namespaces: Mirror::new(),
             budgets: Mirror::new(),
@@ -82,6 +87,8 @@ impl Context {
         self.start(tasks, &self.endpoints)?;
         self.start(tasks, &self.sets)?;
         self.start(tasks, &self.deployments)?;
+        self.start(tasks, &self.jobs)?;
+        self.start(tasks, &self.cron_jobs)?;
         self.start(tasks, &self.ingresses)?;
         self.start(tasks, &self.namespaces)?;
         self.start(tasks, &self.budgets)

@@ -1,6 +1,6 @@
 //! The schemas of kinds and of what they are made of.
 
-use k8s_openapi::api::{apps, coordination, core, discovery, networking, policy};
+use k8s_openapi::api::{apps, batch, coordination, core, discovery, networking, policy};
 use mesh_model::kinds::Kind;
 use schemars::generate::{SchemaGenerator, SchemaSettings};
 use serde_json::{Map, Value, json};
@@ -56,6 +56,8 @@ fn add(kind: &Kind, generator: &mut SchemaGenerator) -> Option<String> {
         "ServiceAccount" => of!(core::v1::ServiceAccount),
         "Deployment" => of!(apps::v1::Deployment),
         "ReplicaSet" => of!(apps::v1::ReplicaSet),
+        "CronJob" => of!(batch::v1::CronJob),
+        "Job" => of!(batch::v1::Job),
         "Lease" => of!(coordination::v1::Lease),
         "EndpointSlice" => of!(discovery::v1::EndpointSlice),
         "Ingress" => of!(networking::v1::Ingress),

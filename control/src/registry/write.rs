@@ -109,9 +109,11 @@ impl Registry {
         let base = object.metadata().generate_name.clone().filter(|base| !base.is_empty());
         let named = object.metadata().name.as_ref().is_some_and(|name| !name.is_empty());
         for attempt in 0..ATTEMPTS {
+            let mut object = object.clone();
             if !named && let Some(base) = &base {
                 object.metadata_mut().name = Some(meta::generate_name(base));
             }
+            object.settle_name();
             match self.try_create(&object, options).await {
                 Err(ApiError::AlreadyExists { .. }) if !named && attempt + 1 < ATTEMPTS => {}
                 Ok(None) => {}

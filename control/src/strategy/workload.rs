@@ -13,7 +13,7 @@ use super::{Causes, Object, names, pod};
 const QUARTER: &str = "25%";
 const REVISIONS: i32 = 10;
 const PROGRESS_SECS: i32 = 600;
-const IMMUTABLE: &str = "field is immutable";
+pub(super) const IMMUTABLE: &str = "field is immutable";
 
 impl Object for Deployment {
     const GENERATION: bool = true;
@@ -116,7 +116,7 @@ impl Object for ReplicaSet {
     }
 }
 
-fn template_defaults(template: &mut PodTemplateSpec) {
+pub(super) fn template_defaults(template: &mut PodTemplateSpec) {
     if let Some(spec) = &mut template.spec {
         pod::defaults::pod_spec(spec);
     }

@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 
 use super::pods;
 
+mod batch;
+
 /// A column: its heading, its type, whether it is for `-o wide` only (priority 1), and how its cells are made.
 pub(super) struct Column {
     pub(super) name: &'static str,
@@ -38,6 +40,8 @@ pub(super) fn columns(kind: &Kind) -> Vec<Column> {
         "Service" => service(),
         "Deployment" => deployment(),
         "ReplicaSet" => replica_set(),
+        "CronJob" => batch::cron_job(),
+        "Job" => batch::job(),
         "Ingress" => ingress(),
         "Event" => return event(),
         "EndpointSlice" => endpoint_slice(),

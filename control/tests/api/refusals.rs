@@ -46,7 +46,7 @@ fn cases() -> Vec<Case> {
             "namespaces \"nowhere\" not found",
         ),
         case(
-            "/apis/batch/v1/namespaces/default/jobs",
+            "/apis/batch/v1/namespaces/default/frobs",
             json!({}),
             404,
             "served kinds: v1 Namespace",

@@ -100,6 +100,42 @@ fn ports_of_endpoints_are_not_those_of_slices() {
 }
 
 #[test]
+fn a_job_as_kubectl_writes_it() {
+    let codes = [bytes(1, b"c"), bytes(2, b"In"), number(3, 3), number(3, 42)].concat();
+    let rule = [bytes(1, b"FailJob"), bytes(2, &codes)].concat();
+    let pod = [bytes(2, &[bytes(1, b"c"), bytes(2, b"i")].concat()), bytes(3, b"Never")].concat();
+    let spec = [
+        number(1, 0),
+        number(2, 4),
+        bytes(6, &bytes(2, &pod)),
+        number(7, 0),
+        number(8, 60),
+        bytes(9, b"Indexed"),
+        number(10, 1),
+        bytes(11, &bytes(1, &rule)),
+    ]
+    .concat();
+    let object = decode(&body("batch/v1", "Job", &bytes(2, &spec))).unwrap();
+    let rule = json!({"action": "FailJob", "onExitCodes": {"containerName": "c", "operator": "In", "values": [3, 42]}});
+    let template =
+        json!({"spec": {"containers": [{"name": "c", "image": "i"}], "restartPolicy": "Never"}});
+    let expected = json!({"parallelism": 0, "completions": 4, "backoffLimit": 0, "ttlSecondsAfterFinished": 60,
+        "completionMode": "Indexed", "suspend": true, "podFailurePolicy": {"rules": [rule]}, "template": template});
+    assert_eq!(object["spec"], expected);
+    let cron = [
+        bytes(1, b"@hourly"),
+        number(2, 0),
+        number(4, 0),
+        bytes(5, &bytes(2, &spec)),
+        number(7, 0),
+    ];
+    let object = decode(&body("batch/v1", "CronJob", &bytes(2, &cron.concat()))).unwrap();
+    let expected = json!({"schedule": "@hourly", "startingDeadlineSeconds": 0, "suspend": false,
+        "jobTemplate": {"spec": expected}, "failedJobsHistoryLimit": 0});
+    assert_eq!(object["spec"], expected);
+}
+
+#[test]
 fn a_question_about_access_as_kubectl_asks_it() {
     let asked = [bytes(1, b"shop"), bytes(2, b"get"), bytes(3, b""), bytes(5, b"pods")].concat();
     let status = bytes(3, &[number(1, 0), bytes(2, b""), bytes(3, b""), number(4, 0)].concat());
@@ -135,8 +171,8 @@ fn what_is_not_understood_is_refused() {
     assert_eq!(decode(b"{}"), Err(DecodeError::Magic));
     let unknown = decode(&body("v1", "ConfigMap", &number(99, 1)));
     assert_eq!(unknown, Err(DecodeError::Field { message: "ConfigMap".to_owned(), field: 99 }));
-    let kind = decode(&body("batch/v1", "Job", b""));
-    assert_eq!(kind, Err(DecodeError::Kind("Job".to_owned())));
+    let kind = decode(&body("batch/v1", "Frob", b""));
+    assert_eq!(kind, Err(DecodeError::Kind("Frob".to_owned())));
     let wrong = decode(&body("v1", "ConfigMap", &number(1, 1)));
     assert!(matches!(wrong, Err(DecodeError::Damaged(_))));
 }

@@ -58,8 +58,12 @@ fn term(kind: &Kind, part: &str) -> Result<Term, String> {
     if !common && !known(kind.kind).contains(&field) {
         return Err(format!("field label not supported: {field}"));
     }
-    // Events keep the component under `source`.
-    let path = if field == "source" { "source.component" } else { field };
+    let path = match field {
+        // Events keep the component under `source`.
+        "source" => "source.component",
+        "status.successful" => "status.succeeded",
+        other => other,
+    };
     let path = path.split('.').map(str::to_owned).collect();
     Ok(Term { path, value: unescape(value.trim()), equal })
 }
@@ -81,6 +85,7 @@ fn known(kind: &str) -> &'static [&'static str] {
         "Secret" => &["type"],
         "Service" => &["spec.clusterIP", "spec.type"],
         "ReplicaSet" => &["status.replicas"],
+        "Job" => &["status.successful"],
         "Event" => &[
             "involvedObject.kind",
             "involvedObject.namespace",
