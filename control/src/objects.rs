@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{
     LabelSelector, ObjectMeta, OwnerReference, Time,
 };
 use k8s_openapi::jiff::Timestamp;
-pub(crate) use mesh_model::containers::have_ended;
+pub(crate) use mesh_model::containers::{have_ended, nothing_runs};
 
 /// Value of the managed-by label on the EndpointSlices of Services that select pods.
 pub(crate) const SLICE_MANAGER: &str = "endpointslice-controller.k8s.io";

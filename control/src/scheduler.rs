@@ -13,6 +13,7 @@ pub(crate) mod taints;
 mod topology;
 
 pub(crate) use driver::start;
+pub(crate) use fit::Selection;
 pub use state::{ClusterState, Unschedulable};
 
 #[cfg(test)]

@@ -28,6 +28,17 @@ impl Causes {
         self.0.push(Cause { field: field.into(), message: message.into() });
     }
 
+    /// Leaves out what is wrong with `stored`, too. Rules get stricter and time zones go, and what an object has it may keep: else its
+    /// status could not be written any more, nor its finalizers be taken off.
+    pub(crate) fn without_those_of<K: Object>(&mut self, stored: &K) {
+        if self.0.is_empty() {
+            return;
+        }
+        let mut before = Self::default();
+        stored.validate(&mut before);
+        self.0.retain(|cause| !before.0.contains(cause));
+    }
+
     /// All causes, in the order in which they were found.
     pub fn into_vec(self) -> Vec<Cause> {
         self.0
@@ -141,8 +152,11 @@ macro_rules! with_kind {
             "Secret" => with_kind!(@ $alias, core::v1::Secret, $body),
             "Event" => with_kind!(@ $alias, core::v1::Event, $body),
             "ServiceAccount" => with_kind!(@ $alias, core::v1::ServiceAccount, $body),
+            "ControllerRevision" => with_kind!(@ $alias, apps::v1::ControllerRevision, $body),
+            "DaemonSet" => with_kind!(@ $alias, apps::v1::DaemonSet, $body),
             "Deployment" => with_kind!(@ $alias, apps::v1::Deployment, $body),
             "ReplicaSet" => with_kind!(@ $alias, apps::v1::ReplicaSet, $body),
+            "StatefulSet" => with_kind!(@ $alias, apps::v1::StatefulSet, $body),
             "CronJob" => with_kind!(@ $alias, batch::v1::CronJob, $body),
             "Job" => with_kind!(@ $alias, batch::v1::Job, $body),
             "Lease" => with_kind!(@ $alias, coordination::v1::Lease, $body),

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 mod cells;
 mod pods;
+mod sets;
 
 use cells::{Column, columns};
 
@@ -153,6 +154,22 @@ mod tests {
             "status": {"readyReplicas": 1, "updatedReplicas": 2, "availableReplicas": 1}});
         assert_eq!(cell("deploy", &deployment, "Ready"), "1/3");
         assert_eq!(cell("deploy", &deployment, "Up-to-date"), "2");
+    }
+
+    #[test]
+    fn sets_of_nodes_and_of_names_and_their_revisions() {
+        let daemons = json!({"spec": {"template": {"spec": {"nodeSelector": {"disk": "ssd"}}}},
+            "status": {"desiredNumberScheduled": 3, "currentNumberScheduled": 2, "numberReady": 1,
+                "updatedNumberScheduled": 2, "numberAvailable": 1}});
+        let shown: Vec<String> = row("ds", &daemons).into_iter().map(|(_, cell)| cell).collect();
+        assert_eq!(shown[1..7], ["3", "2", "1", "2", "1", "disk=ssd"]);
+        let named = json!({"spec": {"replicas": 3}, "status": {"readyReplicas": 2}});
+        assert_eq!(cell("sts", &named, "Ready"), "2/3");
+        let owned = json!({"revision": 4, "metadata": {"ownerReferences": [
+            {"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "logs", "controller": true}]}});
+        assert_eq!(cell("controllerrevisions", &owned, "Controller"), "daemonset.apps/logs");
+        assert_eq!(cell("controllerrevisions", &owned, "Revision"), "4");
+        assert_eq!(cell("controllerrevisions", &json!({}), "Controller"), "<none>");
     }
 
     #[test]

@@ -28,6 +28,8 @@ mod pods;
 mod preshared;
 #[path = "api/refusals.rs"]
 mod refusals;
+#[path = "api/sets.rs"]
+mod sets;
 #[path = "api/support.rs"]
 mod support;
 #[path = "api/watches.rs"]

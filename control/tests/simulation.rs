@@ -3,6 +3,8 @@
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
+#[path = "simulation/daemons.rs"]
+mod daemons;
 #[path = "simulation/deletion.rs"]
 mod deletion;
 #[path = "simulation/deployments.rs"]
@@ -11,6 +13,8 @@ mod deployments;
 mod harness;
 #[path = "simulation/jobs.rs"]
 mod jobs;
+#[path = "simulation/named.rs"]
+mod named;
 #[path = "simulation/placement.rs"]
 mod placement;
 #[path = "simulation/services.rs"]

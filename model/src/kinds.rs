@@ -74,6 +74,12 @@ pub const KINDS: &[Kind] = &[
     kind("", "Secret", "secrets", "secret", &[]),
     kind("", "Event", "events", "event", &["ev"]),
     kind("", "ServiceAccount", "serviceaccounts", "serviceaccount", &["sa"]),
+    kind("apps", "ControllerRevision", "controllerrevisions", "controllerrevision", &[]),
+    Kind {
+        status: true,
+        categories: ALL,
+        ..kind("apps", "DaemonSet", "daemonsets", "daemonset", &["ds"])
+    },
     Kind {
         status: true,
         scale: true,
@@ -85,6 +91,12 @@ pub const KINDS: &[Kind] = &[
         scale: true,
         categories: ALL,
         ..kind("apps", "ReplicaSet", "replicasets", "replicaset", &["rs"])
+    },
+    Kind {
+        status: true,
+        scale: true,
+        categories: ALL,
+        ..kind("apps", "StatefulSet", "statefulsets", "statefulset", &["sts"])
     },
     Kind {
         status: true,

@@ -92,6 +92,9 @@ mod tests {
             (Verb::Update, "pods", own, Some("status"), [false; 4]),
             (Verb::Update, "serviceaccounts", own, None, [false; 4]),
             (Verb::Create, "serviceaccounts", own, Some("token"), [false; 4]),
+            (Verb::Create, "daemonsets", own, None, [false, false, true, false]),
+            (Verb::Update, "statefulsets", own, Some("scale"), [false, false, true, false]),
+            (Verb::Read, "controllerrevisions", own, None, [false, true, true, true]),
             (Verb::Delete, "namespaces", None, None, [false; 4]),
         ] {
             let roles = [Role::None, Role::View, Role::Edit, Role::ClusterView];

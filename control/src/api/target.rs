@@ -180,7 +180,7 @@ mod tests {
     fn an_unknown_kind_is_named_with_those_that_are_served() {
         let text = parse("batch", "v1", "namespaces/x/frobs").unwrap_err().to_string();
         assert!(
-            text.contains("\"frobs\"") && text.contains("apps/v1 Deployment ReplicaSet"),
+            text.contains("\"frobs\"") && text.contains("apps/v1 ControllerRevision DaemonSet"),
             "{text}"
         );
     }

@@ -1,6 +1,7 @@
 //! CronJobs: Jobs that are made when they are due.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -9,8 +10,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, Precondition
 use k8s_openapi::jiff::Timestamp;
 use mesh_model::ObjectKey;
 
-use self::plan::{Plan, Step, plan, started};
+use self::plan::{Note, Plan, Step, plan, started};
 use super::owned::Owned;
+use super::ownership::owner_of;
 use super::queue::WorkQueue;
 use super::recorder::Recorder;
 use super::runtime::{Context, Reconcile, key, queue_of, until};
@@ -22,27 +24,40 @@ mod plan;
 pub(super) struct Controller {
     context: Arc<Context>,
     recorder: Recorder,
-    jobs: Arc<Owned>,
+    jobs: Arc<Owned<Job>>,
+    /// What was told last, by CronJob: each is told once, and not with every change of its Jobs.
+    told: Mutex<HashMap<ObjectKey, Vec<Note>>>,
 }
 
 impl Controller {
     pub(super) fn new(context: Arc<Context>) -> (Arc<Self>, Arc<WorkQueue<ObjectKey>>) {
         let queue = queue_of(&context.cron_jobs);
-        let jobs = Owned::by("CronJob");
-        let (sink, owned) = (queue.clone(), jobs.clone());
+        let (jobs, sink) = (Owned::of(&context.jobs), queue.clone());
         context.jobs.listen(move |old, new| {
-            let (old, new) = (old.map(|job| &job.metadata), new.map(|job| &job.metadata));
-            owned.note(old, new).into_iter().for_each(|cron| sink.add(cron));
+            let both = old.into_iter().chain(new);
+            both.filter_map(|job| owner_of::<CronJob>(&job.metadata))
+                .for_each(|cron| sink.add(cron));
         });
         let recorder = context.recorder.of("cronjob-controller");
-        (Arc::new(Self { context, recorder, jobs }), queue)
+        (Arc::new(Self { context, recorder, jobs, told: Mutex::default() }), queue)
+    }
+
+    fn tell(&self, cron: &CronJob, notes: Vec<Note>) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = told.insert(key(cron), notes.clone()).unwrap_or_default();
+        for note in notes.into_iter().filter(|note| !known.contains(note)) {
+            if note.warning {
+                self.recorder.warning(cron, note.reason, note.message);
+            } else {
+                self.recorder.normal(cron, note.reason, note.message);
+            }
+        }
     }
 
     fn plan(&self, cron: &CronJob, now: Timestamp) -> Plan {
         let (key, uid) = (key(cron), objects::uid(&cron.metadata));
-        let own = self.jobs.of(&key).into_iter().filter(|(_, owner)| owner == uid);
-        let jobs: Vec<_> =
-            own.filter_map(|(name, _)| self.context.jobs.get(&key.namespace, &name)).collect();
+        let mut jobs = self.jobs.by::<CronJob>(&key);
+        jobs.retain(|job| objects::is_controlled_by(&job.metadata, uid));
         plan(cron, &jobs, now)
     }
 
@@ -118,17 +133,12 @@ impl Reconcile for Controller {
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Option<Duration>, ApiError> {
         let Some(cron) = self.context.cron_jobs.get(&key.namespace, &key.name) else {
+            self.told.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
             return Ok(None);
         };
         let now = Timestamp::now();
         let before = self.plan(&cron, now);
-        for note in before.notes {
-            if note.warning {
-                self.recorder.warning(&*cron, note.reason, note.message);
-            } else {
-                self.recorder.normal(&*cron, note.reason, note.message);
-            }
-        }
+        self.tell(&cron, before.notes);
         let mut current = (*cron).clone();
         for step in before.steps {
             current = self.apply(current, step).await?;

@@ -19,7 +19,7 @@ use crate::objects;
 
 pub(super) mod numbers;
 pub(super) mod plan;
-mod revision;
+pub(super) mod revision;
 mod status;
 
 pub(super) struct Controller {

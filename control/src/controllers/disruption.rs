@@ -5,18 +5,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::jiff::Timestamp;
 use mesh_model::ObjectKey;
 
 use self::plan::{Seen, status};
+use super::mirror::Mirror;
 use super::queue::WorkQueue;
 use super::runtime::{Context, Reconcile, key, queue_of, until};
 use crate::error::ApiError;
 use crate::objects;
-use crate::registry::{Part, WriteOptions};
+use crate::registry::{Object, Part, WriteOptions};
 
 pub(crate) mod plan;
 
@@ -44,6 +45,8 @@ impl Controller {
                 all.iter().for_each(|budget| sink.add(key(&**budget)));
             }
         });
+        follow(&context, &context.stateful, &queue, pods_of);
+        follow(&context, &context.daemons, &queue, nodes_of);
         (Arc::new(Self { context }), queue)
     }
 
@@ -56,6 +59,16 @@ impl Controller {
                 Some(owner) if owner.kind == "ReplicaSet" => {
                     let (name, count) = self.scale(ns, &owner.name);
                     owners.insert(name, count);
+                }
+                Some(owner) if owner.kind == "StatefulSet" => {
+                    let set = self.context.stateful.get(ns, &owner.name);
+                    let count = set.map_or(0, |set| pods_of(&set));
+                    owners.insert(format!("statefulset/{}", owner.name), count);
+                }
+                Some(owner) if owner.kind == "DaemonSet" => {
+                    let set = self.context.daemons.get(ns, &owner.name);
+                    let count = set.map_or(0, |set| nodes_of(&set));
+                    owners.insert(format!("daemonset/{}", owner.name), count);
                 }
                 _ => alone += 1,
             }
@@ -121,4 +134,30 @@ impl Reconcile for Controller {
     fn all(&self) -> Vec<ObjectKey> {
         self.context.budgets.all().iter().map(|budget| key(&**budget)).collect()
     }
+}
+
+/// Has the budgets of a namespace looked at when what owns pods there wants another number of them.
+fn follow<K: Object>(
+    context: &Context,
+    owners: &Mirror<K>,
+    queue: &Arc<WorkQueue<ObjectKey>>,
+    wanted: fn(&K) -> i32,
+) {
+    let (sink, budgets) = (queue.clone(), context.budgets.clone());
+    owners.listen(move |old, new| {
+        let Some(owner) = new.or(old) else { return };
+        if old.map(|owner| wanted(owner)) != new.map(|owner| wanted(owner)) {
+            let all = budgets.in_namespace(objects::namespace(owner.metadata()));
+            all.iter().for_each(|budget| sink.add(key(&**budget)));
+        }
+    });
+}
+
+fn pods_of(set: &StatefulSet) -> i32 {
+    set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)
+}
+
+/// On how many nodes a set wants a pod.
+fn nodes_of(set: &DaemonSet) -> i32 {
+    set.status.as_ref().map_or(0, |status| status.desired_number_scheduled)
 }

@@ -13,8 +13,8 @@ use k8s_openapi::jiff::Timestamp;
 use mesh_model::ObjectKey;
 
 use self::plan::{Step, plan};
-use self::pod::{Attempt, TRACKING, is_tracked, new_pod, owner_reference};
-use super::owned::Owned;
+use self::pod::{TRACKING, is_tracked, new_pod};
+use super::ownership::{owner_of, reference};
 use super::queue::WorkQueue;
 use super::recorder::Recorder;
 use super::runtime::{Context, Reconcile, key, until};
@@ -46,7 +46,6 @@ pub(super) enum Key {
 pub(super) struct Controller {
     context: Arc<Context>,
     recorder: Recorder,
-    pods: Arc<Owned>,
     /// Jobs whose selector was made by people: they may adopt pods.
     selecting: Arc<Mutex<BTreeSet<ObjectKey>>>,
 }
@@ -54,7 +53,7 @@ pub(super) struct Controller {
 impl Controller {
     pub(super) fn new(context: Arc<Context>) -> (Arc<Self>, Arc<WorkQueue<Key>>) {
         let queue: Arc<WorkQueue<Key>> = WorkQueue::new();
-        let (owned, selecting) = (Owned::by("Job"), Arc::<Mutex<BTreeSet<ObjectKey>>>::default());
+        let selecting = Arc::<Mutex<BTreeSet<ObjectKey>>>::default();
         let (sink, by_hand) = (queue.clone(), selecting.clone());
         context.jobs.listen(move |old, new| {
             let Some(job) = new.or(old) else { return };
@@ -69,10 +68,11 @@ impl Controller {
             }
             sink.add(Key::Job(key(&**job)));
         });
-        let (sink, pods, by_hand) = (queue.clone(), owned.clone(), selecting.clone());
+        let (sink, by_hand) = (queue.clone(), selecting.clone());
         context.pods.listen(move |old, new| {
             let (old, new) = (old.map(|pod| &pod.metadata), new.map(|pod| &pod.metadata));
-            pods.note(old, new).into_iter().for_each(|job| sink.add(Key::Job(job)));
+            let owners = old.into_iter().chain(new).filter_map(owner_of::<Job>);
+            owners.for_each(|job| sink.add(Key::Job(job)));
             let Some(pod) = new.filter(|meta| objects::controller_of(meta).is_none()) else {
                 return;
             };
@@ -85,19 +85,14 @@ impl Controller {
             near.for_each(|job| sink.add(Key::Job(job.clone())));
         });
         let recorder = context.recorder.of("job-controller");
-        (Arc::new(Self { context, recorder, pods: owned, selecting }), queue)
+        (Arc::new(Self { context, recorder, selecting }), queue)
     }
 
     /// The Job's pods, and those that it may adopt.
     fn pods_of(&self, job: &Job) -> Vec<Arc<Pod>> {
-        let key = key(job);
-        let pods = &self.context.pods;
-        let own = self.pods.of(&key).into_iter();
-        let mut found: Vec<_> =
-            own.filter_map(|(name, _)| pods.get(&key.namespace, &name)).collect();
+        let mut found = self.context.owned.by::<Job>(&key(job));
         if selects_by_hand(job) {
-            let all = pods.in_namespace(&key.namespace).into_iter();
-            found.extend(all.filter(|pod| objects::controller_of(&pod.metadata).is_none()));
+            found.extend(self.context.owned.by_nobody(objects::namespace(&job.metadata)));
         }
         found
     }
@@ -105,9 +100,10 @@ impl Controller {
     /// Lets go of the pods of former Jobs of that name: nobody counts them any more.
     async fn release_former(&self, key: &ObjectKey, job: Option<&Job>) -> Result<(), ApiError> {
         let uid = job.map(|job| objects::uid(&job.metadata)).unwrap_or_default();
-        let former = self.pods.of(key).into_iter().filter(|(_, owner)| owner != uid);
-        for (name, _) in former {
-            self.release(&key.namespace, &name).await?;
+        let mut former = self.context.owned.by::<Job>(key);
+        former.retain(|pod| !objects::is_controlled_by(&pod.metadata, uid));
+        for pod in former {
+            self.release(&key.namespace, objects::name(&pod.metadata)).await?;
         }
         Ok(())
     }
@@ -145,7 +141,10 @@ impl Controller {
         }
         for step in rest {
             match step {
-                Step::Create(pods) => self.create(job, &pods).await?,
+                Step::Create(attempts) => {
+                    let pods: Vec<Pod> = attempts.iter().map(|at| new_pod(job, *at)).collect();
+                    self.context.create_pods(job, &pods, &self.recorder).await?;
+                }
                 Step::Remove => self.remove(job).await?,
                 Step::Adopt(pod) => self.adopt(job, &pod).await?,
                 _ => {}
@@ -180,57 +179,21 @@ impl Controller {
                     })
                     .await?;
                 match edited.filter(|pod| !is_tracked(&pod.metadata)) {
-                    Some(_) => self.delete(job, name).await,
+                    Some(_) => self.context.delete_own(job, name, &self.recorder).await,
                     None => Ok(()),
                 }
             }
-            Step::Delete(name) => self.delete(job, name).await,
+            Step::Delete(name) => self.context.delete_own(job, name, &self.recorder).await,
             _ => Ok(()),
         }
     }
 
-    async fn create(&self, job: &Job, pods: &[Attempt]) -> Result<(), ApiError> {
-        for batch in pods.chunks(PARALLEL) {
-            let new: Vec<Pod> = batch.iter().map(|attempt| new_pod(job, *attempt)).collect();
-            let mut result = Ok(());
-            // A batch always runs to its end: a pod that is created but not noted would be created again.
-            for created in join_all(new.iter().map(|pod| self.context.registry.create(pod))).await {
-                match created {
-                    Ok(pod) => {
-                        let message = format!("Created pod: {}", objects::name(&pod.metadata));
-                        self.recorder.normal(job, "SuccessfulCreate", message);
-                        self.context.pods.wrote(pod);
-                    }
-                    Err(error) => result = Err(error),
-                }
-            }
-            if let Err(error) = &result {
-                self.recorder.warning(job, "FailedCreate", format!("Error creating: {error}"));
-            }
-            result?;
-        }
-        Ok(())
-    }
-
-    async fn delete(&self, job: &Job, name: &str) -> Result<(), ApiError> {
-        if let Some(pod) = self.context.pods.get(objects::namespace(&job.metadata), name) {
-            self.context.delete_pod(&pod, None).await?;
-            self.recorder.normal(job, "SuccessfulDelete", format!("Deleted pod: {name}"));
-        }
-        Ok(())
-    }
-
     async fn adopt(&self, job: &Job, pod: &str) -> Result<(), ApiError> {
-        // The mirror may not know yet that the Job is being deleted, and lets its pods go.
-        let ns = objects::namespace(&job.metadata);
-        let fresh: Job = self.context.registry.get(Some(ns), objects::name(&job.metadata))?;
-        if fresh.metadata.uid != job.metadata.uid || objects::is_terminating(&fresh.metadata) {
-            return Ok(());
-        }
-        self.edit(ns, pod, |pod| {
+        self.context.may_adopt(job)?;
+        self.edit(objects::namespace(&job.metadata), pod, |pod| {
             let meta = &mut pod.metadata;
             if objects::controller_of(meta).is_none() && !objects::is_terminating(meta) {
-                meta.owner_references.get_or_insert_default().push(owner_reference(job));
+                meta.owner_references.get_or_insert_default().push(reference(job));
                 if !is_tracked(meta) {
                     meta.finalizers.get_or_insert_default().push(TRACKING.to_owned());
                 }

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::marker::PhantomData;
 
 use async_trait::async_trait;
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::{
+    ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet,
+};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
@@ -166,8 +168,11 @@ pub(super) fn all() -> Vec<Box<dyn AnyKind>> {
         typed::<Secret>(),
         typed::<Event>(),
         typed::<ServiceAccount>(),
+        typed::<ControllerRevision>(),
+        typed::<DaemonSet>(),
         typed::<Deployment>(),
         typed::<ReplicaSet>(),
+        typed::<StatefulSet>(),
         typed::<CronJob>(),
         typed::<Job>(),
         typed::<Lease>(),

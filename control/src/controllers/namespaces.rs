@@ -41,7 +41,7 @@ impl Controller {
         kinds.retain(|kind| kind.kind().namespaced);
         // What creates other objects goes first; events last, for they tell the story.
         kinds.sort_by_key(|kind| match kind.kind().kind {
-            "CronJob" | "Deployment" => 0,
+            "CronJob" | "DaemonSet" | "Deployment" | "StatefulSet" => 0,
             "Job" | "ReplicaSet" => 1,
             "Event" => 9,
             _ => 5,

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::FutureExt as _;
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::{
+    ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet,
+};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Endpoints, Namespace, Node, Pod, Service};
@@ -22,6 +24,7 @@ use tokio::task::JoinSet;
 use super::Options;
 use super::availability::LostNodes;
 use super::mirror::Mirror;
+use super::owned::Owned;
 use super::queue::WorkQueue;
 use super::recorder::Recorder;
 use crate::error::ApiError;
@@ -40,7 +43,11 @@ pub(crate) struct Context {
     pub(crate) services: Arc<Mirror<Service>>,
     pub(crate) slices: Arc<Mirror<EndpointSlice>>,
     pub(crate) endpoints: Arc<Mirror<Endpoints>>,
+    pub(super) owned: Arc<Owned<Pod>>,
+    pub(crate) revisions: Arc<Mirror<ControllerRevision>>,
+    pub(crate) daemons: Arc<Mirror<DaemonSet>>,
     pub(crate) sets: Arc<Mirror<ReplicaSet>>,
+    pub(crate) stateful: Arc<Mirror<StatefulSet>>,
     pub(crate) deployments: Arc<Mirror<Deployment>>,
     pub(crate) jobs: Arc<Mirror<Job>>,
     pub(crate) cron_jobs: Arc<Mirror<CronJob>>,
@@ -56,6 +63,7 @@ impl Context {
         options: Options,
         recorder: Recorder,
     ) -> Self {
+        let pods = Mirror::new();
         Self {
             registry,
             cluster,
@@ -63,11 +71,15 @@ impl Context {
             recorder,
             nodes: Mirror::new(),
             leases: Mirror::new(),
-            pods: Mirror::new(),
+            owned: Owned::of(&pods),
+            pods,
             services: Mirror::new(),
             slices: Mirror::new(),
             endpoints: Mirror::new(),
+            revisions: Mirror::new(),
+            daemons: Mirror::new(),
             sets: Mirror::new(),
+            stateful: Mirror::new(),
             deployments: Mirror::new(),
             jobs: Mirror::new(),
             cron_jobs: Mirror::new(),
@@ -85,7 +97,10 @@ impl Context {
         self.start(tasks, &self.services)?;
         self.start(tasks, &self.slices)?;
         self.start(tasks, &self.endpoints)?;
+        self.start(tasks, &self.revisions)?;
+        self.start(tasks, &self.daemons)?;
         self.start(tasks, &self.sets)?;
+        self.start(tasks, &self.stateful)?;
         self.start(tasks, &self.deployments)?;
         self.start(tasks, &self.jobs)?;
         self.start(tasks, &self.cron_jobs)?;

@@ -320,6 +320,7 @@ fn check<K: Object>(new: &K, old: Option<(&K, Part)>) -> Result<(), ApiError> {
     meta::validate(K::kind(), new.metadata(), &mut causes);
     new.validate(&mut causes);
     if let Some((old, part)) = old {
+        causes.without_those_of(old);
         meta::validate_update(new.metadata(), old.metadata(), &mut causes);
         if part == Part::Main {
             new.validate_update(old, &mut causes);

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{NodeSelectorTerm, Pod, Taint, Toleration};
 
 use super::resources::Resources;
 use super::state::{HostPort, NodeFacts, Usage, host_ports};
-use super::taints::{self, UNSCHEDULABLE, tolerated};
+use super::taints::{self, NOT_READY, UNSCHEDULABLE, tolerated};
 use super::topology::Demands;
 use crate::objects::{self, Labels};
 
@@ -22,7 +22,7 @@ pub(super) struct Request {
 }
 
 /// The hard constraints on a node's own labels.
-pub(super) struct Selection {
+pub(crate) struct Selection {
     labels: BTreeMap<String, String>,
     terms: Option<Vec<NodeSelectorTerm>>,
 }
@@ -85,7 +85,12 @@ impl Request {
             let value = taint.value.unwrap_or_default();
             return Some(format!("node(s) had untolerated taint {{{}: {value}}}", taint.key));
         }
-        if !node.ready {
+        let unready = Taint {
+            key: NOT_READY.to_owned(),
+            effect: "NoSchedule".to_owned(),
+            ..Taint::default()
+        };
+        if node.away || !node.ready && !tolerated(&self.tolerations, &unready) {
             return Some("node(s) were not ready".to_owned());
         }
         (!self.selection.admits(name, &node.labels))
@@ -108,7 +113,7 @@ impl Request {
 }
 
 impl Selection {
-    pub(super) fn new(pod: &Pod) -> Self {
+    pub(crate) fn new(pod: &Pod) -> Self {
         let spec = pod.spec.as_ref();
         let required = spec
             .and_then(|s| s.affinity.as_ref())
@@ -121,7 +126,7 @@ impl Selection {
     }
 
     /// Whether the node's name and labels satisfy all of it.
-    pub(super) fn admits(&self, name: &str, labels: &Labels) -> bool {
+    pub(crate) fn admits(&self, name: &str, labels: &Labels) -> bool {
         self.labels.iter().all(|(key, value)| labels.get(key) == Some(value))
             && self
                 .terms

@@ -35,6 +35,8 @@ pub(super) struct NodeFacts {
     pub(super) taints: Vec<(String, String, String)>,
     pub(super) unschedulable: bool,
     pub(super) ready: bool,
+    /// Nobody hears from it, or it is about to go: whatever a pod tolerates.
+    pub(super) away: bool,
     pub(super) allocatable: Resources,
     pub(super) max_pods: i64,
 }
@@ -205,7 +207,8 @@ impl NodeFacts {
                 .map(|t| (t.key.clone(), t.value.clone().unwrap_or_default(), t.effect.clone()))
                 .collect(),
             unschedulable: spec.and_then(|s| s.unschedulable) == Some(true),
-            ready: objects::is_node_ready(node) && !objects::is_terminating(&node.metadata),
+            ready: objects::is_node_ready(node),
+            away: objects::is_node_lost(node) || objects::is_terminating(&node.metadata),
             max_pods: match allocatable.of("pods") {
                 0 => DEFAULT_MAX_PODS,
                 pods => pods,

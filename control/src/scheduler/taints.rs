@@ -14,6 +14,8 @@ pub(crate) const PRESSURES: [(&str, &str); 3] = [
     ("DiskPressure", "node.kubernetes.io/disk-pressure"),
     ("PIDPressure", "node.kubernetes.io/pid-pressure"),
 ];
+/// Taint of nodes whose network is not there yet.
+pub(crate) const NETWORK_UNAVAILABLE: &str = "node.kubernetes.io/network-unavailable";
 /// Taint by which an operator says that a node is off for good.
 pub(crate) const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 

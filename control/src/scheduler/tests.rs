@@ -144,6 +144,24 @@ fn tolerations_and_soft_taints() {
 }
 
 #[test]
+fn a_node_that_is_not_ready_takes_pods_that_bear_with_it() {
+    let mut state = cluster(&[node(
+        "a",
+        json!({"status": {"conditions": [{"type": "Ready", "status": "False"}]}}),
+    )]);
+    let message = run(&mut state, &pod("p1", json!({}))).unwrap_err();
+    assert_eq!(message, "0/1 nodes are available: 1 node(s) were not ready.");
+    let bears = json!({"spec": {"tolerations": [
+        {"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoSchedule"}]}});
+    assert_eq!(run(&mut state, &pod("p2", bears.clone())).unwrap(), "a");
+    state.set_node(&node(
+        "a",
+        json!({"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}}),
+    ));
+    assert!(run(&mut state, &pod("p3", bears)).is_err(), "nobody hears from it");
+}
+
+#[test]
 fn host_ports_do_not_collide() {
     let port = |ip: &str, protocol: &str| {
         json!({"spec": {"containers": [{"name": "m", "ports": [

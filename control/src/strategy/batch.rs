@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{Affinity, PodTemplateSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::rules::{forbidden, invalid, not_negative, one_of, selector, selects};
 use super::workload::{IMMUTABLE, template_defaults};
@@ -17,8 +17,9 @@ const UID_LABELS: [&str; 2] = ["batch.kubernetes.io/controller-uid", "controller
 const NAME_LABELS: [&str; 2] = ["batch.kubernetes.io/job-name", "job-name"];
 const OWN_CONTROLLER: &str = "kubernetes.io/job-controller";
 const BACKOFF_LIMIT: i32 = 6;
-/// As in Kubernetes: beyond that the status of an Indexed Job gets too large.
+/// As in Kubernetes: what the status of an Indexed Job can hold. Where each index has a limit, it holds the failed ones, too.
 const MOST_INDEXES: i32 = 100_000;
+const MOST_LIMITED: i32 = 10_000;
 const INDEXED: &str = "Indexed";
 
 impl Object for Job {
@@ -51,10 +52,12 @@ impl Object for Job {
             return;
         };
         match &spec.selector {
-            Some(chosen) if spec.manual_selector == Some(true) => {
+            Some(chosen) => {
                 selector("spec.selector", chosen, causes);
+                if spec.manual_selector != Some(true) {
+                    selected_own(&self.metadata, spec, causes);
+                }
             }
-            Some(_) => selected_own(&self.metadata, spec, causes),
             None => causes.add("spec.selector", "Required value"),
         }
         let template = spec.template.metadata.as_ref();
@@ -95,6 +98,11 @@ fn defaults(spec: &mut JobSpec) {
     let replacement =
         if spec.pod_failure_policy.is_some() { "Failed" } else { "TerminatingOrFailed" };
     spec.pod_replacement_policy.get_or_insert_with(|| replacement.to_owned());
+    defaults_of_parts(spec);
+}
+
+/// The defaults that a Job has before it is one, in a CronJob: its own would stay when people change what they follow from.
+fn defaults_of_parts(spec: &mut JobSpec) {
     let rules = spec.pod_failure_policy.iter_mut().flat_map(|policy| &mut policy.rules);
     for pattern in rules.flat_map(|rule| rule.on_pod_conditions.iter_mut().flatten()) {
         pattern.status.get_or_insert_with(|| "True".to_owned());
@@ -132,9 +140,11 @@ fn selected_own(meta: &ObjectMeta, spec: &JobSpec, causes: &mut Causes) {
             }
         }
     }
-    let own = [(UID_LABELS[0].to_owned(), objects::uid(meta).to_owned())];
-    let own = LabelSelector { match_labels: Some(own.into()), match_expressions: None };
-    if spec.selector.as_ref().is_some_and(|chosen| *chosen != own) {
+    let (name, uid) = (objects::name(meta), objects::uid(meta));
+    let own =
+        NAME_LABELS.map(|key| (key, name)).into_iter().chain(UID_LABELS.map(|key| (key, uid)));
+    let own = own.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+    if spec.selector.as_ref().is_some_and(|chosen| !objects::selects(chosen, Some(&own))) {
         let text = serde_json::to_string(&spec.selector).unwrap_or_default();
         causes
             .add("spec.selector", format!("Invalid value: {text}: `selector` not auto-generated"));
@@ -178,12 +188,7 @@ fn job_spec(field: &str, spec: &JobSpec, causes: &mut Causes) {
     if let Some(policy) = &spec.success_policy {
         policies::success(&at("successPolicy"), policy, spec, causes);
     }
-    let ends_once = [
-        ("podFailurePolicy", spec.pod_failure_policy.is_some()),
-        ("backoffLimitPerIndex", spec.backoff_limit_per_index.is_some()),
-    ];
-    let ends_once = ends_once.into_iter().find(|(_, given)| *given).map(|(part, _)| part);
-    template(&at("template"), &spec.template, ends_once, causes);
+    template(&at("template"), spec, causes);
 }
 
 fn is_indexed(spec: &JobSpec) -> bool {
@@ -195,13 +200,25 @@ fn indexed(field: &str, spec: &JobSpec, causes: &mut Causes) {
         let text = format!("Required value: when completion mode is {INDEXED}");
         causes.add(format!("{field}.completions"), text);
     }
-    for (part, value) in [("completions", spec.completions), ("parallelism", spec.parallelism)] {
-        if let Some(value) = value.filter(|value| *value > MOST_INDEXES) {
-            let rule = format!(
-                "must be less than or equal to {MOST_INDEXES} when completion mode is {INDEXED}"
-            );
+    let mut at_most = |part: &str, value: Option<i32>, most: i32, when: &str| {
+        if let Some(value) = value.filter(|value| *value > most) {
+            let rule = format!("must be less than or equal to {most} when {when}");
             invalid(format!("{field}.{part}"), value, &rule, causes);
         }
+    };
+    let is_indexed = format!("completion mode is {INDEXED}");
+    at_most("parallelism", spec.parallelism, MOST_INDEXES, &is_indexed);
+    at_most("maxFailedIndexes", spec.max_failed_indexes, MOST_INDEXES, &is_indexed);
+    let is_large = spec.completions.is_some_and(|count| count > MOST_INDEXES);
+    if !is_large || spec.backoff_limit_per_index.is_none() {
+        return;
+    }
+    let when =
+        format!("completions are above {MOST_INDEXES} and used with backoff limit per index");
+    at_most("parallelism", spec.parallelism, MOST_LIMITED, &when);
+    at_most("maxFailedIndexes", spec.max_failed_indexes, MOST_LIMITED, &when);
+    if spec.max_failed_indexes.is_none() {
+        causes.add(format!("{field}.maxFailedIndexes"), format!("Required value: when {when}"));
     }
 }
 
@@ -229,8 +246,8 @@ fn unserved(field: &str, spec: &JobSpec, causes: &mut Causes) {
     }
 }
 
-/// `ends_once` is the field that needs pods which are not restarted.
-fn template(field: &str, template: &PodTemplateSpec, ends_once: Option<&str>, causes: &mut Causes) {
+fn template(field: &str, job: &JobSpec, causes: &mut Causes) {
+    let template = &job.template;
     let at = |part: &str| format!("{field}.{part}");
     if let Some(meta) = &template.metadata {
         names::labels(&at("metadata.labels"), meta.labels.as_ref(), causes);
@@ -246,11 +263,9 @@ fn template(field: &str, template: &PodTemplateSpec, ends_once: Option<&str>, ca
             let text = "Required value: valid values: \"OnFailure\", \"Never\"";
             causes.add(at("spec.restartPolicy"), text);
         }
-        Some(other) if other != "Never" => {
-            if let Some(part) = ends_once {
-                let rule = format!("only \"Never\" is supported when {part} is specified");
-                invalid(at("spec.restartPolicy"), other, &rule, causes);
-            }
+        Some(other) if other != "Never" && job.pod_failure_policy.is_some() => {
+            let rule = "only \"Never\" is supported when podFailurePolicy is specified";
+            invalid(at("spec.restartPolicy"), other, rule, causes);
         }
         _ => {}
     }

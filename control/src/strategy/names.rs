@@ -46,6 +46,8 @@ pub fn is_label_value(value: &str) -> bool {
 pub fn object_name(kind: &Kind, name: &str, causes: &mut Causes) {
     let (good, rule, most) = match kind.plural {
         "services" => (is_label_1035(name), LABEL_1035, 63),
+        // Of it follow host names of pods.
+        "statefulsets" => (is_label(name), LABEL, 63),
         "namespaces" => (is_label(name), LABEL, 63),
         _ => (is_subdomain(name), SUBDOMAIN, 253),
     };

@@ -7,7 +7,7 @@ use k8s_openapi::jiff::Timestamp;
 use super::rules::forbidden;
 use super::{Causes, Object};
 use crate::error::ApiError;
-use crate::objects::have_ended;
+use crate::objects::nothing_runs;
 
 pub(super) mod defaults;
 pub(super) mod spec;
@@ -76,7 +76,7 @@ impl Object for Pod {
     fn grace_period_secs(&self, requested: Option<i64>) -> Option<i64> {
         let spec = self.spec.as_ref();
         let bound = spec.and_then(|s| s.node_name.as_deref()).is_some_and(|n| !n.is_empty());
-        if !bound || have_ended(self) {
+        if !bound || nothing_runs(self) {
             return Some(0);
         }
         let own = spec.and_then(|s| s.termination_grace_period_seconds);

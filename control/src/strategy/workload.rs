@@ -1,4 +1,4 @@
-//! Deployments and ReplicaSets.
+//! Deployments and ReplicaSets, and what they share with the other kinds that make pods of a template.
 
 use k8s_openapi::api::apps::v1::{
     Deployment, DeploymentSpec, DeploymentStrategy, ReplicaSet, RollingUpdateDeployment,
@@ -9,6 +9,10 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::rules::{forbidden, invalid, is_empty, not_negative, one_of, selector, selects};
 use super::{Causes, Object, names, pod};
+
+mod daemonset;
+mod revision;
+mod statefulset;
 
 const QUARTER: &str = "25%";
 const REVISIONS: i32 = 10;
@@ -53,7 +57,7 @@ impl Object for Deployment {
         );
         deadlines(spec, causes);
         selected(&spec.selector, Some(&spec.template), "deployment", causes);
-        template(&spec.template, causes);
+        template(&spec.template, "ReplicaSet", causes);
         if let Some(found) = &spec.strategy {
             strategy(found, causes);
         }
@@ -97,7 +101,7 @@ impl Object for ReplicaSet {
         not_negative("spec.minReadySeconds", spec.min_ready_seconds.map(i64::from), causes);
         selected(&spec.selector, spec.template.as_ref(), "replicaset", causes);
         match &spec.template {
-            Some(found) => template(found, causes),
+            Some(found) => template(found, "ReplicaSet", causes),
             None => causes.add("spec.template", "Required value"),
         }
     }
@@ -126,7 +130,7 @@ pub(super) fn template_defaults(template: &mut PodTemplateSpec) {
     }
 }
 
-fn template(template: &PodTemplateSpec, causes: &mut Causes) {
+fn template(template: &PodTemplateSpec, kind: &str, causes: &mut Causes) {
     if let Some(meta) = &template.metadata {
         names::labels("spec.template.metadata.labels", meta.labels.as_ref(), causes);
         let annotations = meta.annotations.as_ref();
@@ -141,7 +145,8 @@ fn template(template: &PodTemplateSpec, causes: &mut Causes) {
             }
             if spec.active_deadline_seconds.is_some() {
                 let field = "spec.template.spec.activeDeadlineSeconds";
-                forbidden(field, "activeDeadlineSeconds in ReplicaSet is not Supported", causes);
+                let rule = format!("activeDeadlineSeconds in {kind} is not Supported");
+                forbidden(field, &rule, causes);
             }
         }
         None => causes.add("spec.template.spec.containers", "Required value"),

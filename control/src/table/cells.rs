@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use mesh_model::kinds::Kind;
 use serde_json::{Value, json};
 
-use super::pods;
+use super::{pods, sets};
 
 mod batch;
 
@@ -38,8 +38,11 @@ pub(super) fn columns(kind: &Kind) -> Vec<Column> {
         "Pod" => pods::columns(),
         "Node" => node(),
         "Service" => service(),
+        "ControllerRevision" => sets::revision(),
+        "DaemonSet" => sets::daemon_set(),
         "Deployment" => deployment(),
         "ReplicaSet" => replica_set(),
+        "StatefulSet" => sets::stateful_set(),
         "CronJob" => batch::cron_job(),
         "Job" => batch::job(),
         "Ingress" => ingress(),
@@ -292,7 +295,7 @@ fn first_three(all: &[String]) -> String {
     }
 }
 
-fn containers(object: &Value, field: &str) -> Value {
+pub(super) fn containers(object: &Value, field: &str) -> Value {
     json!(strings(&object["spec"]["template"]["spec"]["containers"], |c| &c[field]).join(","))
 }
 
@@ -301,7 +304,7 @@ fn strings(list: &Value, pick: impl Fn(&Value) -> &Value) -> Vec<String> {
     items.filter_map(|item| pick(item).as_str().map(str::to_owned)).collect()
 }
 
-fn pairs(labels: &Value) -> String {
+pub(super) fn pairs(labels: &Value) -> String {
     let labels = labels.as_object().into_iter().flatten();
     let pairs: Vec<String> =
         labels.map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default())).collect();
@@ -321,6 +324,10 @@ pub(super) fn or_none(value: &Value) -> Value {
         Some(text) if !text.is_empty() => json!(text),
         _ => json!("<none>"),
     }
+}
+
+pub(super) fn number_column(name: &'static str, cell: fn(&Value, Timestamp) -> Value) -> Column {
+    number(name, cell)
 }
 
 /// The columns that pods share with other kinds.

@@ -118,9 +118,9 @@ async fn a_job_is_made_from_a_cron_job() {
     let job = json!({"metadata": {"name": "now", "annotations": {"cronjob.kubernetes.io/instantiate": "manual"},
         "ownerReferences": [owner]}, "spec": cron["spec"]["jobTemplate"]["spec"]});
     control.create(JOBS, job).await;
-    let active = |cron: &Answer| cron.body["status"]["active"][0]["name"] == "now";
-    until(&control, &path, active).await;
-    assert_eq!(row(&control, &path).await[4], 1);
+    let runs = |job: &Answer| job.body["status"]["active"] == 1;
+    until(&control, &format!("{JOBS}/now"), runs).await;
+    assert_eq!(row(&control, &path).await[4], 0, "the schedule did not make it");
 
     let group = control.get("/apis/batch/v1").await.body;
     let resources = group["resources"].as_array().unwrap();

@@ -1,7 +1,7 @@
 //! The `scale` subresource: the number of replicas as an object of its own.
 
 use http::StatusCode;
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::autoscaling::v1::{Scale, ScaleSpec, ScaleStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use serde_json::Value;
@@ -37,12 +37,17 @@ macro_rules! scaled {
 }
 scaled!(Deployment, |d| d.status.as_ref()?.replicas);
 scaled!(ReplicaSet, |r| r.status.as_ref().map(|s| s.replicas));
+scaled!(StatefulSet, |s| s.status.as_ref().map(|s| s.replicas));
 
 macro_rules! with_scaled {
     ($kind:expr, $alias:ident => $body:expr) => {
         match $kind.kind {
             "Deployment" => {
                 type $alias = Deployment;
+                $body
+            }
+            "StatefulSet" => {
+                type $alias = StatefulSet;
                 $body
             }
             _ => {

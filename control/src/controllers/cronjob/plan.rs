@@ -50,6 +50,8 @@ pub(in crate::controllers) struct Note {
     pub(in crate::controllers) warning: bool,
     pub(in crate::controllers) reason: &'static str,
     pub(in crate::controllers) message: String,
+    /// The time that it is about.
+    pub(in crate::controllers) due: Option<Timestamp>,
 }
 
 /// What to do, what to report then, and when to look again although nothing changed.
@@ -63,7 +65,9 @@ pub(in crate::controllers) struct Plan {
 
 /// Plans for `cron`; `jobs` are those that it controls.
 pub(in crate::controllers) fn plan(cron: &CronJob, jobs: &[Arc<Job>], now: Timestamp) -> Plan {
-    let (over, running): (Vec<_>, Vec<_>) = jobs.iter().partition(|job| end(job).is_some());
+    let (over, mut running): (Vec<_>, Vec<_>) = jobs.iter().partition(|job| end(job).is_some());
+    // Those that people made of it run beside it.
+    running.retain(|job| is_scheduled(job));
     let mut plan = Plan {
         steps: old(cron, &over),
         notes: Vec::new(),
@@ -120,6 +124,7 @@ impl Plan {
                     warning: false,
                     reason: "JobAlreadyActive",
                     message: message.to_owned(),
+                    due: Some(due),
                 });
                 return;
             }
@@ -130,7 +135,7 @@ impl Plan {
     }
 
     fn warn(&mut self, reason: &'static str, message: String) {
-        self.notes.push(Note { warning: true, reason, message });
+        self.notes.push(Note { warning: true, reason, message, due: None });
     }
 }
 
@@ -200,6 +205,11 @@ fn begun(job: &Job) -> Timestamp {
     started.map_or_else(|| objects::created(&job.metadata), |time| time.0)
 }
 
+/// Whether the schedule made the Job, and not people (`kubectl create job --from`).
+fn is_scheduled(job: &Job) -> bool {
+    job.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(DUE_AT))
+}
+
 /// Whether the Job succeeded; `None` while it is not over.
 fn end(job: &Job) -> Option<bool> {
     job.status.as_ref().and_then(over_since).map(|(_, success)| success)
@@ -220,7 +230,6 @@ fn job_of(cron: &CronJob, due: Timestamp, zone: &TimeZone) -> Job {
             namespace: cron.metadata.namespace.clone(),
             labels: from.labels,
             annotations: Some(annotations),
-            finalizers: from.finalizers,
             owner_references: Some(vec![OwnerReference {
                 api_version: "batch/v1".to_owned(),
                 kind: "CronJob".to_owned(),

@@ -63,7 +63,8 @@ pub(in crate::controllers) fn desired(deployment: &Deployment) -> i32 {
     deployment.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1).max(0)
 }
 
-fn resolve(value: &IntOrString, of: i32, up: bool) -> i32 {
+/// A number, or a percentage of `of`.
+pub(in crate::controllers) fn resolve(value: &IntOrString, of: i32, up: bool) -> i32 {
     let percent = match value {
         IntOrString::Int(n) => return (*n).max(0),
         IntOrString::String(text) => text.trim_end_matches('%').parse::<i64>().unwrap_or(0).max(0),

@@ -4,6 +4,7 @@ use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, ReplicaSetSpec};
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
+use crate::controllers::ownership;
 use crate::objects::{self, Labels};
 use crate::registry::Object;
 
@@ -28,7 +29,7 @@ const NOT_COPIED: &[&str] = &[
 ];
 
 /// A short hash of the template, made of letters and digits that spell no words.
-pub(super) fn template_hash(template: &PodTemplateSpec, collisions: i32) -> String {
+pub(in crate::controllers) fn template_hash(template: &PodTemplateSpec, collisions: i32) -> String {
     const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
     let json = serde_json::to_vec(template).expect("a stored template is valid JSON");
     // FNV-1a, 32 bits.
@@ -147,12 +148,5 @@ pub(super) fn new_set(deployment: &Deployment, revision: i64) -> ReplicaSet {
 
 /// The reference by which a Deployment controls its sets.
 pub(in crate::controllers) fn owner_reference(deployment: &Deployment) -> OwnerReference {
-    OwnerReference {
-        api_version: "apps/v1".to_owned(),
-        kind: "Deployment".to_owned(),
-        name: objects::name(&deployment.metadata).to_owned(),
-        uid: objects::uid(&deployment.metadata).to_owned(),
-        controller: Some(true),
-        block_owner_deletion: Some(true),
-    }
+    ownership::reference(deployment)
 }

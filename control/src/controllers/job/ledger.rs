@@ -132,15 +132,18 @@ impl Ledger {
 
     /// Of the pods that are counted, those of which nobody has to learn anything any more.
     fn let_go(&mut self, spec: &JobSpec, counted: &[&Pod], pods: &[Arc<Pod>]) {
+        let mut newest: HashMap<u32, u32> = HashMap::new();
+        if spec.backoff_limit_per_index.is_some() {
+            for attempt in pods.iter().map(|pod| Attempt::of(pod)) {
+                let Some(index) = attempt.index else { continue };
+                let tries = newest.entry(index).or_default();
+                *tries = attempt.tries().max(*tries);
+            }
+        }
         for pod in counted {
             let attempt = Attempt::of(pod);
-            let is_last = |index: u32| {
-                let mut others = pods.iter().map(|other| Attempt::of(other));
-                !others.any(|a| a.index == Some(index) && a.tries() > attempt.tries())
-            };
-            let needed = attempt.index.is_some_and(|index| {
-                spec.backoff_limit_per_index.is_some() && self.is_open(index) && is_last(index)
-            });
+            let is_last = |index| newest.get(&index).is_some_and(|most| *most <= attempt.tries());
+            let needed = attempt.index.is_some_and(|index| self.is_open(index) && is_last(index));
             let list = if needed { &mut self.held } else { &mut self.release };
             list.push(objects::name(&pod.metadata).to_owned());
         }

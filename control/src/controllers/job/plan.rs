@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::ledger::{Ledger, count, end, nonzero, replaces_failed_only};
-use super::pod::{Attempt, ended_at, index_of, is_over, is_tracked};
+use super::pod::{Attempt, ended_at, index_of, is_dismissed, is_over, is_tracked};
 use super::rules::{self, Failure};
 use super::verdict::{self, Verdict};
 use crate::objects;
@@ -305,8 +305,8 @@ impl<'a> Living<'a> {
     fn last_failures(&self) -> BTreeMap<u32, (Attempt, Timestamp)> {
         let mut last: BTreeMap<u32, (Attempt, Timestamp)> = BTreeMap::new();
         let counts = |pod: &&Arc<Pod>| {
-            let goes = objects::is_terminating(&pod.metadata) && is_tracked(&pod.metadata);
-            objects::phase(pod) == "Failed" || goes && objects::phase(pod) != "Succeeded"
+            let goes = objects::is_terminating(&pod.metadata) && objects::phase(pod) != "Succeeded";
+            !is_dismissed(pod) && (objects::phase(pod) == "Failed" || goes)
         };
         for pod in self.pods.iter().filter(counts) {
             let Some(index) = index_of(pod) else { continue };
@@ -333,9 +333,10 @@ impl<'a> Living<'a> {
     /// When the next pod may be made: later after each failure since the last success. It follows from the pods that are still
     /// there, so a restart of the service forgets nothing.
     fn held_until(&self) -> Option<Timestamp> {
+        let has_ended = |pod: &Pod| objects::have_ended(pod) && !is_dismissed(pod);
         let is_success = |pod: &&Arc<Pod>| objects::phase(pod) == "Succeeded";
         let (good, bad): (Vec<_>, Vec<_>) =
-            self.pods.iter().filter(|pod| objects::have_ended(pod)).partition(is_success);
+            self.pods.iter().filter(|pod| has_ended(pod)).partition(is_success);
         let success = good.iter().map(|pod| ended_at(pod)).max();
         let failures: Vec<Timestamp> = bad
             .iter()

@@ -4,9 +4,10 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{
     Container, ContainerStatus, EnvVar, EnvVarSource, ObjectFieldSelector, Pod,
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 
+use crate::controllers::ownership::pod_of;
 use crate::objects;
 
 /// Finalizer of pods that were not counted yet: nobody's end is lost, whoever deletes the pod.
@@ -54,6 +55,11 @@ pub(super) fn index_of(pod: &Pod) -> Option<u32> {
     pod.metadata.annotations.as_ref()?.get(INDEX)?.parse().ok()
 }
 
+/// Whether nobody wants to know any more how the pod ends: it was counted, or discarded.
+pub(super) fn is_dismissed(pod: &Pod) -> bool {
+    objects::is_terminating(&pod.metadata) && !is_tracked(&pod.metadata)
+}
+
 /// Whether nobody will report anything about the pod any more: it ended, or it is being deleted and its node has let it go.
 pub(super) fn is_over(pod: &Pod) -> bool {
     let given_up = objects::is_terminating(&pod.metadata)
@@ -80,22 +86,9 @@ pub(super) fn statuses(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
 pub(super) fn new_pod(job: &Job, attempt: Attempt) -> Pod {
     let index = attempt.index;
     let template = job.spec.as_ref().map(|spec| spec.template.clone()).unwrap_or_default();
-    let from = template.metadata.unwrap_or_default();
-    let mut finalizers = from.finalizers.unwrap_or_default();
-    finalizers.push(TRACKING.to_owned());
-    let mut pod = Pod {
-        metadata: ObjectMeta {
-            generate_name: Some(base_name(objects::name(&job.metadata), index)),
-            namespace: job.metadata.namespace.clone(),
-            labels: from.labels,
-            annotations: from.annotations,
-            finalizers: Some(finalizers),
-            owner_references: Some(vec![owner_reference(job)]),
-            ..ObjectMeta::default()
-        },
-        spec: template.spec,
-        status: None,
-    };
+    let mut pod = pod_of(job, &template);
+    pod.metadata.generate_name = Some(base_name(objects::name(&job.metadata), index));
+    pod.metadata.finalizers.get_or_insert_default().push(TRACKING.to_owned());
     if let Some(index) = index {
         give_index(&mut pod, objects::name(&job.metadata), index);
         if job.spec.as_ref().is_some_and(|spec| spec.backoff_limit_per_index.is_some()) {
@@ -107,22 +100,12 @@ pub(super) fn new_pod(job: &Job, attempt: Attempt) -> Pod {
     pod
 }
 
-pub(super) fn owner_reference(job: &Job) -> OwnerReference {
-    OwnerReference {
-        api_version: "batch/v1".to_owned(),
-        kind: "Job".to_owned(),
-        name: objects::name(&job.metadata).to_owned(),
-        uid: objects::uid(&job.metadata).to_owned(),
-        controller: Some(true),
-        block_owner_deletion: Some(true),
-    }
-}
-
 /// A long name of a Job is cut, its pod's index is not.
 fn base_name(job: &str, index: Option<u32>) -> String {
     let end = index.map_or("-".to_owned(), |index| format!("-{index}-"));
     let start: String = job.chars().take(MOST_BASE - end.len()).collect();
-    start + &end
+    // A cut at a dot would leave no name.
+    format!("{}{end}", start.trim_end_matches(['.', '-']))
 }
 
 fn give_index(pod: &mut Pod, job: &str, index: u32) {

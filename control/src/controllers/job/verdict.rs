@@ -57,20 +57,20 @@ impl Verdict {
             let message = "Job was active longer than specified deadline";
             return Some(Self::new(false, "DeadlineExceeded", message));
         }
-        let completed = ledger.completed.as_ref();
-        let rule = completed.and_then(|all| rules::enough(spec.success_policy.as_ref(), all));
-        if let Some(rule) = rule {
-            let message = format!("Matched rules at index {rule}");
-            return Some(Self::new(true, "SuccessPolicy", message));
-        }
         let lost = i32::try_from(ledger.failed_indexes.len()).unwrap_or(i32::MAX);
         if spec.max_failed_indexes.is_some_and(|most| lost > most) {
             let message = "Job has exceeded the specified maximal number of failed indexes";
             return Some(Self::new(false, "MaxFailedIndexesExceeded", message));
         }
         let all = ledger.succeeded().saturating_add(lost);
-        if lost > 0 && active.is_empty() && spec.completions.is_some_and(|wanted| all >= wanted) {
+        if lost > 0 && spec.completions.is_some_and(|wanted| all >= wanted) {
             return Some(Self::new(false, "FailedIndexes", "Job has failed indexes"));
+        }
+        let completed = ledger.completed.as_ref();
+        let rule = completed.and_then(|all| rules::enough(spec.success_policy.as_ref(), all));
+        if let Some(rule) = rule {
+            let message = format!("Matched rules at index {rule}");
+            return Some(Self::new(true, "SuccessPolicy", message));
         }
         let enough = match spec.completions {
             Some(wanted) => ledger.succeeded() >= wanted,

@@ -11,6 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use crate::controllers::availability::{self, Availability, LostNodes};
+use crate::controllers::claims::Claims;
 use crate::objects;
 
 /// Annotation by which people rank pods for deletion: lower goes first.
@@ -60,6 +61,9 @@ pub(in crate::controllers) struct Failure {
     pub(in crate::controllers) message: String,
 }
 
+/// So many pods are made before the set is looked at again.
+const BURST: usize = 500;
+
 /// Plans for `set`; `pods` may hold foreign pods of the namespace, in any order.
 pub(in crate::controllers) fn plan(
     set: &ReplicaSet,
@@ -68,7 +72,8 @@ pub(in crate::controllers) fn plan(
     failure: Option<&Failure>,
     now: Timestamp,
 ) -> Plan {
-    let claims = Claims::sort(set, pods);
+    let selector = set.spec.as_ref().map(|spec| &spec.selector);
+    let claims = Claims::sort(&set.metadata, selector, pods, objects::is_active);
     let mut steps = Vec::new();
     let mut held_until = None;
     if !objects::is_terminating(&set.metadata) {
@@ -80,7 +85,7 @@ pub(in crate::controllers) fn plan(
         if active.len() < wanted {
             held_until = hold(&claims.owned, wanted, now);
             if held_until.is_none() {
-                steps.push(Step::Create(wanted - active.len()));
+                steps.push(Step::Create((wanted - active.len()).min(BURST)));
             }
         } else {
             let surplus = active.len() - wanted;
@@ -111,36 +116,6 @@ fn hold(owned: &[&Pod], wanted: usize, now: Timestamp) -> Option<Timestamp> {
 /// How many pods the set asks for.
 pub(in crate::controllers) fn wanted(set: &ReplicaSet) -> i32 {
     set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1).max(0)
-}
-
-/// The pods by what the set has to do with them.
-struct Claims<'a> {
-    owned: Vec<&'a Pod>,
-    adoptable: Vec<&'a Pod>,
-    strays: Vec<&'a Pod>,
-}
-
-impl<'a> Claims<'a> {
-    fn sort(set: &ReplicaSet, pods: &'a [Arc<Pod>]) -> Self {
-        let mut claims = Self { owned: Vec::new(), adoptable: Vec::new(), strays: Vec::new() };
-        let uid = objects::uid(&set.metadata);
-        let Some(spec) = &set.spec else {
-            return claims;
-        };
-        for pod in pods {
-            let pod: &Pod = pod;
-            let matches = objects::selects(&spec.selector, pod.metadata.labels.as_ref());
-            match objects::controller_of(&pod.metadata) {
-                Some(owner) if owner.uid == uid && matches => claims.owned.push(pod),
-                Some(owner) if owner.uid == uid && !objects::is_terminating(&pod.metadata) => {
-                    claims.strays.push(pod);
-                }
-                None if matches && objects::is_active(pod) => claims.adoptable.push(pod),
-                _ => {}
-            }
-        }
-        claims
-    }
 }
 
 fn name(pod: &Pod) -> String {

@@ -5,7 +5,7 @@ use k8s_openapi::api::batch::v1::{CronJob, JobTemplateSpec};
 
 use super::super::rules::{invalid, not_negative, one_of};
 use super::super::{Causes, Object, names};
-use super::{defaults, job_spec};
+use super::{defaults_of_parts, job_spec};
 use crate::cron::Schedule;
 
 const POLICIES: [&str; 3] = ["Allow", "Forbid", "Replace"];
@@ -29,7 +29,7 @@ impl Object for CronJob {
         spec.successful_jobs_history_limit.get_or_insert(SUCCESSFUL_KEPT);
         spec.failed_jobs_history_limit.get_or_insert(FAILED_KEPT);
         if let Some(job) = &mut spec.job_template.spec {
-            defaults(job);
+            defaults_of_parts(job);
         }
         if let Some(meta) = &mut spec.job_template.metadata {
             // The service sets this one, and it means nothing here.

@@ -53,6 +53,30 @@ fn a_job_selects_its_own_pods() {
     let spec = job(by_hand.clone()).spec.unwrap();
     assert_eq!(spec.template.metadata.unwrap().labels.unwrap().len(), 1);
     assert_eq!(causes(by_hand), [""; 0]);
+    let by_its_name = json!({"spec": {"selector": {"matchLabels": {"job-name": "j"}}}});
+    assert_eq!(causes(by_its_name), [""; 0]);
+}
+
+#[test]
+fn many_indexes_need_a_bound_for_those_that_fail() {
+    let of = |spec: Value| {
+        let mut large =
+            json!({"completionMode": "Indexed", "completions": 100_001, "parallelism": 10_001});
+        json_patch::merge(&mut large, &spec);
+        causes(json!({"spec": large}))
+    };
+    assert_eq!(of(json!({})), [""; 0]);
+    assert!(of(json!({"parallelism": 100_001}))[0].contains("when completion mode is Indexed"));
+    let limited = of(json!({"backoffLimitPerIndex": 1}));
+    let starts =
+        ["spec.parallelism: Invalid value: 10001", "spec.maxFailedIndexes: Required value"];
+    assert!(
+        limited.len() == 2 && limited.iter().zip(starts).all(|(l, s)| l.starts_with(s)),
+        "{limited:?}"
+    );
+    let bounded =
+        json!({"backoffLimitPerIndex": 1, "maxFailedIndexes": 10_000, "parallelism": 10_000});
+    assert_eq!(of(bounded), [""; 0]);
 }
 
 #[test]
@@ -270,4 +294,42 @@ fn a_cron_job_says_when_and_what() {
     assert_eq!(cron_causes(json!({"timeZone": "UTC"}), &"c".repeat(52)), [""; 0]);
     let long = cron_causes(json!({}), &"c".repeat(53));
     assert!(long[0].ends_with("must be no more than 52 characters"), "{long:?}");
+}
+
+#[test]
+fn a_cron_job_leaves_the_defaults_of_jobs_to_its_jobs() {
+    let rules = json!([{"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]}]);
+    let spec = json!({"podFailurePolicy": {"rules": rules}, "template": patched(&json!({}))["spec"]["template"]});
+    let mut object: CronJob = serde_json::from_value(
+        json!({"spec": {"schedule": "@hourly", "jobTemplate": {"spec": spec}}}),
+    )
+    .unwrap();
+    object.set_defaults();
+    let job = object.spec.job_template.spec.unwrap();
+    assert_eq!((job.completions, job.parallelism, job.backoff_limit), (None, None, None));
+    assert_eq!((job.pod_replacement_policy, job.completion_mode), (None, None));
+    let patterns = job.pod_failure_policy.unwrap().rules.remove(0).on_pod_conditions.unwrap();
+    assert_eq!(patterns[0].status.as_deref(), Some("True"));
+    assert!(job.template.spec.unwrap().dns_policy.is_some());
+}
+
+#[test]
+fn what_was_stored_with_a_fault_may_keep_it() {
+    let object = |zone: &str, policy: &str| -> CronJob {
+        let job = patched(&json!({}))["spec"].clone();
+        serde_json::from_value(
+            json!({"metadata": {"name": "c"}, "spec": {"schedule": "@hourly", "timeZone": zone,
+            "concurrencyPolicy": policy, "jobTemplate": {"spec": job}}}),
+        )
+        .unwrap()
+    };
+    let stored = object("Mars/Base", "Allow");
+    let update = |new: CronJob| {
+        let mut causes = Causes::default();
+        new.validate(&mut causes);
+        causes.without_those_of(&stored);
+        texts(causes).len()
+    };
+    assert_eq!(update(object("Mars/Base", "Forbid")), 0, "its zone was known once");
+    assert_eq!((update(object("Mars/Moon", "Allow")), update(object("Mars/Base", "X"))), (1, 1));
 }

@@ -264,6 +264,25 @@ fn a_living_pod_keeps_its_spec() {
 }
 
 #[test]
+fn a_pod_is_gone_at_once_where_nothing_of_it_runs() {
+    let of = |status: Value, requested: Option<i64>| {
+        let mut pod = pod(json!({"nodeName": "n", "containers": [{"name": "c", "image": "i"}]}));
+        pod.status = Some(serde_json::from_value(status).unwrap());
+        pod.grace_period_secs(requested)
+    };
+    let with = |phase: &str, state: Value| {
+        json!({"phase": phase, "containerStatuses": [{"name": "c", "image": "", "imageID": "",
+            "ready": false, "restartCount": 0, "state": state}]})
+    };
+    let ended = json!({"terminated": {"exitCode": 1}});
+    assert_eq!(of(with("Running", json!({"running": {}})), None), Some(30));
+    assert_eq!(of(with("Failed", ended), None), Some(0));
+    // Its node has evicted it, and its containers have not ended yet: its name is not free.
+    let evicted = || with("Failed", json!({"running": {}}));
+    assert_eq!((of(evicted(), None), of(evicted(), Some(0))), (Some(30), Some(0)));
+}
+
+#[test]
 fn gates_hold_a_pod_back_until_they_are_removed() {
     let gated = json!([{"name": "example.org/a"}, {"name": "example.org/b"}]);
     let with = |gates: Value| {

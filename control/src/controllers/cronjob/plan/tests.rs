@@ -33,7 +33,7 @@ fn job(name: &str, end: Option<&str>) -> Arc<Job> {
     }
     Arc::new(
         serde_json::from_value(
-            json!({"metadata": {"namespace": "d", "name": name, "uid": name}, "status": status}),
+            json!({"metadata": {"namespace": "d", "name": name, "uid": name, "annotations": {DUE_AT: ""}}, "status": status}),
         )
         .unwrap(),
     )
@@ -116,6 +116,16 @@ fn the_one_before_may_forbid_the_next_or_go_for_it() {
     assert_eq!(due(&of("Forbid", &done)).len(), 1);
     let replaced = of("Replace", &busy);
     assert_eq!((replaced.steps[0].clone(), due(&replaced).len()), (Step::Replace("j5".into()), 1));
+    // People made it, and it runs beside the others.
+    let by_hand = Arc::new({
+        let mut job = (*busy[0]).clone();
+        job.metadata.annotations = None;
+        job
+    });
+    for policy in ["Forbid", "Replace"] {
+        let plan = of(policy, std::slice::from_ref(&by_hand));
+        assert_eq!((plan.steps.len(), due(&plan).len(), plan.status.active), (1, 1, None));
+    }
     // It was started, and that was not noted: it does not forbid itself.
     let again = Arc::new({
         let mut job = (*busy[0]).clone();

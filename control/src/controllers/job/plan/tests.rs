@@ -314,6 +314,9 @@ fn pods_of_an_index_know_it() {
     long.metadata.name = Some("x".repeat(63));
     let base = new_pod(&long, at_index(12)).metadata.generate_name.unwrap();
     assert!(base.len() == 58 && base.ends_with("x-12-"), "{base}");
+    long.metadata.name = Some("x".repeat(56) + ".y");
+    let base = new_pod(&long, Attempt::default()).metadata.generate_name.unwrap();
+    assert_eq!(base, "x".repeat(56) + "-", "cut at the dot");
     assert_eq!(new_pod(&job, Attempt::default()).spec.unwrap().hostname, None);
 }
 
@@ -408,6 +411,22 @@ fn each_index_may_have_its_own_limit() {
     assert_eq!(has(&second, "FailureTarget"), None);
     let over = of(json!({"failedIndexes": "0", "completedIndexes": "1"}), &[]);
     assert_eq!(has(&over, "Failed").as_deref(), Some("FailedIndexes"));
+    let rules = json!({"successPolicy": {"rules": [{"succeededIndexes": "1"}]}, "backoffLimitPerIndex": 1, "completions": 2});
+    let both = json!({"failedIndexes": "0", "completedIndexes": "1"});
+    let plan = make(&indexed(rules, both), &[]);
+    assert_eq!(has(&plan, "Failed").as_deref(), Some("FailedIndexes"), "as in Kubernetes");
+    // One that was discarded is no failure, whatever its node says of it.
+    let discarded = |grace: i64| {
+        let mut pod = (*failed("a", 0)).clone();
+        pod.metadata.finalizers = None;
+        pod.metadata.deletion_timestamp = Some(Time(at(NOW)));
+        pod.metadata.deletion_grace_period_seconds = Some(grace);
+        Arc::new(pod)
+    };
+    let fresh = [Step::Create(vec![at_index(0)])];
+    assert_eq!(of(json!({}), &[discarded(30), other.clone()]).steps, fresh);
+    let plain = make(&job(json!({}), json!({})), &[discarded(30)]);
+    assert_eq!(plain.steps, [Step::Create(vec![Attempt::default()])]);
     let strict = json!({"maxFailedIndexes": 0, "backoffLimitPerIndex": 0});
     let plan = make(&indexed(strict, json!({})), &[failed("a", 0), other.clone()]);
     assert_eq!(has(&plan, "FailureTarget").as_deref(), Some("MaxFailedIndexesExceeded"));

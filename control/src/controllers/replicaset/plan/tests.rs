@@ -37,6 +37,8 @@ fn make(set: &ReplicaSet, pods: &[Arc<Pod>]) -> Plan {
 #[test]
 fn missing_pods_are_created_and_surplus_deleted() {
     assert_eq!(make(&set(3, json!({})), &[]).steps, [Step::Create(3)]);
+    let many = make(&set(i32::MAX, json!({})), &[]).steps;
+    assert_eq!(many, [Step::Create(BURST)], "the rest when those are there");
     let pods = [pod("a", json!({})), pod("b", json!({"status": {"conditions": null}}))];
     assert_eq!(make(&set(1, json!({})), &pods).steps, [Step::Delete("b".into())]);
     assert_eq!(make(&set(2, json!({})), &pods).steps, []);
