@@ -26,6 +26,7 @@ mod streams;
 mod table;
 mod trace;
 mod traffic;
+mod workloads;
 mod world;
 
 use std::env;
@@ -52,6 +53,7 @@ fn tests() -> Vec<Test<World>> {
         traffic::TESTS,
         edge::TESTS,
         kubectl::TESTS,
+        workloads::TESTS,
         nodes::TESTS,
         streams::TESTS,
         accounts::TESTS,
