@@ -90,6 +90,18 @@ impl Client {
 
     /// Deletes a sandbox and its containers. A sandbox that does not exist is success.
     pub async fn remove_sandbox(&self, id: &str) -> Result<(), CallError> {
+        let removed = self.try_to_remove_sandbox(id).await;
+        if !leftover::may_be_in_the_way(&removed) {
+            return removed;
+        }
+        let filter = v1::ContainerFilter { pod_sandbox_id: id.to_owned(), ..Default::default() };
+        for container in self.containers(filter).await? {
+            self.remove_container(&container.id).await?;
+        }
+        self.try_to_remove_sandbox(id).await
+    }
+
+    async fn try_to_remove_sandbox(&self, id: &str) -> Result<(), CallError> {
         let mut runtime = self.runtime.clone();
         let request = v1::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
         let call = runtime.remove_pod_sandbox(request);
@@ -152,9 +164,10 @@ impl Client {
 
     /// Deletes a container. A container that does not exist is success.
     pub async fn remove_container(&self, id: &str) -> Result<(), CallError> {
-        let mut removed = self.try_to_remove_container(id).await;
-        if leftover::was_in_the_way(&self.channel, id, &removed).await {
-            removed = self.try_to_remove_container(id).await;
+        let removed = self.try_to_remove_container(id).await;
+        // A runtime without tasks has its own reason, which stays the answer.
+        if leftover::may_be_in_the_way(&removed) && leftover::end(&self.channel, id).await.is_ok() {
+            return self.try_to_remove_container(id).await;
         }
         removed
     }
@@ -171,8 +184,14 @@ impl Client {
         &self,
         labels: HashMap<String, String>,
     ) -> Result<Vec<v1::Container>, CallError> {
+        self.containers(v1::ContainerFilter { label_selector: labels, ..Default::default() }).await
+    }
+
+    async fn containers(
+        &self,
+        filter: v1::ContainerFilter,
+    ) -> Result<Vec<v1::Container>, CallError> {
         let mut runtime = self.runtime.clone();
-        let filter = v1::ContainerFilter { label_selector: labels, ..Default::default() };
         let call = runtime.list_containers(v1::ListContainersRequest { filter: Some(filter) });
         Ok(limited("ListContainers", READ_LIMIT, call).await?.containers)
     }

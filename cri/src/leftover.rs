@@ -2,8 +2,8 @@
 //!
 //! A caller that dies during `StartContainer` can leave a process that containerd knows and its CRI does not: for CRI the
 //! container has ended with `StartError`, and deleting it fails for ever with "cannot delete running task" (containerd
-//! issue 11037). CRI has no call for such a task, so it is ended by containerd's own. Sandboxes need nothing: CRI keeps one
-//! whose start was given up as unknown, and stopping it ends its task.
+//! issue 11037), and with it the deletion of its sandbox. CRI has no call for such a task, so it is ended by containerd's own.
+//! A sandbox's own task needs nothing: CRI keeps one whose start was given up as unknown, and stopping it ends its task.
 
 use std::time::Duration;
 
@@ -27,18 +27,13 @@ const NAMESPACE: &str = "k8s.io";
 const LIMIT: Duration = Duration::from_secs(20);
 const SIGKILL: u32 = 9;
 
-/// Whether it is worth deleting a container again: that failed because of a task that was left, which is ended now. For
-/// containers that CRI knows to have ended or never to have run: CRI stops all others by itself.
-pub(crate) async fn was_in_the_way(
-    channel: &Channel,
-    id: &str,
-    deleted: &Result<(), CallError>,
-) -> bool {
-    // A runtime without tasks has its own reason, which stays the answer.
-    matches!(deleted, Err(error) if error.fault == Fault::Busy) && end(channel, id).await.is_ok()
+/// Whether a deletion can have failed because of a task that is left.
+pub(crate) fn may_be_in_the_way(deleted: &Result<(), CallError>) -> bool {
+    matches!(deleted, Err(error) if error.fault == Fault::Busy)
 }
 
-async fn end(channel: &Channel, id: &str) -> Result<(), CallError> {
+/// Ends the task of a container that CRI knows to have ended or never to have run: it stops all others by itself.
+pub(crate) async fn end(channel: &Channel, id: &str) -> Result<(), CallError> {
     let mut tasks = TasksClient::new(channel.clone());
     let container_id = id.to_owned();
     let kill = KillRequest { container_id: container_id.clone(), signal: SIGKILL, all: true };

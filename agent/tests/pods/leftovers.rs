@@ -36,13 +36,22 @@ fn known_to_containerd(rig: &Rig) -> (String, String) {
 }
 
 #[test]
-fn a_task_that_cri_does_not_know_goes_with_its_container() {
-    machine::run("leftovers::a_task_that_cri_does_not_know_goes_with_its_container", async |rig| {
+fn a_task_that_cri_does_not_know_goes_with_its_container_and_its_sandbox() {
+    let name = "leftovers::a_task_that_cri_does_not_know_goes_with_its_container_and_its_sandbox";
+    machine::run(name, async |rig| {
         let sandbox = rig.client.run_sandbox(sandbox_config("p")).await.unwrap();
-        let container = create(&rig, &sandbox, "c").await;
-        rig.ctr(&["tasks", "start", "--detach", &container]);
-        assert!(known_to_containerd(&rig).0.contains(&container));
-        rig.client.remove_container(&container).await.unwrap();
-        assert_eq!(known_to_containerd(&rig), (format!("{sandbox}\n"), format!("{sandbox}\n")));
+        let [first, second] =
+            [create(&rig, &sandbox, "first").await, create(&rig, &sandbox, "second").await];
+        for container in [&first, &second] {
+            rig.ctr(&["tasks", "start", "--detach", container]);
+            assert!(known_to_containerd(&rig).0.contains(container));
+        }
+        rig.client.remove_container(&first).await.unwrap();
+        let (tasks, containers) = known_to_containerd(&rig);
+        assert!(!tasks.contains(&first) && !containers.contains(&first));
+        assert!(tasks.contains(&second) && containers.contains(&second), "nobody asked for it");
+        rig.client.stop_sandbox(&sandbox).await.unwrap();
+        rig.client.remove_sandbox(&sandbox).await.unwrap();
+        assert_eq!(known_to_containerd(&rig), (String::new(), String::new()));
     });
 }
