@@ -114,7 +114,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<()> {
     });
     let program = std::env::current_exe().context("find the agent's own program")?;
     let engine_started = agent.start_engine(&program);
-    let switched = agent.switch().await;
+    let switched = agent.switch().await?;
     let is_switched = switched.is_some();
     agent.drive_overlay(engine_started, switched.unwrap_or_default());
     tokio::spawn(Arc::clone(&agent).kernel(is_switched));

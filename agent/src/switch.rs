@@ -62,8 +62,6 @@ pub(crate) enum SwitchError {
     Device(#[from] DeviceError),
     #[error("end the overlay worker")]
     Worker(#[from] SuperviseError),
-    #[error("remove the overlay worker's saved configuration")]
-    State(#[source] io::Error),
     #[error("ask: interrupted")]
     Interrupted,
 }
@@ -112,8 +110,9 @@ impl Switch {
         supervise::stop(&self.worker).await?;
         // Peers and keys of today are nothing for a worker that comes back some day.
         match fs::remove_file(self.paths.worker_state(workers::OVERLAY)) {
+            // The device has nobody any more who reads from it.
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(SwitchError::State(error));
+                tracing::warn!(%error, "the overlay worker's saved configuration stays");
             }
             _ => {}
         }

@@ -195,11 +195,11 @@ pub trait WireGuardDevice: Send + Sync {
     /// When the kernel cannot be asked.
     fn holder(&self) -> Result<Holder, DeviceError>;
 
-    /// Creates the device if it does not exist. It stays down: the node's reconciler sets it up.
+    /// Creates the device if it does not exist; returns whether it did. It stays down: who uses it brings it up.
     ///
     /// # Errors
     /// When the kernel has no WireGuard or refuses.
-    fn ensure(&self) -> Result<(), DeviceError>;
+    fn ensure(&self) -> Result<bool, DeviceError>;
 
     /// Reads the device back.
     ///

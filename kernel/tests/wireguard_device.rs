@@ -43,8 +43,7 @@ fn the_probe_answers_and_the_device_takes_a_configuration() {
         assert_eq!(net.ip("-o link"), links);
         return;
     }
-    device.ensure().unwrap();
-    device.ensure().unwrap();
+    assert!(device.ensure().unwrap() && !device.ensure().unwrap(), "made once");
     let peer = PeerConfig {
         endpoint: "192.0.2.1:51900".parse().ok(),
         pinned: false,

@@ -151,13 +151,16 @@ impl KernelDevice {
         let key = self.key_for(config, &state.key)?;
         config.validate(&[key.public()])?;
         state.key = key;
-        self.device.ensure()?;
+        if self.device.ensure()? {
+            self.mtu.store(0, Relaxed);
+        }
         let observed = self.device.observe()?;
         let now = SystemTime::now();
         state.secrets.configure(now, config);
         state.carriers.tend(now, &config.peers, &observed);
         let wanted = self.wanted(config, &observed, &state, &BTreeMap::new());
         self.device.apply(&wireguard::plan(&wanted, &observed))?;
+        state.secrets.applied(SystemTime::now());
         if self.mtu.load(Relaxed) != config.mtu {
             (self.bring_up)(&self.name, config.mtu)?;
             self.mtu.store(config.mtu, Relaxed);
@@ -249,6 +252,7 @@ impl KernelDevice {
         if rekeyed || !moves.is_empty() {
             let wanted = self.wanted(config, &observed, state, &moves);
             self.device.apply(&wireguard::plan(&wanted, &observed))?;
+            state.secrets.applied(SystemTime::now());
         }
         Ok(())
     }
@@ -455,7 +459,7 @@ fn status(name: &WgKey, peer: &wireguard::ObservedPeer, state: &State) -> PeerSt
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
+    use std::cell::{Cell, RefCell};
 
     use super::*;
     use crate::config::PresharedKey;
@@ -497,6 +501,25 @@ mod tests {
             OverlayConfig { listen_port: 51900, mtu: 1420, peers: vec![peer(1)], own_keys: vec![] };
         device.configure(&config).unwrap();
         assert_eq!(fake.called(), [WgKey([1; 32])]);
+    }
+
+    #[test]
+    fn a_device_that_somebody_deleted_is_brought_up_again() {
+        thread_local!(static TIMES: Cell<u32> = const { Cell::new(0) });
+        let (fake, device, _) = device();
+        let bring_up = |_: &str, _: u16| {
+            TIMES.set(TIMES.get() + 1);
+            Ok(())
+        };
+        let device = KernelDevice { bring_up, ..device };
+        let config =
+            OverlayConfig { listen_port: 51900, mtu: 1420, peers: vec![peer(1)], own_keys: vec![] };
+        device.configure(&config).unwrap();
+        device.configure(&config).unwrap();
+        assert_eq!((TIMES.get(), fake.called().len()), (1, 1));
+        fake.remove().unwrap();
+        device.configure(&config).unwrap();
+        assert_eq!((TIMES.get(), fake.called().len()), (2, 2), "and its peers are called");
     }
 
     #[test]

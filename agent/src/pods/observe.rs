@@ -144,6 +144,9 @@ fn last_words(instance: &mut Instance, pod: &PodRef, layout: &Layout, or_log: bo
     if !text.is_empty() {
         exit.message = String::from_utf8_lossy(&text).into_owned();
     }
+    // A byte that is no UTF-8 became three, and the runtime has words of its own.
+    let surplus = exit.message.len().saturating_sub(longest as usize);
+    exit.message.drain(..exit.message.ceil_char_boundary(surplus));
 }
 
 /// All pods that the runtime has something of, and what tells that one of them changed.
@@ -183,7 +186,7 @@ mod tests {
         let layout = Layout::at(&at("state"), &at("run"), &at("log"));
         let pod =
             PodRef { namespace: "shop".to_owned(), name: "web".to_owned(), uid: "u".to_owned() };
-        let message = |file: &Path, said: &str, code: i32| {
+        let message = |file: &Path, said: &[u8], code: i32| {
             std::fs::create_dir_all(file.parent().unwrap()).unwrap();
             std::fs::write(file, said).unwrap();
             let now = Timestamp::UNIX_EPOCH;
@@ -209,18 +212,20 @@ mod tests {
         };
         let file = layout.termination("u", "c", 2);
         let trace = format!("Traceback:\n{}ValueError: no such table", "  at x\n".repeat(1000));
-        let kept = message(&file, &trace, 1);
+        let kept = message(&file, trace.as_bytes(), 1);
         assert!(kept.ends_with("ValueError: no such table"), "{}", &kept[..80]);
         assert_eq!(kept.len(), 4096);
-        assert_eq!(message(&file, "no table", 1), "no table");
+        assert_eq!(message(&file, b"no table", 1), "no table");
+        let noise = message(&file, &[0xff; 4096], 1);
+        assert!((4090..=4096).contains(&noise.len()), "as it is told: {}", noise.len());
         // Without a word, a failed container's log speaks for it.
-        message(&file, "", 1);
+        message(&file, b"", 1);
         let log = layout.logs(&pod).join("c/2.log");
         assert_eq!(
-            message(&log, "2026-01-01T00:00:00Z stderr F no such table\n", 1),
+            message(&log, b"2026-01-01T00:00:00Z stderr F no such table\n", 1),
             "no such table\n"
         );
-        assert_eq!(message(&file, "", 0), "the runtime's");
+        assert_eq!(message(&file, b"", 0), "the runtime's");
     }
 
     #[test]

@@ -56,7 +56,10 @@ impl Concern for Peers {
 
     async fn apply(&mut self, slice: &OverlayConfig, heal: bool) -> Result<(), Failures> {
         if heal {
-            let status = self.overlay.status().await.map_err(|error| vec![chain(&error)])?;
+            let status = self.overlay.status().await.map_err(|error| {
+                self.there = false;
+                vec![chain(&error)]
+            })?;
             if is_in_force(slice, &status) {
                 return Ok(());
             }

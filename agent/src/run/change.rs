@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::{Context as _, ensure};
 use mesh_kernel::NetNs;
 use mesh_kernel::NodeNetwork as _;
 use mesh_kernel::wireguard::KernelWireGuard;
@@ -16,10 +17,16 @@ use crate::{api, workers};
 
 /// How long anything else waits for an overlay of another kind.
 const CARRIES_WITHIN: Duration = Duration::from_secs(5);
+/// How long the node's network is waited for; on a slow machine `nft` takes more than a second.
+const OBSERVED_WITHIN: Duration = Duration::from_secs(5);
+/// How often the other kind is asked to make way.
+const TRIES: u32 = 3;
+const PAUSE: Duration = Duration::from_secs(1);
 
 impl Agent {
-    /// Lets the chosen kind of overlay begin, where it was the other one so far; none where it was not.
-    pub(super) async fn switch(&self) -> Option<Whereabouts> {
+    /// Lets the chosen kind of overlay begin, where it was the other one so far; none where it was not. An agent that cannot have it
+    /// ends, and the next one tries again: meanwhile the other kind goes on, with the programs and routes that are there.
+    pub(super) async fn switch(&self) -> anyhow::Result<Option<Whereabouts>> {
         let switch = Switch {
             device: Arc::new(KernelWireGuard::new(NetNs::current(), overlay_device())),
             supported: || mesh_overlay::Kind::detect() == mesh_overlay::Kind::Kernel,
@@ -27,17 +34,22 @@ impl Agent {
             paths: self.paths.clone(),
         };
         if !switch.is_due(self.overlay.kind()).await.unwrap_or(true) {
-            return None;
+            return Ok(None);
         }
         self.prepare().await;
-        // What does not make way shows when the overlay is configured, and the next agent tries again.
-        switch
-            .to(self.overlay.kind())
-            .await
-            .inspect_err(|error| {
-                tracing::error!(error = chain(error), "the other kind of overlay did not make way");
-            })
-            .ok()
+        ensure!(self.programs.get().is_some(), "the overlay keeps its kind: no eBPF programs");
+        for _ in 1..TRIES {
+            match switch.to(self.overlay.kind()).await {
+                Ok(found) => return Ok(Some(found)),
+                Err(error) => tracing::error!(
+                    error = chain(&error),
+                    "the other kind of overlay stays, trying again"
+                ),
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        let found = switch.to(self.overlay.kind()).await;
+        found.map(Some).context("the other kind of overlay did not make way")
     }
 
     /// Has what takes seconds on a slow machine, while the other kind goes on: programs, without which the new device carries nothing; the
@@ -56,7 +68,10 @@ impl Agent {
             let network = self.node_network(programs);
             // What fails is told when the network is configured.
             let observe = move || network.observe(&overlay_device()).is_ok();
-            let _ = tokio::task::spawn_blocking(observe).await;
+            let observed = tokio::task::spawn_blocking(observe);
+            if tokio::time::timeout(OBSERVED_WITHIN, observed).await.is_err() {
+                tracing::warn!("the node's network is not known yet, going on");
+            }
         }
         // The programs may have taken until after the end of the epoch. The connection is there now.
         if let Some(keeper) = keeper.as_mut().filter(|_| renewed) {

@@ -97,9 +97,9 @@ impl WireGuardDevice for FakeWireGuard {
         Ok(*self.holder.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn ensure(&self) -> Result<(), DeviceError> {
-        self.put(Holder::WireGuard);
-        Ok(())
+    fn ensure(&self) -> Result<bool, DeviceError> {
+        let mut holder = self.holder.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(std::mem::replace(&mut *holder, Holder::WireGuard) == Holder::Nobody)
     }
 
     fn observe(&self) -> Result<Observed, DeviceError> {

@@ -26,7 +26,7 @@ pub fn supported(namespace: &NetNs) -> Result<bool, DeviceError> {
         name: PROBE.parse().expect("a constant and valid interface name"),
     };
     match device.ensure() {
-        Ok(()) => device.remove().map(|()| true),
+        Ok(_) => device.remove().map(|()| true),
         Err(DeviceError::Unsupported) => Ok(false),
         Err(error) => Err(error),
     }
@@ -98,14 +98,14 @@ impl WireGuardDevice for KernelWireGuard {
         })
     }
 
-    fn ensure(&self) -> Result<(), DeviceError> {
+    fn ensure(&self) -> Result<bool, DeviceError> {
         let request = message::create_link(self.name.as_str(), InfoKind::Wireguard);
         match self.route_socket()?.request(request.message, request.flags) {
-            Err(error) if error.is_exists() => Ok(()),
+            Err(error) if error.is_exists() => Ok(false),
             Err(error) if matches!(error.errno(), Some(libc::EOPNOTSUPP)) => {
                 Err(DeviceError::Unsupported)
             }
-            other => other.map(drop).map_err(self.error("create the device")),
+            other => other.map(|_| true).map_err(self.error("create the device")),
         }
     }
 

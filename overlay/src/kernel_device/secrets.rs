@@ -28,8 +28,8 @@ struct Choice {
     keys: Vec<WgKey>,
     present: Option<PresharedKey>,
     former: Option<PresharedKey>,
-    /// When the present key was set last.
-    since: SystemTime,
+    /// When the device got the present key; none until it has it. What it agreed on before was by the former one.
+    since: Option<SystemTime>,
     /// When the key in use was set.
     turned: SystemTime,
     /// A handshake with the present key has succeeded.
@@ -58,6 +58,13 @@ impl Secrets {
         if choice.former_in_use { choice.former } else { choice.present }
     }
 
+    /// The device has the keys that are to be used.
+    pub(super) fn applied(&mut self, now: SystemTime) {
+        for choice in self.0.values_mut().filter(|choice| !choice.former_in_use) {
+            choice.since.get_or_insert(now);
+        }
+    }
+
     /// Whether a handshake with the present key has succeeded.
     pub(super) fn agreed(&self, peer: &WgKey) -> bool {
         self.0.get(peer).is_some_and(|choice| choice.agreed && choice.present.is_some())
@@ -81,7 +88,7 @@ impl Choice {
             keys: peer.keys().to_vec(),
             present: peer.preshared_key,
             former: peer.former_preshared_key,
-            since: now,
+            since: None,
             turned: now,
             agreed: false,
             former_in_use: false,
@@ -91,11 +98,10 @@ impl Choice {
     fn tend(&mut self, now: SystemTime, handshake: Option<SystemTime>) -> bool {
         // What the kernel noted before the clock was set back says nothing about the present key.
         let handshake = handshake.filter(|at| *at <= now);
-        self.since = self.since.min(now);
+        self.since = self.since.map(|since| since.min(now));
         self.turned = self.turned.min(now);
-        if !self.former_in_use && handshake.is_some_and(|at| at > self.since) {
-            self.agreed = true;
-        }
+        let by_the_present = handshake.zip(self.since).is_some_and(|(at, since)| at > since);
+        self.agreed |= !self.former_in_use && by_the_present;
         let age = handshake.and_then(|at| now.duration_since(at).ok());
         let fresh = age.is_some_and(|age| age < RENEWED_BY);
         let early = now.duration_since(self.turned).is_ok_and(|turn| turn < TURN);
@@ -104,9 +110,7 @@ impl Choice {
         }
         self.former_in_use = !self.former_in_use;
         self.turned = now;
-        if !self.former_in_use {
-            self.since = now;
-        }
+        self.since = None;
         true
     }
 }
@@ -140,25 +144,47 @@ mod tests {
         Observed { peers: [(PEER, peer)].into(), ..Observed::default() }
     }
 
+    /// The device gets what is configured.
+    fn set(secrets: &mut Secrets, at: SystemTime, config: &OverlayConfig) {
+        secrets.configure(at, config);
+        secrets.applied(at);
+    }
+
+    #[test]
+    fn a_handshake_of_before_the_device_had_the_key_proves_nothing() {
+        let start = SystemTime::now();
+        let at = |secs: u64| start + Duration::from_secs(secs);
+        let mut secrets = Secrets::default();
+        set(&mut secrets, at(0), &config(1, None));
+        secrets.configure(at(100), &config(2, Some(1)));
+        assert!(!secrets.tend(at(102), &shaken(at(101))) && !secrets.agreed(&PEER));
+        secrets.applied(at(103));
+        assert!(!secrets.tend(at(104), &shaken(at(101))) && !secrets.agreed(&PEER));
+        // The next configuration does not begin anew.
+        set(&mut secrets, at(110), &config(2, Some(1)));
+        assert!(!secrets.tend(at(111), &shaken(at(105))) && secrets.agreed(&PEER));
+    }
+
     #[test]
     fn a_handshake_of_before_the_clock_was_set_back_proves_no_key() {
         let start = SystemTime::now();
         let at = |secs: u64| start + Duration::from_secs(secs);
         let mut secrets = Secrets::default();
-        secrets.configure(at(4000), &config(1, None));
+        set(&mut secrets, at(4000), &config(1, None));
         secrets.tend(at(4010), &shaken(at(4005)));
         assert!(secrets.agreed(&PEER));
         // An hour back; then the key is replaced.
-        secrets.configure(at(420), &config(2, Some(1)));
+        set(&mut secrets, at(420), &config(2, Some(1)));
         for secs in [421, 423, 425] {
             secrets.tend(at(secs), &shaken(at(4005)));
+            secrets.applied(at(secs));
             assert!(!secrets.agreed(&PEER), "nobody has used the new one");
         }
         secrets.tend(at(431), &shaken(at(430)));
         assert!(secrets.agreed(&PEER));
 
         // The key is replaced; then the clock is set back.
-        secrets.configure(at(500), &config(3, None));
+        set(&mut secrets, at(500), &config(3, None));
         secrets.tend(at(100), &shaken(at(430)));
         secrets.tend(at(111), &shaken(at(110)));
         assert!(secrets.agreed(&PEER));
@@ -170,15 +196,15 @@ mod tests {
         let at = |secs: u64| start + Duration::from_secs(secs);
         let mut secrets = Secrets::default();
         let in_use = |secrets: &Secrets| secrets.key(&PEER).unwrap().0.0[0];
-        secrets.configure(at(0), &config(1, None));
+        set(&mut secrets, at(0), &config(1, None));
         assert!(!secrets.tend(at(1), &shaken(at(1))) && secrets.agreed(&PEER));
 
-        secrets.configure(at(100), &config(2, Some(1)));
+        set(&mut secrets, at(100), &config(2, Some(1)));
         assert_eq!((in_use(&secrets), secrets.agreed(&PEER)), (2, false));
         assert!(!secrets.tend(at(130), &shaken(at(1))), "not overdue yet");
         for (secs, turn) in [(135, 1), (140, 2), (145, 1)] {
             assert!(secrets.tend(at(secs), &shaken(at(1))));
-            secrets.configure(at(secs), &config(2, Some(1)));
+            set(&mut secrets, at(secs), &config(2, Some(1)));
             assert_eq!(in_use(&secrets), turn);
         }
         // The old key was the right one: it stays.
@@ -186,6 +212,7 @@ mod tests {
         assert_eq!((in_use(&secrets), secrets.agreed(&PEER)), (1, false));
         // The next time it is the new one.
         assert!(secrets.tend(at(285), &shaken(at(150))));
+        secrets.applied(at(286));
         assert!(!secrets.tend(at(290), &shaken(at(289))));
         assert_eq!((in_use(&secrets), secrets.agreed(&PEER)), (2, true));
     }
@@ -196,7 +223,7 @@ mod tests {
         let at = |millis: u64| start + Duration::from_millis(millis);
         let mut secrets = Secrets::default();
         let in_use = |secrets: &Secrets| secrets.key(&PEER).unwrap().0.0[0];
-        secrets.configure(at(0), &config(2, Some(1)));
+        set(&mut secrets, at(0), &config(2, Some(1)));
         let unheard =
             Observed { peers: [(PEER, ObservedPeer::default())].into(), ..Observed::default() };
         assert!(!secrets.tend(at(300), &unheard) && !secrets.tend(at(1900), &unheard));
