@@ -47,7 +47,7 @@ const MAX_THREADS: usize = 4;
 
 /// How long a device of another kind is waited for that may be about to go: the kernel's, when the overlay changes its kind. A
 /// worker that is there already is ready as soon as it is gone.
-const MAKES_WAY_WITHIN: Duration = Duration::from_secs(30);
+const MAKES_WAY_WITHIN: Duration = Duration::from_secs(15);
 const LOOKS_EVERY: Duration = Duration::from_millis(5);
 
 /// How often the system is asked about the ways that packets take.
