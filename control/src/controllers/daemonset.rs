@@ -132,9 +132,7 @@ impl Reconcile for Controller {
             return Ok(None);
         }
         let Some(revisions) = self.context.keep_history(&*set).await? else {
-            let set = set.with_collisions(set.collisions().unwrap_or(0).saturating_add(1));
-            self.context.daemons.wrote(self.context.registry.update_status(&set).await?);
-            return Ok(Some(Duration::ZERO));
+            return self.context.note_collision(&self.context.daemons, &*set).await;
         };
         let revision = revisions.last().map_or("", |newest| history::hash::<DaemonSet>(newest));
         let applied = self.apply(&set, revision, self.plan(&set, revision).steps).await;

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, StatefulSet};
 use k8s_openapi::api::core::v1::PodTemplateSpec;
@@ -14,6 +15,7 @@ use mesh_model::ObjectKey;
 use serde_json::{Value, json};
 
 use super::deployment::revision::template_hash;
+use super::mirror::Mirror;
 use super::ownership;
 use super::queue::WorkQueue;
 use super::runtime::Context;
@@ -252,6 +254,17 @@ impl Context {
         let name = objects::name(set.metadata()).to_owned();
         let detail = "somebody else changes its revisions".to_owned();
         Err(ApiError::Conflict { kind: K::kind(), name, detail })
+    }
+
+    /// Stores a set that the name of its next revision was taken for: it gets another one then.
+    pub(super) async fn note_collision<K: Revised>(
+        &self,
+        mirror: &Mirror<K>,
+        set: &K,
+    ) -> Result<Option<Duration>, ApiError> {
+        let new = set.with_collisions(set.collisions().unwrap_or(0).saturating_add(1));
+        mirror.wrote(self.registry.update_status(&new).await?);
+        Ok(Some(Duration::ZERO))
     }
 
     /// Whether the step could be taken.

@@ -151,9 +151,7 @@ impl Reconcile for Controller {
             return Ok(None);
         }
         let Some(all) = self.context.keep_history(&*set).await? else {
-            let set = set.with_collisions(set.collisions().unwrap_or(0).saturating_add(1));
-            self.context.stateful.wrote(self.context.registry.update_status(&set).await?);
-            return Ok(Some(Duration::ZERO));
+            return self.context.note_collision(&self.context.stateful, &*set).await;
         };
         let revisions = Revisions::of(&set, all);
         let steps = self.plan(&set, &revisions).steps;

@@ -1,5 +1,3 @@
-use std::time::{Duration, Instant};
-
 use http::Method;
 use serde_json::{Value, json};
 
@@ -9,21 +7,6 @@ use super::watches::Events;
 const ENDPOINTS: &str = "/api/v1/namespaces/default/endpoints";
 const SERVICES: &str = "/api/v1/namespaces/default/services";
 const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
-/// Nothing here takes so long unless it never comes.
-const LIMIT: Duration = Duration::from_secs(20);
-
-/// Waits for an answer of which `holds` is true.
-async fn until(control: &Control, path: &str, holds: impl Fn(&Answer) -> bool) -> Value {
-    let begun = Instant::now();
-    loop {
-        let answer = control.get(path).await;
-        if holds(&answer) {
-            return answer.body;
-        }
-        assert!(begun.elapsed() < LIMIT, "{path}: {}", answer.body);
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
 
 fn names(list: &Value) -> Vec<String> {
     let items = list["items"].as_array().cloned().unwrap_or_default();

@@ -1,5 +1,3 @@
-use std::time::{Duration, Instant};
-
 use http::Method;
 use serde_json::{Value, json};
 
@@ -7,23 +5,9 @@ use super::support::*;
 
 const JOBS: &str = "/apis/batch/v1/namespaces/default/jobs";
 const CRON_JOBS: &str = "/apis/batch/v1/namespaces/default/cronjobs";
-/// Nothing here takes so long unless it never comes.
-const LIMIT: Duration = Duration::from_secs(20);
 
 fn spec() -> Value {
     json!({"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}}})
-}
-
-async fn until(control: &Control, path: &str, holds: impl Fn(&Answer) -> bool) -> Value {
-    let begun = Instant::now();
-    loop {
-        let answer = control.get(path).await;
-        if holds(&answer) {
-            return answer.body;
-        }
-        assert!(begun.elapsed() < LIMIT, "{path}: {}", answer.body);
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 async fn row(control: &Control, path: &str) -> Value {

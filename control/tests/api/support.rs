@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Once;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::{HeaderMap, Method, Request};
 use http_body_util::BodyExt as _;
@@ -160,6 +160,22 @@ pub(crate) async fn send_accepting(
     let text = || Value::String(String::from_utf8_lossy(&bytes).into_owned());
     let body = serde_json::from_slice(&bytes).unwrap_or_else(|_| text());
     Answer { code: parts.status.as_u16(), headers: parts.headers, body }
+}
+
+/// Nothing here takes so long unless it never comes.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Waits for an answer of which `holds` is true.
+pub(crate) async fn until(control: &Control, path: &str, holds: impl Fn(&Answer) -> bool) -> Value {
+    let begun = Instant::now();
+    loop {
+        let answer = control.get(path).await;
+        if holds(&answer) {
+            return answer.body;
+        }
+        assert!(begun.elapsed() < LIMIT, "{path}: {}", answer.body);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 pub(crate) fn config_map(name: &str, value: &str) -> Value {
